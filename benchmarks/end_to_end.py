@@ -1,0 +1,236 @@
+"""Fit, candidate recall, recall and latency on a corpus of benchmarks' usual form, beside stock hnswlib on the raw weights.
+
+    python benchmarks/end_to_end.py CORPUS --work DIR [--num-queries 400] [--json results.json]
+
+CORPUS holds docs.parquet, queries_train.parquet (learned from) and queries_dev.parquet (measured with), each with a column
+``tokens``. DIR keeps the fitted index, the full weights and the stock graph; a second run reuses them and measures again.
+Every latency is of single queries, one thread for everything (BLAS pools too), features included, after a warm-up.
+"""
+
+from __future__ import annotations
+
+import os
+
+for pool in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"):
+    os.environ.setdefault(pool, "1")  # of the measurement; the fit sets torch's own number
+
+import argparse
+import json
+import platform
+import time
+from pathlib import Path
+
+import hnswlib
+import numpy as np
+import pyarrow.parquet as pq
+import torch
+from rich.console import Console
+from rich.table import Table
+
+import lemur_ann
+from lemur_ann import _core
+from lemur_ann.inputs import read_queries
+from lemur_ann.metrics import recall
+from lemur_ann.weights import blocks
+
+COUNTS = (50, 100, 200, 300, 400, 600, 800, 1200)
+STOCK_COUNTS = (100, 200, 400, 800, 1600, 3200)
+
+
+def cpu_name() -> str:
+    try:
+        return next(line.split(":")[1].strip() for line in open("/proc/cpuinfo") if line.startswith("model name"))
+    except (OSError, StopIteration):
+        return platform.processor()
+
+
+def fit(corpus: Path, work: Path, epochs: int) -> tuple[lemur_ann.LemurIndex, float]:
+    folder, timing = work / f"index-{epochs}", work / f"index-{epochs}.json"
+    if not timing.exists():
+        torch.set_num_threads(os.cpu_count() or 1)
+        documents = pq.read_table(corpus / "docs.parquet", columns=["tokens"])
+        queries = pq.read_table(corpus / "queries_train.parquet", columns=["tokens"])
+        start = time.perf_counter()
+        index = lemur_ann.LemurIndex(epochs=epochs).fit(documents, queries)
+        seconds = time.perf_counter() - start
+        index.save(folder)
+        timing.write_text(json.dumps({"fit_s": seconds}))
+        torch.set_num_threads(1)
+    return lemur_ann.LemurIndex.load(folder), json.loads(timing.read_text())["fit_s"]
+
+
+def full_weights(index: lemur_ann.LemurIndex, path: Path) -> np.ndarray:
+    if not path.exists():
+        torch.set_num_threads(os.cpu_count() or 1)
+        rows = np.arange(len(index))
+        solve = index.encoder.solver.solve
+        parts = [solve(index._store.select(rows[block]), os.cpu_count() or 1) for block in blocks(len(rows))]
+        np.save(path, np.concatenate(parts))
+        torch.set_num_threads(1)
+    return np.load(path, mmap_mode="r")
+
+
+def stock_graph(weights: np.ndarray, path: Path, M: int, ef_construction: int) -> tuple[hnswlib.Index, float]:
+    graph = hnswlib.Index("ip", weights.shape[1])
+    timing = path.with_suffix(".json")
+    if not timing.exists():
+        start = time.perf_counter()
+        graph.init_index(len(weights), M=M, ef_construction=ef_construction)
+        graph.add_items(weights, num_threads=os.cpu_count() or 1)
+        timing.write_text(json.dumps({"build_s": time.perf_counter() - start}))
+        graph.save_index(str(path))
+    else:
+        graph.load_index(str(path))
+    return graph, json.loads(timing.read_text())["build_s"]
+
+
+def scan_recall(queries: np.ndarray, vectors: np.ndarray, exact: np.ndarray) -> dict[str, float]:
+    """Share of the exact top 10 and top 100 among the first c by inner product."""
+    order = np.argsort(-(queries @ vectors.T), axis=1)[:, :800]
+    out = {}
+    for top in (10, 100):
+        for c in (100, 200, 400, 800):
+            out[f"top {top} in {c}"] = recall(order[:, :c].tolist(), exact[:, :top].tolist())
+    return out
+
+
+def timed(search, matrices: list[np.ndarray], exact: np.ndarray) -> dict[str, float]:
+    search(matrices[0])
+    found, ms = [], []
+    for matrix in matrices:
+        start = time.perf_counter()
+        found.append(search(matrix))
+        ms.append((time.perf_counter() - start) * 1e3)
+    return {
+        "recall@10": recall([f[:10].tolist() for f in found], exact[:, :10].tolist()),
+        "recall@100": recall([f[:100].tolist() for f in found], exact[:, :100].tolist()),
+        "mean_ms": float(np.mean(ms)),
+        "p95_ms": float(np.percentile(ms, 95)),
+    }
+
+
+def at_recall(curve: list[dict[str, float]], target: float) -> float | None:
+    """Mean ms at a recall@10, on the line between the two measured points around it."""
+    points = sorted((p["recall@10"], p["mean_ms"]) for p in curve)
+    if not points[0][0] <= target <= points[-1][0]:
+        return None
+    return float(np.interp(target, *zip(*points, strict=True)))
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("corpus", type=Path)
+    parser.add_argument("--work", type=Path, required=True)
+    parser.add_argument("--num-queries", type=int, default=400)
+    parser.add_argument("--epochs", type=int, default=10)
+    parser.add_argument("--json", type=Path)
+    args = parser.parse_args()
+    args.work.mkdir(parents=True, exist_ok=True)
+    console = Console(width=120)
+
+    index, fit_s = fit(args.corpus, args.work, args.epochs)
+    batch = read_queries(pq.read_table(args.corpus / "queries_dev.parquet", columns=["tokens"])[: args.num_queries])
+    matrices = [batch.tokens[batch.offsets[i] : batch.offsets[i + 1]] for i in range(len(batch))]
+    start = time.perf_counter()
+    exact = np.stack([hits.ids for hits in index.search(matrices, k=100, exact=True)])
+    exact_s = time.perf_counter() - start
+    weights = full_weights(index, args.work / f"weights-{args.epochs}.npy")
+    options = index.options
+    graph, stock_build_s = stock_graph(weights, args.work / f"stock-{args.epochs}.hnsw", options.M, options.ef_construction)
+
+    psi = index.encoder.feature_map
+    features = psi.query_features(batch.tokens, batch.offsets).numpy()
+    encoded = index.encoder.encode_queries(batch.tokens, batch.offsets)
+    reduced = np.concatenate([index._candidates._graph.get_items(np.arange(len(index))[b]) for b in blocks(len(index))])
+    scans = {
+        "full weights, float32": scan_recall(features, weights, exact),
+        f"reduced to rank {options.rank}": scan_recall(encoded, reduced, exact),
+    }
+
+    torch.set_num_threads(1)
+    documents = index._store.documents
+
+    def ours(count: int):
+        return lambda q: index.search(q, k=100, num_candidates=count, num_threads=1).ids
+
+    def stock(count: int):
+        graph.set_ef(count)
+
+        def search(q: np.ndarray) -> np.ndarray:
+            offsets = np.array([0, len(q)])
+            labels, _ = graph.knn_query(psi.query_features(q, offsets).numpy(), k=count, num_threads=1)
+            candidates = np.sort(labels[0].astype(np.int64))
+            x = np.ascontiguousarray(q, dtype=np.float32)
+            scores = _core.candidate_scores(x, offsets, documents, candidates, np.array([0, count]), 1)
+            return candidates[_core.top_k(scores, 100)]
+
+        return search
+
+    curves = {
+        "lemur_ann": [{"candidates": c, **timed(ours(c), matrices, exact)} for c in COUNTS],
+        "stock hnswlib ip": [{"candidates": c, **timed(stock(c), matrices, exact)} for c in STOCK_COUNTS],
+    }
+    files = {f.name: f.stat().st_size for f in sorted((args.work / f"index-{args.epochs}").iterdir())}
+    stock_bytes = (args.work / f"stock-{args.epochs}.hnsw").stat().st_size
+    speedups = {}
+    for target in (0.8, 0.85, 0.9, 0.95):
+        a, b = at_recall(curves["lemur_ann"], target), at_recall(curves["stock hnswlib ip"], target)
+        if a and b:
+            speedups[str(target)] = {"lemur_ann_ms": a, "stock_ms": b, "ratio": b / a}
+    result = {
+        "lemur_ann": lemur_ann.__version__,
+        "cpu": cpu_name(),
+        "isa": lemur_ann.maxsim.active_isa(),
+        "torch": torch.__version__,
+        "fit_threads": os.cpu_count(),
+        "search_threads": 1,
+        "num_documents": len(index),
+        "num_tokens": index.num_tokens,
+        "dim": index.dim,
+        "token_dtype": str(index._store.dtype),
+        "num_queries": len(matrices),
+        "options": vars(options),
+        "fit_s": fit_s,
+        "validation_loss": index.encoder.training["validation_loss"],
+        "exact_batch_s": exact_s,
+        "stock_build_s": stock_build_s,
+        "bytes": files,
+        "stock_graph_bytes": stock_bytes,
+        "exact_scans": scans,
+        "curves": curves,
+        "equal_recall": speedups,
+    }
+    if args.json:
+        args.json.write_text(json.dumps(result, indent=2) + "\n")
+
+    console.print(
+        f"{len(index):,} documents, {index.num_tokens:,} tokens of {index.dim}-d {index._store.dtype}; {len(matrices)} queries; "
+        f"{result['cpu']}, {result['isa']}\nfit {fit_s:.0f} s on {result['fit_threads']} threads, {args.epochs} epochs, validation loss "
+        f"{result['validation_loss'][-1] if result['validation_loss'] else float('nan'):.4f}; stock graph alone {stock_build_s:.0f} s"
+    )
+    table = Table(title="candidate recall by exact scan")
+    for name in ("", *next(iter(scans.values()))):
+        table.add_column(name)
+    for name, values in scans.items():
+        table.add_row(name, *(f"{v:.3f}" for v in values.values()))
+    console.print(table)
+    table = Table(title="search, one thread, one query at a time, features and float32 MaxSim rerank included")
+    for name in ("", "candidates = ef", "recall@10", "recall@100", "mean ms", "p95 ms"):
+        table.add_column(name)
+    for name, curve in curves.items():
+        for p in curve:
+            table.add_row(
+                name, f"{p['candidates']}", f"{p['recall@10']:.3f}", f"{p['recall@100']:.3f}", f"{p['mean_ms']:.2f}", f"{p['p95_ms']:.2f}"
+            )
+    console.print(table)
+    for target, s in speedups.items():
+        console.print(
+            f"at recall@10 {target}: {s['lemur_ann_ms']:.2f} ms, stock {s['stock_ms']:.2f} ms: {s['ratio']:.1f} times faster"
+        )
+    console.print(
+        "bytes: " + ", ".join(f"{name} {size / 1e6:.1f} MB" for name, size in files.items()) + f"; stock graph {stock_bytes / 1e6:.1f} MB"
+    )
+
+
+if __name__ == "__main__":
+    main()

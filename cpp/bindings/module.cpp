@@ -1,0 +1,15 @@
+#include <nanobind/nanobind.h>
+
+namespace nb = nanobind;
+
+void bind_cpu(nb::module_& m);
+void bind_maxsim(nb::module_& m);
+void bind_checks(nb::module_& m);
+
+NB_MODULE(_core, m) {
+  m.doc() = "The C++ core of lemur_ann. Use lemur_ann.maxsim, which checks its arguments.";
+  m.attr("__version__") = LEMUR_ANN_VERSION;
+  bind_cpu(m);
+  bind_maxsim(m);
+  bind_checks(m);
+}

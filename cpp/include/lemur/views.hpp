@@ -1,0 +1,96 @@
+// Non-owning views of the caller's buffers. Nothing here copies or frees.
+#pragma once
+
+#include <cstdint>
+#include <stdexcept>
+#include <string>
+#include <utility>
+#include <vector>
+
+namespace lemur {
+
+enum class TokenType { kFloat32, kFloat16 };
+
+// Token vectors: (num_tokens, dim), row-major, without gaps.
+struct TokenView {
+  const void* data = nullptr;
+  TokenType type = TokenType::kFloat32;
+  std::int64_t num_tokens = 0;
+  std::int64_t dim = 0;
+
+  const void* row(std::int64_t token) const {
+    const std::int64_t size_bytes = type == TokenType::kFloat32 ? 4 : 2;
+    return static_cast<const char*>(data) + token * dim * size_bytes;
+  }
+};
+
+// The tokens of one document or query.
+struct TokenRange {
+  std::int64_t begin = 0;
+  std::int64_t end = 0;
+  std::int64_t size() const { return end - begin; }
+};
+
+// Matrices laid end to end: matrix i is tokens[offsets[i] : offsets[i + 1]]. offsets[0] may be above 0 (a slice).
+struct RaggedView {
+  TokenView tokens;
+  const std::int64_t* offsets = nullptr;  // (size + 1,)
+  std::int64_t size = 0;
+
+  // Checked at every use, so that offsets changed behind our back cannot make a kernel read outside the buffer.
+  TokenRange range(std::int64_t i) const {
+    const TokenRange r{offsets[i], offsets[i + 1]};
+    if (r.begin < 0 || r.end < r.begin || r.end > tokens.num_tokens)
+      throw std::invalid_argument("offsets[" + std::to_string(i) + "] = " + std::to_string(r.begin) + " and offsets[" +
+                                  std::to_string(i + 1) + "] = " + std::to_string(r.end) +
+                                  " do not ascend within 0 .. " + std::to_string(tokens.num_tokens));
+    return r;
+  }
+};
+
+// Documents kept in one or more chunks; document i of the collection is found by its chunk's first index.
+class DocumentsView {
+ public:
+  explicit DocumentsView(std::vector<RaggedView> chunks) : chunks_(std::move(chunks)) {
+    for (const RaggedView& chunk : chunks_) {
+      if (chunk.tokens.dim != chunks_.front().tokens.dim)
+        throw std::invalid_argument("chunks have tokens of dim " + std::to_string(chunks_.front().tokens.dim) + " and " +
+                                    std::to_string(chunk.tokens.dim));
+      first_.push_back(size_);
+      size_ += chunk.size;
+      num_tokens_ += chunk.size == 0 ? 0 : chunk.offsets[chunk.size] - chunk.offsets[0];
+    }
+  }
+
+  struct Document {
+    const RaggedView* chunk;
+    TokenRange range;
+  };
+
+  std::int64_t size() const { return size_; }
+  std::int64_t num_tokens() const { return num_tokens_; }
+  std::int64_t dim() const { return chunks_.empty() ? 0 : chunks_.front().tokens.dim; }
+
+  Document document(std::int64_t index) const {
+    if (index < 0 || index >= size_)
+      throw std::out_of_range("document index " + std::to_string(index) + " is outside 0 .. " +
+                              std::to_string(size_ - 1));
+    std::size_t low = 0, high = chunks_.size() - 1;  // the last chunk whose first index is <= index
+    while (low < high) {
+      const std::size_t middle = (low + high + 1) / 2;
+      if (first_[middle] <= index)
+        low = middle;
+      else
+        high = middle - 1;
+    }
+    return {&chunks_[low], chunks_[low].range(index - first_[low])};
+  }
+
+ private:
+  std::vector<RaggedView> chunks_;
+  std::vector<std::int64_t> first_;
+  std::int64_t size_ = 0;
+  std::int64_t num_tokens_ = 0;
+};
+
+}  // namespace lemur

@@ -1,0 +1,120 @@
+#include "lemur/cpu.hpp"
+
+#include <atomic>
+#include <cstdint>
+#include <cstdlib>
+#include <stdexcept>
+
+#if defined(LEMUR_ANN_X86) && (defined(__x86_64__) || defined(_M_X64))
+#define LEMUR_ANN_DETECT_X86
+#if defined(_MSC_VER)
+#include <immintrin.h>
+#include <intrin.h>
+#else
+#include <cpuid.h>
+#endif
+#endif
+
+namespace lemur {
+namespace {
+
+#ifdef LEMUR_ANN_DETECT_X86
+
+struct Registers {
+  std::uint32_t eax = 0, ebx = 0, ecx = 0, edx = 0;
+};
+
+Registers cpuid(std::uint32_t leaf) {
+  Registers r;
+#if defined(_MSC_VER)
+  int out[4];
+  __cpuid(out, 0);
+  if (static_cast<std::uint32_t>(out[0]) < leaf) return r;
+  __cpuidex(out, static_cast<int>(leaf), 0);
+  r = {static_cast<std::uint32_t>(out[0]), static_cast<std::uint32_t>(out[1]), static_cast<std::uint32_t>(out[2]),
+       static_cast<std::uint32_t>(out[3])};
+#else
+  if (!__get_cpuid_count(leaf, 0, &r.eax, &r.ebx, &r.ecx, &r.edx)) return Registers{};
+#endif
+  return r;
+}
+
+// The register states that the operating system saves at a task switch (XCR0).
+std::uint64_t saved_states() {
+  if ((cpuid(1).ecx >> 27 & 1) == 0) return 0;  // OSXSAVE
+#if defined(_MSC_VER)
+  return _xgetbv(0);
+#else
+  std::uint32_t low, high;
+  __asm__ volatile("xgetbv" : "=a"(low), "=d"(high) : "c"(0));
+  return static_cast<std::uint64_t>(high) << 32 | low;
+#endif
+}
+
+bool all_set(std::uint64_t value, std::uint64_t mask) { return (value & mask) == mask; }
+
+bool has_avx2() {
+  const std::uint32_t fma_avx_f16c = 1u << 12 | 1u << 28 | 1u << 29;
+  return all_set(saved_states(), 0x6) && all_set(cpuid(1).ecx, fma_avx_f16c) && all_set(cpuid(7).ebx, 1u << 5);
+}
+
+bool has_avx512() {
+  const std::uint32_t f_dq_bw_vl = 1u << 16 | 1u << 17 | 1u << 30 | 1u << 31;
+#if defined(__APPLE__)
+  // macOS saves the AVX-512 state only once a thread has used it, so XCR0 shows AVX alone at first.
+  const std::uint64_t states = 0x6;
+#else
+  const std::uint64_t states = 0xe6;
+#endif
+  return has_avx2() && all_set(saved_states(), states) && all_set(cpuid(7).ebx, f_dq_bw_vl);
+}
+
+#endif
+
+std::vector<const KernelTable*> supported_tables() {
+  std::vector<const KernelTable*> tables;
+#ifdef LEMUR_ANN_DETECT_X86
+  if (has_avx512()) tables.push_back(&kAvx512Kernels);
+  if (has_avx2()) tables.push_back(&kAvx2Kernels);
+#elif defined(LEMUR_ANN_ARM64)
+  tables.push_back(&kNeonKernels);
+#endif
+  tables.push_back(&kScalarKernels);
+  return tables;
+}
+
+const KernelTable& find(const std::string& isa, const char* source) {
+  std::string names;
+  for (const KernelTable* table : supported_tables()) {
+    if (isa == table->isa) return *table;
+    names += names.empty() ? table->isa : std::string(", ") + table->isa;
+  }
+  const bool known = isa == "avx512" || isa == "avx2" || isa == "neon";
+  throw std::invalid_argument(std::string(source) + " is '" + isa + "', " +
+                              (known ? "which this machine does not support" : "which is not an instruction set") +
+                              "; expected one of: " + names);
+}
+
+std::atomic<const KernelTable*> active{nullptr};
+
+}  // namespace
+
+std::vector<std::string> supported_isas() {
+  std::vector<std::string> names;
+  for (const KernelTable* table : supported_tables()) names.emplace_back(table->isa);
+  return names;
+}
+
+const KernelTable& active_kernels() {
+  const KernelTable* table = active.load(std::memory_order_acquire);
+  if (table == nullptr) {
+    const char* wanted = std::getenv("LEMUR_ANN_ISA");
+    table = wanted != nullptr && *wanted != '\0' ? &find(wanted, "LEMUR_ANN_ISA") : supported_tables().front();
+    active.store(table, std::memory_order_release);
+  }
+  return *table;
+}
+
+void force_isa(const std::string& isa) { active.store(&find(isa, "isa"), std::memory_order_release); }
+
+}  // namespace lemur

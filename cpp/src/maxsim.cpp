@@ -1,0 +1,233 @@
+#include "lemur/maxsim.hpp"
+
+#include <algorithm>
+#include <limits>
+#include <stdexcept>
+#include <string>
+
+#include "lemur/cpu.hpp"
+#include "lemur/parallel.hpp"
+
+namespace lemur {
+namespace {
+
+constexpr float kNone = -std::numeric_limits<float>::infinity();
+
+// Widened half-precision tokens of this many rows at a time stay in the second-level cache.
+constexpr std::int64_t kWidenRows = 96;
+
+// A task of a full scan: enough tokens to pay for walking over all query panels once.
+constexpr std::int64_t kTaskTokens = 2048;
+
+void check_dim(std::int64_t query_dim, const DocumentsView& documents) {
+  if (documents.size() > 0 && query_dim != documents.dim())
+    throw std::invalid_argument("query has dim " + std::to_string(query_dim) + ", documents have dim " +
+                                std::to_string(documents.dim()));
+}
+
+// Query tokens in panels of 16 (see kernels/table.hpp), the last one padded with zeros.
+std::vector<float> pack(const float* tokens, std::int64_t num_tokens, std::int64_t dim) {
+  const std::int64_t num_panels = (num_tokens + kPanelTokens - 1) / kPanelTokens;
+  std::vector<float> panels(static_cast<std::size_t>(num_panels * dim * kPanelTokens), 0.0f);
+  for (std::int64_t t = 0; t < num_tokens; ++t) {
+    float* panel = panels.data() + (t / kPanelTokens) * dim * kPanelTokens + t % kPanelTokens;
+    for (std::int64_t k = 0; k < dim; ++k) panel[k * kPanelTokens] = tokens[t * dim + k];
+  }
+  return panels;
+}
+
+struct PackedQuery {
+  std::vector<float> panels;
+  std::int64_t num_tokens = 0;
+  std::int64_t num_panels() const { return (num_tokens + kPanelTokens - 1) / kPanelTokens; }
+};
+
+std::vector<PackedQuery> pack_queries(const RaggedView& queries) {
+  std::vector<PackedQuery> packed(static_cast<std::size_t>(queries.size));
+  for (std::int64_t i = 0; i < queries.size; ++i) {
+    const TokenRange r = queries.range(i);
+    packed[i] = {pack(static_cast<const float*>(queries.tokens.row(r.begin)), r.size(), queries.tokens.dim), r.size()};
+  }
+  return packed;
+}
+
+float sum(const float* best, std::int64_t size) {
+  double total = 0.0;
+  for (std::int64_t t = 0; t < size; ++t) total += best[t];
+  return static_cast<float>(total);
+}
+
+// MaxSim of one document at a time; owns the scratch memory of one thread.
+class Scorer {
+ public:
+  explicit Scorer(const KernelTable& kernels) : kernels_(kernels) {}
+
+  float operator()(const PackedQuery& query, const DocumentsView::Document& document) {
+    best_.assign(static_cast<std::size_t>(query.num_panels() * kPanelTokens), kNone);
+    const TokenView& tokens = document.chunk->tokens;
+    const TokenRange range = document.range;
+    if (tokens.type == TokenType::kFloat32) {
+      update(query, static_cast<const float*>(tokens.row(range.begin)), range.size(), tokens.dim);
+    } else {
+      widened_.resize(static_cast<std::size_t>(kWidenRows * tokens.dim));
+      for (std::int64_t begin = range.begin; begin < range.end; begin += kWidenRows) {
+        const std::int64_t rows = std::min(kWidenRows, range.end - begin);
+        kernels_.widen(static_cast<const std::uint16_t*>(tokens.row(begin)), rows * tokens.dim, widened_.data());
+        update(query, widened_.data(), rows, tokens.dim);
+      }
+    }
+    return sum(best_.data(), query.num_tokens);
+  }
+
+ private:
+  void update(const PackedQuery& query, const float* tokens, std::int64_t num_tokens, std::int64_t dim) {
+    kernels_.update_maxima(query.panels.data(), query.num_panels(), tokens, num_tokens, dim, best_.data());
+  }
+
+  const KernelTable& kernels_;
+  std::vector<float> best_;
+  std::vector<float> widened_;
+};
+
+// The tokens of a run of documents as float32: read in place where they are stored so, widened once where they are not.
+class FloatRun {
+ public:
+  struct Matrix {
+    const float* tokens;
+    std::int64_t num_tokens;
+  };
+
+  const std::vector<Matrix>& read(const KernelTable& kernels, const DocumentsView& documents, std::int64_t begin,
+                                  std::int64_t end) {
+    matrices_.clear();
+    std::int64_t half_values = 0;
+    for (std::int64_t i = begin; i < end; ++i) {
+      const auto document = documents.document(i);
+      if (document.chunk->tokens.type == TokenType::kFloat16) half_values += document.range.size() * documents.dim();
+    }
+    widened_.resize(static_cast<std::size_t>(half_values));
+    float* free = widened_.data();
+    for (std::int64_t i = begin; i < end; ++i) {
+      const auto document = documents.document(i);
+      const void* data = document.chunk->tokens.row(document.range.begin);
+      const std::int64_t size = document.range.size();
+      if (document.chunk->tokens.type == TokenType::kFloat32) {
+        matrices_.push_back({static_cast<const float*>(data), size});
+      } else {
+        kernels.widen(static_cast<const std::uint16_t*>(data), size * documents.dim(), free);
+        matrices_.push_back({free, size});
+        free += size * documents.dim();
+      }
+    }
+    return matrices_;
+  }
+
+ private:
+  std::vector<Matrix> matrices_;
+  std::vector<float> widened_;
+};
+
+// The documents cut into runs of about kTaskTokens tokens: run i is documents [cuts[i], cuts[i + 1]).
+std::vector<std::int64_t> cut_into_tasks(const DocumentsView& documents) {
+  std::vector<std::int64_t> cuts{0};
+  std::int64_t tokens = 0;
+  for (std::int64_t i = 0; i < documents.size(); ++i) {
+    tokens += documents.document(i).range.size();
+    if (tokens >= kTaskTokens) {
+      cuts.push_back(i + 1);
+      tokens = 0;
+    }
+  }
+  if (cuts.back() < documents.size()) cuts.push_back(documents.size());
+  return cuts;
+}
+
+}  // namespace
+
+void token_maxima(const float* x, std::int64_t num_x, std::int64_t dim, const DocumentsView& documents, float* out,
+                  int num_threads) {
+  check_dim(dim, documents);
+  const std::vector<float> panels = pack(x, num_x, dim);
+  const std::int64_t num_panels = (num_x + kPanelTokens - 1) / kPanelTokens;
+  const std::vector<std::int64_t> cuts = cut_into_tasks(documents);
+  const KernelTable& kernels = active_kernels();
+  constexpr std::int64_t kGroupPanels = 2;  // panels that stay in the first-level cache over a run of documents
+  parallel_for(static_cast<std::int64_t>(cuts.size()) - 1, num_threads, [&] {
+    return [&, run = FloatRun(), best = std::vector<float>()](std::int64_t task) mutable {
+      const std::int64_t begin = cuts[task], width = cuts[task + 1] - begin;
+      const auto& matrices = run.read(kernels, documents, begin, cuts[task + 1]);
+      for (std::int64_t p = 0; p < num_panels; p += kGroupPanels) {
+        const std::int64_t group = std::min(kGroupPanels, num_panels - p), rows = group * kPanelTokens;
+        best.assign(static_cast<std::size_t>(width * rows), kNone);
+        for (std::int64_t i = 0; i < width; ++i)
+          kernels.update_maxima(panels.data() + p * dim * kPanelTokens, group, matrices[i].tokens,
+                                matrices[i].num_tokens, dim, best.data() + i * rows);
+        for (std::int64_t t = 0; t < rows && p * kPanelTokens + t < num_x; ++t) {
+          float* row = out + (p * kPanelTokens + t) * documents.size() + begin;
+          for (std::int64_t i = 0; i < width; ++i) row[i] = best[i * rows + t];
+        }
+      }
+    };
+  });
+}
+
+void scores(const RaggedView& queries, const DocumentsView& documents, float* out, int num_threads) {
+  check_dim(queries.tokens.dim, documents);
+  const std::vector<PackedQuery> packed = pack_queries(queries);
+  const std::vector<std::int64_t> cuts = cut_into_tasks(documents);
+  const KernelTable& kernels = active_kernels();
+  parallel_for(static_cast<std::int64_t>(cuts.size()) - 1, num_threads, [&] {
+    return [&, run = FloatRun(), best = std::vector<float>()](std::int64_t task) mutable {
+      const std::int64_t begin = cuts[task];
+      const auto& matrices = run.read(kernels, documents, begin, cuts[task + 1]);
+      for (std::int64_t i = 0; i < queries.size; ++i) {
+        const PackedQuery& query = packed[i];
+        float* row = out + i * documents.size() + begin;
+        for (const FloatRun::Matrix& matrix : matrices) {
+          best.assign(static_cast<std::size_t>(query.num_panels() * kPanelTokens), kNone);
+          kernels.update_maxima(query.panels.data(), query.num_panels(), matrix.tokens, matrix.num_tokens,
+                                queries.tokens.dim, best.data());
+          *row++ = sum(best.data(), query.num_tokens);
+        }
+      }
+    };
+  });
+}
+
+void candidate_scores(const RaggedView& queries, const DocumentsView& documents, const std::int64_t* candidates,
+                      const std::int64_t* candidate_offsets, float* out, int num_threads) {
+  check_dim(queries.tokens.dim, documents);
+  const std::vector<PackedQuery> packed = pack_queries(queries);
+  const KernelTable& kernels = active_kernels();
+  constexpr std::int64_t kTaskCandidates = 16;
+  struct Task {
+    std::int64_t query, begin, end;
+  };
+  std::vector<Task> tasks;
+  for (std::int64_t i = 0; i < queries.size; ++i)
+    for (std::int64_t c = candidate_offsets[i]; c < candidate_offsets[i + 1]; c += kTaskCandidates)
+      tasks.push_back({i, c, std::min(c + kTaskCandidates, candidate_offsets[i + 1])});
+  parallel_for(static_cast<std::int64_t>(tasks.size()), num_threads, [&] {
+    return [&, score = Scorer(kernels)](std::int64_t t) mutable {
+      const Task& task = tasks[t];
+      for (std::int64_t c = task.begin; c < task.end; ++c)
+        out[c] = score(packed[task.query], documents.document(candidates[c]));
+    };
+  });
+}
+
+std::vector<std::int64_t> top_k(const float* values, std::int64_t size, std::int64_t k) {
+  std::vector<std::int64_t> order;
+  order.reserve(static_cast<std::size_t>(size));
+  for (std::int64_t i = 0; i < size; ++i)
+    if (values[i] > kNone) order.push_back(i);
+  const auto better = [values](std::int64_t a, std::int64_t b) {
+    return values[a] > values[b] || (values[a] == values[b] && a < b);
+  };
+  const auto end = order.begin() + std::min<std::int64_t>(k, static_cast<std::int64_t>(order.size()));
+  std::partial_sort(order.begin(), end, order.end(), better);
+  order.erase(end, order.end());
+  return order;
+}
+
+}  // namespace lemur

@@ -1,0 +1,17 @@
+"""A multi-vector index for late-interaction retrieval: learned single-vector candidates, exact MaxSim rerank."""
+
+try:
+    from lemur_ann._core import __version__
+except ImportError as error:  # a source tree without the compiled extension, or a broken build
+    raise ImportError(
+        "lemur_ann's compiled extension lemur_ann._core cannot be imported. Install the package with 'pip install .' and "
+        "run Python outside the source tree."
+    ) from error
+
+from lemur_ann import maxsim
+from lemur_ann.errors import CorruptIndex, NotFitted
+from lemur_ann.evaluation import Evaluation
+from lemur_ann.hits import Hits
+from lemur_ann.index import LemurIndex
+
+__all__ = ["CorruptIndex", "Evaluation", "Hits", "LemurIndex", "NotFitted", "__version__", "maxsim"]

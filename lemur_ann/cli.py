@@ -1,0 +1,263 @@
+"""The command line, `lemur-ann`."""
+
+from __future__ import annotations
+
+import sys
+import time
+from dataclasses import asdict
+from pathlib import Path
+from typing import Annotated, Any
+
+import pyarrow as pa
+import typer
+from rich.console import Console
+from rich.table import Table
+
+import lemur_ann
+from lemur_ann import storage
+from lemur_ann.evaluation import Evaluation
+
+app = typer.Typer(
+    no_args_is_help=True,
+    add_completion=False,
+    rich_markup_mode="rich",
+    pretty_exceptions_enable=False,
+    help="""A multi-vector index for late-interaction retrieval: learned single-vector candidates, exact MaxSim rerank.
+
+    Input files are Parquet (or a folder of Parquet, or Arrow IPC) with a column [bold]tokens[/bold]: one
+    list<fixed_size_list<float32 or float16>[dim]> a row, the token embeddings of one document or query. Documents may
+    have a column [bold]id[/bold] (strings or integers) and any others, which are kept as metadata.
+
+    [bold]A first index:[/bold]
+
+      lemur-ann demo
+
+      lemur-ann build docs.parquet --queries training_queries.parquet --out my_index
+
+      lemur-ann search my_index queries.parquet -k 5
+
+      lemur-ann evaluate my_index other_queries.parquet
+    """,
+)
+console = Console()
+
+Queries = Annotated[Path, typer.Argument(help="Queries, with a column 'tokens'.", exists=True)]
+IndexDir = Annotated[Path, typer.Argument(metavar="DIR", help="A saved index.")]
+NumCandidates = Annotated[
+    int | None, typer.Option(help="Documents reranked per query; more finds more, slower. [default: the index's own]")
+]
+Threads = Annotated[int | None, typer.Option(help="Threads to use. [default: all cores]")]
+
+
+@app.callback(invoke_without_command=True)
+def _version(version: Annotated[bool, typer.Option("--version", help="Print the version and exit.")] = False) -> None:
+    if version:
+        console.print(lemur_ann.__version__)
+        raise typer.Exit
+
+
+@app.command()
+def demo(epochs: Annotated[int, typer.Option(help="Passes of training; 0 uses random features.")] = 10) -> None:
+    """Fit an index on a small real sample, search it, and compare with exact MaxSim."""
+    from lemur_ann.demo import fit_demo_index, load_demo_data
+
+    data = load_demo_data()
+    tokens = sum(len(row) for row in data.documents.column("tokens"))
+    console.print(
+        f"{len(data.documents)} documents ({tokens:,} token vectors of 128-d), {len(data.training_queries)} training queries, "
+        f"{len(data.queries)} test queries. Texts: Debian package descriptions, queries: their one-line summaries."
+    )
+    start = time.perf_counter()
+    index = fit_demo_index(data, epochs=epochs)
+    console.print(f"Learned and indexed in {time.perf_counter() - start:.1f} s: {index!r}\n")
+    shown = data.queries[:3]
+    for hits, text in zip(index.search(shown, k=3), shown.column("text").to_pylist(), strict=True):
+        _print_hits(index, hits, f"Query: {text}")
+    _print_evaluation(index.evaluate(data.queries, k=10))
+    console.print("At this size exact search is as fast; the index is for tens of thousands of documents and more.")
+    console.print("Next: lemur-ann build --help")
+
+
+@app.command()
+def build(
+    documents: Annotated[Path, typer.Argument(metavar="DOCS", help="Documents, with a column 'tokens'.", exists=True)],
+    out: Annotated[Path, typer.Option(help="Folder for the index; an index there is replaced.")],
+    queries: Annotated[
+        Path | None,
+        typer.Option(help="Training queries, from the query encoder; without them recall is far lower.", exists=True),
+    ] = None,
+    epochs: Annotated[int, typer.Option(help="Passes of training; 0 uses random features, much faster to fit.")] = 10,
+    num_features: Annotated[int, typer.Option(help="Width of the learned features.")] = 2048,
+    rank: Annotated[int, typer.Option(help="Dimension of the graph's vectors, less one.")] = 255,
+    candidates: Annotated[str, typer.Option(help="'hnsw' (a graph) or 'exact' (a scan).")] = "hnsw",
+    m: Annotated[int, typer.Option("--M", help="Links per document in the graph.")] = 24,
+    ef_construction: Annotated[int, typer.Option(help="Beam with which the graph is built.")] = 300,
+    num_candidates: Annotated[int, typer.Option(help="Documents reranked per query.")] = 500,
+    device: Annotated[str, typer.Option(help="cpu, cuda or mps.")] = "cpu",
+    seed: Annotated[int, typer.Option(help="For everything random.")] = 0,
+    number_ids: Annotated[
+        bool, typer.Option("--number-ids", help="Number the documents from 0 and keep a column 'id' as 'source_id'.")
+    ] = False,
+    threads: Threads = None,
+) -> None:
+    """Learn from DOCS and training queries, index DOCS, and save the index."""
+    table = _read(documents)
+    if number_ids and "id" in table.column_names:
+        table = table.rename_columns(["source_id" if name == "id" else name for name in table.column_names])
+    index = lemur_ann.LemurIndex(
+        epochs=epochs,
+        num_features=num_features,
+        rank=rank,
+        candidates=candidates,
+        M=m,
+        ef_construction=ef_construction,
+        num_candidates=num_candidates,
+        device=device,
+        seed=seed,
+    )
+    start = time.perf_counter()
+    index.fit(table, queries=None if queries is None else _read(queries), num_threads=threads)
+    fitted = time.perf_counter()
+    index.save(out)
+    console.print(
+        f"{len(index):,} documents, {index.num_tokens:,} tokens: fit {fitted - start:.1f} s, "
+        f"saved to {out} in {time.perf_counter() - fitted:.1f} s"
+    )
+
+
+@app.command()
+def search(
+    path: IndexDir,
+    queries: Queries,
+    k: Annotated[int, typer.Option("-k", help="Documents per query.")] = 10,
+    limit: Annotated[int, typer.Option(help="Print this many queries at most; --out gets all.")] = 10,
+    num_candidates: NumCandidates = None,
+    exact: Annotated[bool, typer.Option("--exact", help="Score every document instead.")] = False,
+    out: Annotated[Path | None, typer.Option(help="Also write all hits to this Parquet file.")] = None,
+    threads: Threads = None,
+) -> None:
+    """Search a saved index with every query of a file."""
+    index = lemur_ann.LemurIndex.load(path)
+    table = _read(queries)
+    wanted = table if out is not None else table[:limit]
+    found = index.search(wanted, k=k, num_candidates=num_candidates, exact=exact, num_threads=threads)
+    names = _query_names(table)
+    for hits, name in zip(found[:limit], names, strict=False):
+        _print_hits(index, hits, name)
+    if out is not None:
+        import pyarrow.parquet as pq
+
+        rows = [
+            {"query": i, "rank": rank, "id": doc_id, "score": score}
+            for i, hits in enumerate(found)
+            for rank, (doc_id, score) in enumerate(hits, start=1)
+        ]
+        pq.write_table(pa.Table.from_pylist(rows), out)
+        console.print(f"{len(rows):,} hits of {len(found):,} queries written to {out}")
+
+
+@app.command()
+def evaluate(
+    path: IndexDir,
+    queries: Queries,
+    k: Annotated[int, typer.Option("-k", help="Recall of the exact top k.")] = 10,
+    limit: Annotated[int | None, typer.Option(help="Use this many queries at most.")] = None,
+    num_candidates: NumCandidates = None,
+    ef_search: Annotated[int | None, typer.Option(help="Beam of the graph search.")] = None,
+    threads: Threads = None,
+) -> None:
+    """Measure recall@k against exact MaxSim, and latency. Use queries the index did not learn from."""
+    index = lemur_ann.LemurIndex.load(path)
+    table = _read(queries)
+    table = table if limit is None else table[:limit]
+    _print_evaluation(
+        index.evaluate(table, k=k, num_candidates=num_candidates, ef_search=ef_search, num_threads=threads)
+    )
+
+
+@app.command()
+def info(path: IndexDir) -> None:
+    """What a saved index holds."""
+    manifest = storage.read_manifest(path)
+    storage.check_files(path, manifest, verify=False)
+    table = Table(title=str(path), show_header=False)
+    table.add_row("documents", f"{manifest['num_documents']:,}")
+    table.add_row("tokens", f"{manifest['num_tokens']:,} of {manifest['dim']}-d {manifest['token_dtype']}")
+    table.add_row("format", f"{manifest['format_version']}, written by lemur_ann {manifest['lemur_ann_version']}")
+    training = manifest["training"]
+    if training is None:
+        table.add_row("learned map", "none: exact search")
+    else:
+        losses = training["validation_loss"] or training["training_loss"]
+        table.add_row("learned map", f"final loss {losses[-1]:.4f}" if losses else "random features")
+    for name, value in manifest["options"].items():
+        table.add_row(name, str(value))
+    for name, file in manifest["files"].items():
+        table.add_row(name, _size(file["size_bytes"]))
+    console.print(table)
+    console.print(f"This machine's instruction sets: {', '.join(lemur_ann.maxsim.supported_isas())}")
+
+
+def _read(path: Path) -> pa.Table:
+    """A Parquet or Arrow IPC file, or a folder of Parquet files."""
+    import pyarrow.dataset as ds
+
+    kind = "ipc" if path.suffix in (".arrow", ".feather", ".ipc") else "parquet"
+    try:
+        return ds.dataset(path, format=kind).to_table()
+    except pa.ArrowInvalid as error:
+        raise ValueError(f"{path} cannot be read as {kind}: {error}") from error
+
+
+def _query_names(table: pa.Table) -> list[str]:
+    for column in ("text", "id"):
+        if column in table.column_names:
+            return [f"Query: {value}" for value in table.column(column).to_pylist()]
+    return [f"Query {i}" for i in range(len(table))]
+
+
+def _print_hits(index: lemur_ann.LemurIndex, hits: lemur_ann.Hits, title: str) -> None:
+    metadata: dict[str, list[Any]] = index.metadata(hits.ids).to_pydict() if len(hits) else {}
+    shown = "text" if "text" in metadata else next((name for name in metadata if name != "id"), None)
+    table = Table(title=title, title_justify="left", title_style="bold", expand=shown is not None)
+    table.add_column("", justify="right", no_wrap=True)
+    table.add_column("id", no_wrap=True)
+    table.add_column("MaxSim", justify="right", no_wrap=True)
+    if shown is not None:
+        table.add_column(shown, no_wrap=True, overflow="ellipsis", ratio=1)
+    for row, (doc_id, score) in enumerate(hits):
+        extra = [] if shown is None else [" ".join(str(metadata[shown][row]).split())]
+        table.add_row(str(row + 1), str(doc_id), f"{score:.3f}", *extra)
+    console.print(table)
+
+
+def _print_evaluation(result: Evaluation) -> None:
+    values = asdict(result)
+    table = Table(title=f"{values['num_queries']} queries over {values['num_documents']:,} documents", show_header=False)
+    table.add_row(f"recall@{result.k} against exact MaxSim", f"{result.recall:.3f}")
+    table.add_row("candidates reranked, ef_search", f"{result.num_candidates}, {result.ef_search}")
+    table.add_row("threads", str(result.num_threads))
+    table.add_row(
+        "latency, one query at a time",
+        f"mean {result.latency_mean_ms:.2f} ms, p50 {result.latency_p50_ms:.2f} ms, p95 {result.latency_p95_ms:.2f} ms",
+    )
+    table.add_row("exact MaxSim over everything", f"{result.exact_latency_mean_ms:.2f} ms a query, in one batch")
+    console.print(table)
+
+
+def _size(size_bytes: int) -> str:
+    return f"{size_bytes / 1e6:,.1f} MB" if size_bytes >= 100_000 else f"{size_bytes:,} bytes"
+
+
+def main() -> None:
+    """Run the command line; errors of input are one line, not a traceback."""
+    try:
+        app()
+    except (ValueError, TypeError, OSError, KeyError, RuntimeError) as error:
+        message = error.args[0] if isinstance(error, KeyError) and error.args else error
+        Console(stderr=True).print(f"[red]error:[/red] {message}", markup=True, highlight=False)
+        sys.exit(1)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,9 @@
+"""The two errors that built-in types do not cover."""
+
+
+class NotFitted(RuntimeError):
+    """The operation needs a learned map, and ``fit`` has not run."""
+
+
+class CorruptIndex(ValueError):
+    """A file of a saved index is missing, truncated, altered or of a newer format."""

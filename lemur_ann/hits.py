@@ -1,0 +1,38 @@
+"""What a search returns."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+
+@dataclass(frozen=True, eq=False)
+class Hits:
+    """The documents found for one query, best first.
+
+    Attributes:
+        ids: the caller's document ids, shape (num_hits,): int64 (or uint64), or object holding ``str``.
+        scores: exact MaxSim scores, float32, shape (num_hits,), higher is better.
+
+    ``for doc_id, score in hits`` and ``len(hits)`` work too.
+    """
+
+    ids: npt.NDArray[Any]
+    scores: npt.NDArray[np.float32]
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    def __iter__(self) -> Iterator[tuple[Any, float]]:
+        return zip(self.ids.tolist(), self.scores.tolist(), strict=True)
+
+    def __eq__(self, other: object) -> bool:
+        if not isinstance(other, Hits):
+            return NotImplemented
+        return np.array_equal(self.ids, other.ids) and np.array_equal(self.scores, other.scores)
+
+    __hash__ = None  # type: ignore[assignment]

@@ -1,0 +1,98 @@
+"""The caller's ids beside our row numbers."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+
+
+class IdMap:
+    """Ids (large_string or int64) by document index, and back. Deleted documents keep their row and lose their id."""
+
+    def __init__(self, ids: pa.Array | None = None, deleted: npt.NDArray[np.int64] | None = None) -> None:
+        self._chunks: list[pa.Array] = [] if ids is None or len(ids) == 0 else [ids]
+        self._type = None if ids is None or len(ids) == 0 else ids.type
+        self._index: dict[Any, int] | None = None
+        self._deleted = set() if deleted is None else set(deleted.tolist())
+
+    def __len__(self) -> int:
+        return sum(len(chunk) for chunk in self._chunks)
+
+    @property
+    def array(self) -> pa.Array:
+        """All ids by document index."""
+        if len(self._chunks) > 1:
+            self._chunks = [pa.concat_arrays(self._chunks)]
+        return self._chunks[0] if self._chunks else pa.array([], pa.int64())
+
+    @property
+    def index(self) -> dict[Any, int]:
+        """Document index by id, of the documents that are not deleted."""
+        if self._index is None:
+            pairs = enumerate(self.array.to_pylist())
+            self._index = {doc_id: i for i, doc_id in pairs if i not in self._deleted}
+        return self._index
+
+    def take(self, indices: npt.NDArray[np.int64]) -> npt.NDArray[Any]:
+        """The ids of some documents: int64, or object holding str."""
+        taken = self.array.take(pa.array(indices))
+        if pa.types.is_integer(taken.type):
+            return taken.to_numpy()  # type: ignore[no-any-return]
+        return np.array(taken.to_pylist(), dtype=object)
+
+    def next_ids(self, count: int) -> pa.Array:
+        """Ids for documents that came without: the integers after the largest one so far."""
+        if self._type is not None and not pa.types.is_integer(self._type):
+            raise ValueError("documents have no ids, and the index holds string ids; pass ids=")
+        first = max(int(pa.compute.max(self.array).as_py()) + 1, 0) if len(self) else 0
+        return pa.array(range(first, first + count), pa.int64())
+
+    def check_new(self, ids: pa.Array) -> None:
+        """Refuse ids of another kind, repeated ones, and those that name a document already."""
+        if self._type is not None and ids.type != self._type:
+            raise TypeError(f"ids are {_kind(ids.type)}, index has ids that are {_kind(self._type)}")
+        values = ids.to_pylist()
+        seen: set[Any] = set()
+        for row, doc_id in enumerate(values):
+            if doc_id in seen:
+                raise ValueError(f"id {doc_id!r} is repeated in row {row}, expected each id once")
+            seen.add(doc_id)
+            if doc_id in self.index:
+                raise ValueError(f"id {doc_id!r} in row {row} names a document of the index already; delete it first")
+
+    def append(self, ids: pa.Array) -> None:
+        """Give the next documents these ids, which :meth:`check_new` has passed."""
+        index = self.index
+        for i, doc_id in enumerate(ids.to_pylist(), start=len(self)):
+            index[doc_id] = i
+        self._chunks.append(ids)
+        self._type = ids.type
+
+    def remove(self, ids: pa.Array) -> npt.NDArray[np.int64]:
+        """Forget ids and return their document indices; KeyError where one names no document, before any is forgotten."""
+        values = dict.fromkeys(ids.to_pylist())
+        missing = [doc_id for doc_id in values if doc_id not in self.index]
+        if missing:
+            raise KeyError(f"no document has the id {missing[0]!r}" + f" ({len(missing)} ids missing)" * (len(missing) > 1))
+        removed = [self.index.pop(doc_id) for doc_id in values]
+        self._deleted.update(removed)
+        return np.array(sorted(removed), dtype=np.int64)
+
+    def indices(self, ids: pa.Array) -> npt.NDArray[np.int64]:
+        """The document indices of ids; KeyError where one names no document."""
+        try:
+            return np.array([self.index[doc_id] for doc_id in ids.to_pylist()], dtype=np.int64)
+        except KeyError as error:
+            raise KeyError(f"no document has the id {error.args[0]!r}") from None
+
+    @property
+    def deleted(self) -> npt.NDArray[np.int64]:
+        """Document indices of deleted documents, ascending."""
+        return np.array(sorted(self._deleted), dtype=np.int64)
+
+
+def _kind(kind: pa.DataType) -> str:
+    return "integers" if pa.types.is_integer(kind) else "strings"

@@ -1,0 +1,566 @@
+"""LemurIndex: fit, add, search, save, load. The story of the library on one page."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from dataclasses import asdict
+from os import PathLike
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, overload
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+
+from lemur_ann import _core, metrics, storage
+from lemur_ann import _validate as validate
+from lemur_ann.candidates import CandidateIndex, kind_of
+from lemur_ann.errors import CorruptIndex, NotFitted
+from lemur_ann.evaluation import Evaluation
+from lemur_ann.hits import Hits
+from lemur_ann.ids import IdMap
+from lemur_ann.inputs import DocumentBatch, QueryBatch, ids_of, is_single_query, read_documents, read_queries
+from lemur_ann.options import Options
+from lemur_ann.progress import progress as progress_lines
+from lemur_ann.tokens import TokenStore
+
+if TYPE_CHECKING:
+    from lemur_ann.encoder import LemurEncoder
+
+SCORES_PER_BLOCK = 2**24  # of an exact search: 64 MiB
+ROWS_PER_STEP = 4096  # between two updates of a progress bar
+
+
+class LemurIndex:
+    """A multi-vector index: learned weights in a graph find candidates, exact MaxSim reranks them.
+
+    Documents and queries are matrices of token embeddings, (num_tokens, dim), float32 or float16. Before :meth:`fit` the index
+    answers by exact MaxSim. Searches may run in several threads at once; a change must not run beside anything else.
+
+    Args:
+        num_features: width of the learned features; more is more accurate and slower to fit.
+        epochs: passes of training; 0 uses random features: a fast fit that wants 2 to 4 times the candidates.
+        num_training_tokens: query tokens to train on, at most.
+        num_training_documents: documents whose token maxima training predicts, at most.
+        num_sample_tokens: query tokens over which document weights are solved, at most.
+        ridge: regularisation of that solve, relative to the mean diagonal of its Gram matrix.
+        rank: dimension of the vectors in the candidate index (plus one appended coordinate, so one less than a multiple of 16
+            is fastest); None keeps all num_features.
+        candidates: "hnsw" for a graph, "exact" for a scan of all vectors.
+        M, ef_construction: the graph's, as in hnswlib.
+        num_candidates: documents reranked per query, unless a search says otherwise.
+        ef_search: beam of the graph search, at least num_candidates; None means num_candidates.
+        device: where to learn and to compute features: "cpu", "cuda" or "mps".
+        seed: for everything random. On a CPU the learned map is the same for the same seed, data and number of threads.
+
+    Example:
+        >>> import numpy as np
+        >>> random = np.random.default_rng(0)
+        >>> documents = [random.normal(size=(20, 8)).astype(np.float32) for _ in range(100)]
+        >>> index = LemurIndex(num_features=64, epochs=1, rank=15)
+        >>> _ = index.fit(documents, queries=[d[:4] for d in documents], ids=[f"doc {i}" for i in range(100)])
+        >>> hits = index.search(documents[7], k=3)
+        >>> hits.ids[0]
+        'doc 7'
+    """
+
+    def __init__(
+        self,
+        *,
+        num_features: int = 2048,
+        epochs: int = 10,
+        num_training_tokens: int = 100_000,
+        num_training_documents: int = 8192,
+        num_sample_tokens: int = 16_384,
+        ridge: float = 1e-6,
+        rank: int | None = 255,
+        candidates: str = "hnsw",
+        M: int = 24,
+        ef_construction: int = 300,
+        num_candidates: int = 500,
+        ef_search: int | None = None,
+        device: str = "cpu",
+        seed: int = 0,
+    ) -> None:
+        self.options = Options(
+            num_features=num_features,
+            epochs=epochs,
+            num_training_tokens=num_training_tokens,
+            num_training_documents=num_training_documents,
+            num_sample_tokens=num_sample_tokens,
+            ridge=ridge,
+            rank=rank,
+            candidates=candidates,
+            M=M,
+            ef_construction=ef_construction,
+            num_candidates=num_candidates,
+            ef_search=ef_search,
+            device=device,
+            seed=seed,
+        )
+        self._store = TokenStore()
+        self._ids = IdMap()
+        self._metadata: pa.Table | None = None
+        self._encoder: LemurEncoder | None = None
+        self._candidates: CandidateIndex | None = None
+
+    # What it holds
+
+    def __len__(self) -> int:
+        """The number of documents, without deleted ones."""
+        return len(self._ids.index)
+
+    def __contains__(self, doc_id: object) -> bool:
+        return doc_id in self._ids.index
+
+    def __repr__(self) -> str:
+        state = f"{self.options.candidates}, fitted" if self.is_fitted else "not fitted: exact search"
+        return f"<LemurIndex of {len(self):,} documents, dim {self.dim}, {state}>"
+
+    @property
+    def is_fitted(self) -> bool:
+        """Whether a learned map is there; if not, searches are exact."""
+        return self._encoder is not None
+
+    @property
+    def dim(self) -> int | None:
+        """Dimension of tokens; None before the first document."""
+        return self._store.dim
+
+    @property
+    def num_tokens(self) -> int:
+        """Stored tokens, those of deleted documents included."""
+        return self._store.num_tokens
+
+    @property
+    def encoder(self) -> LemurEncoder:
+        """The learned map.
+
+        Raises:
+            NotFitted: before fit.
+        """
+        if self._encoder is None:
+            raise NotFitted("the index has no learned map yet: call fit(documents, queries=...) first")
+        return self._encoder
+
+    def metadata(self, ids: Any) -> pa.Table:
+        """The column ``id`` and all metadata columns of some documents, one row for each id, in their order.
+
+        Raises:
+            KeyError: an id names no document.
+        """
+        wanted = ids_of(ids)
+        rows = self._ids.indices(wanted)
+        table = pa.table({"id": wanted})
+        if self._metadata is not None:
+            taken = self._metadata.take(pa.array(rows))
+            for name in taken.column_names:
+                table = table.append_column(name, taken.column(name))
+        return table
+
+    # Changing it
+
+    def fit(
+        self,
+        documents: Any = None,
+        queries: Any = None,
+        *,
+        ids: Any = None,
+        offsets: Any = None,
+        query_offsets: Any = None,
+        num_threads: int | None = None,
+        progress: bool | None = None,
+    ) -> LemurIndex:
+        """Learn the map for these documents and queries, and index the documents.
+
+        Args:
+            documents: Arrow data (table, record batches, reader, dataset, or anything with the Arrow PyCapsule interface) with
+                a column ``tokens``, list<fixed_size_list<float32 or float16>[dim]>, an optional column ``id`` (string or
+                integer), and other columns kept as metadata; or a sequence of (num_tokens, dim) NumPy or torch matrices; or
+                one flat matrix with ``offsets``. None learns from the documents that :meth:`add` brought.
+            queries: token embeddings of training queries, in the same forms: from the query encoder, of queries like those to
+                come, and not the ones to measure with. A few thousand are plenty. Without them recall is far lower, and a
+                warning says so.
+            ids: one string or integer for each document; 0, 1, 2, ... where None. Arrow data has a column for it.
+            offsets, query_offsets: int (num_documents + 1,) and (num_queries + 1,), with flat matrices only.
+            num_threads: None means all cores.
+            progress: show progress bars; None means when standard error is a terminal.
+
+        Returns:
+            the index itself.
+
+        Raises:
+            ValueError, TypeError: bad documents, queries or ids, and nothing has changed.
+        """
+        threads = validate.num_threads(num_threads)
+        store, id_map, metadata = self._store, self._ids, self._metadata
+        if documents is not None:
+            if len(self):
+                raise ValueError(
+                    f"the index holds {len(self)} documents already; add(documents) brings more, and "
+                    "fit(queries=...) without documents learns anew from those it holds"
+                )
+            store, id_map = TokenStore(), IdMap()
+            batches = read_documents(documents, ids=ids, offsets=offsets)
+            metadata = _append(store, id_map, None, _named(batches, id_map))
+        elif ids is not None or offsets is not None:
+            raise TypeError("ids= and offsets= go with documents, and documents is None")
+        live = np.setdiff1d(np.arange(len(store)), id_map.deleted)
+        if len(live) == 0:
+            raise ValueError("fit needs at least one document, got none")
+        training: QueryBatch | None = None
+        if queries is not None:
+            training = read_queries(queries, offsets=query_offsets)
+            if len(training) and training.tokens.shape[1] != store.dim:
+                raise ValueError(f"queries have dim {training.tokens.shape[1]}, documents have dim {store.dim}")
+
+        from lemur_ann.encoder import fit_encoder
+
+        with progress_lines(progress) as lines:
+            encoder, vectors = fit_encoder(store, live, training, self.options, num_threads=threads, progress=lines)
+            candidates = kind_of(self.options.candidates).create(encoder.dim, asdict(self.options))
+            task = lines.task(f"{self.options.candidates} index", len(store))
+            rows = np.zeros((len(store), encoder.dim), np.float32)  # deleted documents keep their row
+            rows[live] = vectors
+            for begin in range(0, len(rows), ROWS_PER_STEP):
+                block = rows[begin : begin + ROWS_PER_STEP]
+                candidates.add(block, num_threads=threads)
+                task.advance(len(block))
+            candidates.delete(id_map.deleted)
+        self._store, self._ids, self._metadata = store, id_map, metadata
+        self._encoder, self._candidates = encoder, candidates
+        return self
+
+    def add(self, documents: Any, *, ids: Any = None, offsets: Any = None, num_threads: int | None = None) -> LemurIndex:
+        """Add documents, in any form that :meth:`fit` takes; the learned map stays as it is.
+
+        Documents join in the index's token dtype: float32 tokens are rounded where it holds float16. Metadata columns that
+        either side lacks are null there.
+
+        Returns:
+            the index itself.
+
+        Raises:
+            ValueError, TypeError: bad documents, or an id that names a document already; nothing has changed.
+        """
+        threads = validate.num_threads(num_threads)
+        batches = _named(read_documents(documents, ids=ids, offsets=offsets, dim=self.dim), self._ids)
+        if self._store.dtype == np.float16:
+            batches = [_as_float16(batch) for batch in batches]
+        _check_metadata(self._metadata, batches)
+        if self._encoder is not None and self._candidates is not None:
+            vectors = [
+                self._encoder.encode_documents(_core.Documents([(b.tokens, b.offsets)]), num_threads=threads)
+                for b in batches
+            ]
+            for block in vectors:
+                self._candidates.add(block, num_threads=threads)
+        self._metadata = _append(self._store, self._ids, self._metadata, batches)
+        return self
+
+    def delete(self, ids: Any) -> int:
+        """Delete documents by id (one, or a sequence); they never appear again, and their ids are free for new documents.
+
+        Returns:
+            how many were deleted.
+
+        Raises:
+            KeyError: an id names no document; nothing has changed.
+        """
+        removed = self._ids.remove(ids_of(ids))
+        if self._candidates is not None:
+            self._candidates.delete(removed)
+        return len(removed)
+
+    # Searching it
+
+    @overload
+    def search(
+        self,
+        queries: npt.NDArray[Any],
+        k: int = 10,
+        *,
+        num_candidates: int | None = None,
+        ef_search: int | None = None,
+        exact: bool = False,
+        num_threads: int | None = None,
+    ) -> Hits: ...
+
+    @overload
+    def search(
+        self,
+        queries: Sequence[Any],
+        k: int = 10,
+        *,
+        num_candidates: int | None = None,
+        ef_search: int | None = None,
+        exact: bool = False,
+        num_threads: int | None = None,
+    ) -> list[Hits]: ...
+
+    @overload
+    def search(
+        self,
+        queries: Any,
+        k: int = 10,
+        *,
+        num_candidates: int | None = None,
+        ef_search: int | None = None,
+        exact: bool = False,
+        num_threads: int | None = None,
+    ) -> Any: ...
+
+    def search(
+        self,
+        queries: Any,
+        k: int = 10,
+        *,
+        num_candidates: int | None = None,
+        ef_search: int | None = None,
+        exact: bool = False,
+        num_threads: int | None = None,
+    ) -> Any:
+        """The k documents of highest exact MaxSim score among the candidates.
+
+        Args:
+            queries: one query, a matrix (num_tokens, dim); or a batch: a sequence of matrices, an array of shape
+                (num_queries, num_tokens, dim), or Arrow data with a column ``tokens``.
+            k: how many to return, at least 1.
+            num_candidates: documents to rerank; None means the index's own. Never fewer than k.
+            ef_search: beam of the graph search; None means num_candidates, and never fewer.
+            exact: score every document instead: the built-in oracle.
+            num_threads: None means all cores.
+
+        Returns:
+            :class:`Hits` for one query, a list of them for a batch. Fewer than k only where fewer documents exist.
+
+        Raises:
+            ValueError, TypeError: queries of a wrong shape, dtype or dim, without tokens or not finite; k below 1.
+        """
+        k = validate.positive_int(k, "k")
+        count, beam = self._search_options(k, num_candidates, ef_search)
+        threads = validate.num_threads(num_threads)
+        if is_single_query(queries):
+            matrix = validate.token_matrix(queries, "query", dim=self.dim)
+            row = validate.first_nonfinite_row(matrix)
+            if row is not None:
+                raise ValueError(f"query has a NaN or infinite value in token {row}, expected finite values")
+            batch = QueryBatch(matrix, np.array([0, len(matrix)], dtype=np.int64))
+            return self._search(batch, k, count, beam, exact, threads)[0]
+        return self._search(read_queries(queries, dim=self.dim), k, count, beam, exact, threads)
+
+    def evaluate(
+        self,
+        queries: Any,
+        k: int = 10,
+        *,
+        num_candidates: int | None = None,
+        ef_search: int | None = None,
+        num_threads: int | None = None,
+        progress: bool | None = None,
+    ) -> Evaluation:
+        """Recall@k against exact MaxSim, and the latency of single queries, on queries it did not learn from.
+
+        Args:
+            queries: a batch, as for :meth:`search`; at least one query.
+            k, num_candidates, ef_search, num_threads: as for :meth:`search`.
+            progress: show a progress bar; None means when standard error is a terminal.
+        """
+        k = validate.positive_int(k, "k")
+        count, beam = self._search_options(k, num_candidates, ef_search)
+        threads = validate.num_threads(num_threads)
+        batch = read_queries([queries] if is_single_query(queries) else queries, dim=self.dim)
+        if len(batch) == 0:
+            raise ValueError("evaluate needs at least one query, got none")
+        start = time.perf_counter()
+        exact = self._search(batch, k, count, beam, True, threads)
+        exact_ms = (time.perf_counter() - start) / len(batch) * 1e3
+        found, latencies = [], []
+        with progress_lines(progress) as lines:
+            task = lines.task("queries", len(batch))
+            matrices = [batch.tokens[batch.offsets[i] : batch.offsets[i + 1]] for i in range(len(batch))]
+            self.search(matrices[0], k, num_candidates=count, ef_search=beam, num_threads=threads)  # warm up
+            for matrix in matrices:
+                start = time.perf_counter()
+                found.append(self.search(matrix, k, num_candidates=count, ef_search=beam, num_threads=threads))
+                latencies.append((time.perf_counter() - start) * 1e3)
+                task.advance()
+        return Evaluation(
+            recall=metrics.recall([h.ids.tolist() for h in found], [h.ids.tolist() for h in exact]),
+            k=k,
+            num_candidates=count,
+            ef_search=beam,
+            num_threads=threads,
+            num_queries=len(batch),
+            num_documents=len(self),
+            latency_mean_ms=float(np.mean(latencies)),
+            latency_p50_ms=float(np.percentile(latencies, 50)),
+            latency_p95_ms=float(np.percentile(latencies, 95)),
+            exact_latency_mean_ms=exact_ms,
+        )
+
+    def _search_options(self, k: int, num_candidates: int | None, ef_search: int | None) -> tuple[int, int]:
+        count = self.options.num_candidates if num_candidates is None else num_candidates
+        count = max(validate.positive_int(count, "num_candidates"), k)
+        beam = self.options.ef_search if ef_search is None else ef_search
+        return count, count if beam is None else max(validate.positive_int(beam, "ef_search"), count)
+
+    def _search(
+        self, queries: QueryBatch, k: int, num_candidates: int, ef_search: int, exact: bool, num_threads: int
+    ) -> list[Hits]:
+        tokens = np.ascontiguousarray(queries.tokens, dtype=np.float32)
+        if len(self) == 0 or len(queries) == 0:
+            return [self._hits(np.empty(0, np.int64), np.empty(0, np.float32)) for _ in range(len(queries))]
+        if exact or self._encoder is None or self._candidates is None or num_candidates >= len(self):
+            return self._search_exact(tokens, queries.offsets, k, num_threads)
+        encoded = self._encoder.encode_queries(tokens, queries.offsets)
+        candidates = self._candidates.search(encoded, num_candidates, ef_search, num_threads=num_threads)
+        candidates = [np.sort(found) for found in candidates]  # read tokens in the order they lie; ties as in exact search
+        bounds = np.zeros(len(candidates) + 1, np.int64)
+        np.cumsum([len(found) for found in candidates], out=bounds[1:])
+        scores = _core.candidate_scores(
+            tokens, queries.offsets, self._store.documents, np.concatenate(candidates), bounds, num_threads
+        )
+        hits = []
+        for i, found in enumerate(candidates):
+            own = scores[bounds[i] : bounds[i + 1]]
+            order = _core.top_k(own, k)
+            hits.append(self._hits(found[order], own[order]))
+        return hits
+
+    def _search_exact(
+        self, tokens: npt.NDArray[np.float32], offsets: npt.NDArray[np.int64], k: int, num_threads: int
+    ) -> list[Hits]:
+        hits = []
+        step = max(SCORES_PER_BLOCK // len(self._store), 1)
+        for begin in range(0, len(offsets) - 1, step):
+            part = offsets[begin : begin + step + 1]
+            scores = _core.scores(tokens, part, self._store.documents, num_threads)
+            scores[:, self._ids.deleted] = -np.inf
+            for row in scores:
+                order = _core.top_k(row, k)
+                hits.append(self._hits(order, row[order]))
+        return hits
+
+    def _hits(self, indices: npt.NDArray[np.int64], scores: npt.NDArray[np.float32]) -> Hits:
+        return Hits(self._ids.take(indices), scores)
+
+    # Keeping it
+
+    def save(self, path: str | PathLike[str]) -> None:
+        """Save as a directory; an index already there is replaced once the new one is whole.
+
+        Raises:
+            FileExistsError: something other than an index is there.
+        """
+
+        def write_files(folder: Path) -> None:
+            storage.write_documents(folder / storage.DOCUMENTS, self._ids.array, self._ids.deleted, self._metadata)
+            self._store.write(folder / storage.TOKENS)
+            if self._encoder is not None and self._candidates is not None:
+                storage.write_arrays(folder / storage.LEARNED, self._encoder.arrays())
+                self._candidates.save(folder)
+
+        manifest = {
+            "num_documents": len(self),
+            "num_rows": len(self._store),
+            "num_tokens": self._store.num_tokens,
+            "dim": self._store.dim,
+            "token_dtype": None if self._store.dtype is None else str(self._store.dtype),
+            "options": asdict(self.options),
+            "feature_map": self._encoder.feature_map.config if self._encoder is not None else None,
+            "training": self._encoder.training if self._encoder is not None else None,
+        }
+        storage.write_directory(Path(path), manifest, write_files)
+
+    @classmethod
+    def load(cls, path: str | PathLike[str], *, device: str | None = None, verify: bool = True) -> LemurIndex:
+        """Open a saved index; tokens stay on disk, memory-mapped.
+
+        Args:
+            path: the directory.
+            device: where to compute features; None means the device it was made with.
+            verify: check the checksum of every file. False leaves out the token file, whose size is checked all the same.
+
+        Raises:
+            FileNotFoundError: there is no such directory.
+            CorruptIndex: a file is missing, truncated, altered or of a newer format.
+        """
+        folder = Path(path)
+        manifest = storage.read_manifest(folder)
+        storage.check_files(folder, manifest, verify=verify)
+        options = manifest["options"] if device is None else {**manifest["options"], "device": device}
+        index = cls(**options)
+        ids, deleted, metadata = storage.read_documents(folder / storage.DOCUMENTS)
+        index._store = TokenStore.open(folder / storage.TOKENS)
+        if len(ids) != len(index._store):
+            raise CorruptIndex(f"{folder} has {len(ids)} ids and tokens of {len(index._store)} documents")
+        index._ids = IdMap(ids, deleted)
+        index._metadata = metadata
+        if manifest["feature_map"] is not None:
+            from lemur_ann.encoder import LemurEncoder
+
+            arrays = storage.read_arrays(folder / storage.LEARNED)
+            index._encoder = LemurEncoder.from_arrays(
+                arrays, manifest["feature_map"], manifest["training"], index.options.device
+            )
+            kind = kind_of(index.options.candidates)
+            index._candidates = kind.load(folder, index._encoder.dim, asdict(index.options), deleted)
+        return index
+
+
+def _named(batches: list[DocumentBatch], id_map: IdMap) -> list[DocumentBatch]:
+    """The batches with ids for all, after checking that each id is new."""
+    batches = [batch for batch in batches if len(batch)]
+    if not batches:
+        return []
+    if batches[0].ids is None:
+        ids = id_map.next_ids(sum(len(batch) for batch in batches))
+        begin = 0
+        for batch in batches:
+            batch.ids = ids.slice(begin, len(batch))
+            begin += len(batch)
+    id_map.check_new(pa.concat_arrays([batch.ids for batch in batches]))
+    return batches
+
+
+def _as_float16(batch: DocumentBatch) -> DocumentBatch:
+    with np.errstate(over="ignore"):
+        tokens = batch.tokens.astype(np.float16, copy=False)
+    row = validate.first_nonfinite_row(tokens)
+    if row is not None:
+        raise ValueError(f"token {row} exceeds the range of float16, which the index holds")
+    return DocumentBatch(batch.ids, tokens, batch.offsets, batch.metadata)
+
+
+def _check_metadata(existing: pa.Table | None, batches: list[DocumentBatch]) -> None:
+    tables = [batch.metadata for batch in batches if batch.metadata is not None]
+    for table in tables:
+        for name in table.column_names if existing is not None else ():
+            if name in existing.column_names and existing.schema.field(name).type != table.schema.field(name).type:
+                raise TypeError(
+                    f"metadata column {name!r} is {table.schema.field(name).type}, "
+                    f"index has it as {existing.schema.field(name).type}"
+                )
+
+
+def _append(store: TokenStore, id_map: IdMap, metadata: pa.Table | None, batches: list[DocumentBatch]) -> pa.Table | None:
+    """Put checked batches into a store and an id map; returns the metadata of all."""
+    rows_before = len(store)
+    tables = [] if metadata is None else [metadata]
+    for batch in batches:
+        assert batch.ids is not None
+        store.append(batch.tokens, batch.offsets)
+        id_map.append(batch.ids)
+        if batch.metadata is not None:
+            if not tables and rows_before:
+                tables.append(_null_rows(batch.metadata.schema, rows_before))
+            tables.append(batch.metadata)
+        elif tables:
+            tables.append(_null_rows(tables[-1].schema, len(batch)))
+    return pa.concat_tables(tables, promote_options="default") if tables else None
+
+
+def _null_rows(schema: pa.Schema, count: int) -> pa.Table:
+    return pa.Table.from_arrays([pa.nulls(count, field.type) for field in schema], names=schema.names)

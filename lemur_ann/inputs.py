@@ -1,0 +1,289 @@
+"""Every form in which documents and queries may be passed, as flat token matrices with offsets.
+
+Accepted: Arrow tables, record batches, readers and datasets (and anything with the Arrow PyCapsule interface) with a column
+``tokens``; sequences of (num_tokens, dim) NumPy or torch matrices; one array of shape (n, num_tokens, dim); one flat matrix
+with offsets. Arrow buffers and flat matrices are used where they lie.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from itertools import islice
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+from lemur_ann import _validate as validate
+from lemur_ann._validate import Offsets, Tokens
+
+DOCUMENTS_PER_BATCH = 4096  # sequences of matrices are laid end to end this many at a time
+
+TOKENS_TYPE = "list<fixed_size_list<float32 or float16>[dim]>"
+
+
+@dataclass
+class DocumentBatch:
+    """Checked documents: ids (None where the caller gave none), flat tokens, offsets, and other columns as metadata."""
+
+    ids: pa.Array | None
+    tokens: Tokens
+    offsets: Offsets
+    metadata: pa.Table | None = None
+
+    def __len__(self) -> int:
+        return len(self.offsets) - 1
+
+
+@dataclass
+class QueryBatch:
+    """Checked queries: flat tokens (total_tokens, dim) and offsets (num_queries + 1,)."""
+
+    tokens: Tokens
+    offsets: Offsets
+
+    def __len__(self) -> int:
+        return len(self.offsets) - 1
+
+
+def read_documents(documents: Any, *, ids: Any = None, offsets: Any = None, dim: int | None = None) -> list[DocumentBatch]:
+    """All documents, checked. Nothing is returned unless everything is good.
+
+    Raises:
+        ValueError, TypeError: what was expected and what came, with the row and the id of the document at fault.
+    """
+    batches: list[DocumentBatch] = []
+    rows = 0
+    for batch in _document_batches(documents, ids, offsets):
+        _check_batch(batch, rows, "document", dim)
+        dim = batch.tokens.shape[1]
+        batches.append(batch)
+        rows += len(batch)
+    return batches
+
+
+def read_queries(queries: Any, *, offsets: Any = None, dim: int | None = None, name: str = "queries") -> QueryBatch:
+    """All queries, checked, as one batch; ids and other columns are ignored."""
+    parts: list[DocumentBatch] = []
+    rows = 0
+    for batch in _document_batches(queries, None, offsets, name):
+        _check_batch(batch, rows, "query", dim)
+        dim = batch.tokens.shape[1]
+        parts.append(batch)
+        rows += len(batch)
+    if len(parts) == 1:
+        return QueryBatch(parts[0].tokens, parts[0].offsets)
+    if not parts:
+        return QueryBatch(np.empty((0, dim or 1), np.float32), np.zeros(1, np.int64))
+    lengths = np.concatenate([np.diff(part.offsets) for part in parts])
+    return QueryBatch(np.concatenate([part.tokens for part in parts]), _to_offsets(lengths))
+
+
+def is_single_query(query: Any) -> bool:
+    """Whether ``query`` is one matrix (or a vector, to be refused as one) rather than a batch of queries."""
+    return getattr(query, "ndim", None) in (1, 2)
+
+
+def _document_batches(documents: Any, ids: Any, offsets: Any, name: str = "documents") -> Iterator[DocumentBatch]:
+    arrow = _arrow_batches(documents)
+    if arrow is not None:
+        if ids is not None or offsets is not None:
+            raise TypeError(f"{name} in Arrow form carry ids and offsets as columns; ids= and offsets= must be None")
+        for table in arrow:
+            yield from _from_arrow(table, name)
+        return
+    if isinstance(documents, (str, bytes, dict)):
+        raise TypeError(f"{name} must be token embeddings, got {type(documents).__name__}")
+    ndim = getattr(documents, "ndim", None)
+    if ndim is not None and ndim != 3:
+        if ndim == 2 and offsets is None:
+            raise ValueError(
+                f"{name} is one matrix of shape {tuple(documents.shape)}; pass offsets= with it, "
+                "or a list of (num_tokens, dim) matrices"
+            )
+        tokens = validate.token_matrix(documents, name, allow_empty=True)
+        bounds = validate.offsets_array(offsets, len(tokens))
+        yield DocumentBatch(_ids_array(ids, len(bounds) - 1), tokens, bounds)
+        return
+    if offsets is not None:
+        raise TypeError(f"offsets= goes with one flat matrix, got {name} of type {type(documents).__name__}")
+    if not isinstance(documents, Iterable):
+        raise TypeError(f"{name} must be Arrow data or a sequence of matrices, got {type(documents).__name__}")
+    yield from _from_matrices(documents, ids, name)
+
+
+def _from_matrices(matrices: Iterable[Any], ids: Any, name: str) -> Iterator[DocumentBatch]:
+    if ids is not None:
+        matrices = list(matrices)
+        ids = _ids_array(ids, len(matrices))
+    items = iter(matrices)
+    row = 0
+    dim = None
+    while part := list(islice(items, DOCUMENTS_PER_BATCH)):
+        checked = []
+        for i, item in enumerate(part):
+            checked.append(validate.token_matrix(item, f"{name}[{row + i}]", allow_empty=True))
+            dim = dim or checked[-1].shape[1]
+            if checked[-1].shape[1] != dim:
+                raise ValueError(f"{name}[{row + i}] has dim {checked[-1].shape[1]}, those before have dim {dim}")
+        lengths = np.array([len(matrix) for matrix in checked])
+        yield DocumentBatch(
+            None if ids is None else ids.slice(row, len(part)), np.concatenate(checked), _to_offsets(lengths)
+        )
+        row += len(part)
+
+
+def _arrow_batches(data: Any) -> Iterator[pa.Table] | None:
+    """Arrow data as tables, one per record batch; None where ``data`` is not Arrow."""
+    if isinstance(data, pa.Table):
+        return (pa.Table.from_batches([batch]) for batch in data.to_batches())
+    if isinstance(data, pa.RecordBatch):
+        return iter([pa.Table.from_batches([data])])
+    if isinstance(data, pa.RecordBatchReader) or (hasattr(data, "to_batches") and hasattr(data, "schema")):
+        batches = data if isinstance(data, pa.RecordBatchReader) else data.to_batches()  # a Dataset or Scanner
+        return (pa.Table.from_batches([batch]) for batch in batches)
+    if hasattr(data, "__arrow_c_stream__"):
+        return _arrow_batches(pa.RecordBatchReader.from_stream(data))
+    if hasattr(data, "__arrow_c_array__"):
+        return _arrow_batches(pa.record_batch(data))
+    return None
+
+
+def _from_arrow(table: pa.Table, name: str) -> Iterator[DocumentBatch]:
+    if "tokens" not in table.column_names:
+        raise ValueError(f"{name} must have a column 'tokens' ({TOKENS_TYPE}), got columns {table.column_names}")
+    ids = _ids_array(table.column("id"), len(table)) if "id" in table.column_names else None
+    metadata = table.drop_columns([c for c in ("id", "tokens") if c in table.column_names])
+    row = 0
+    for chunk in table.column("tokens").chunks:
+        tokens, offsets = tokens_from_arrow(chunk, f"column 'tokens' of {name}")
+        part = slice(row, row + len(chunk))
+        yield DocumentBatch(
+            None if ids is None else ids[part], tokens, offsets, metadata[part] if metadata.num_columns else None
+        )
+        row += len(chunk)
+
+
+def tokens_from_arrow(array: pa.Array, name: str) -> tuple[Tokens, Offsets]:
+    """The tokens of an Arrow array of matrices, as views of its buffers where the layout allows (slices too)."""
+    if isinstance(array, pa.ExtensionArray):
+        array = array.storage
+    kind = array.type
+    if pa.types.is_null(kind) or array.null_count:
+        raise ValueError(f"{name} is null in row {int(np.flatnonzero(array.is_null().to_numpy(False))[0])}")
+    if str(kind).startswith(("list_view", "large_list_view")):
+        array = array.cast(pa.large_list(kind.value_type))
+        kind = array.type
+    if pa.types.is_fixed_size_list(kind):
+        offsets = np.arange(len(array) + 1, dtype=np.int64) * kind.list_size
+        inner = array.flatten()
+    elif pa.types.is_list(kind) or pa.types.is_large_list(kind):
+        offsets = array.offsets.to_numpy().astype(np.int64) if len(array) else np.zeros(1, np.int64)
+        inner = array.values.slice(offsets[0], offsets[-1] - offsets[0])
+        offsets = offsets - offsets[0]
+    else:
+        raise TypeError(f"{name} must be {TOKENS_TYPE}, got {kind}")
+    return _vectors_from_arrow(inner, name), offsets
+
+
+def _vectors_from_arrow(inner: pa.Array, name: str) -> Tokens:
+    if isinstance(inner, pa.ExtensionArray):
+        inner = inner.storage
+    kind = inner.type
+    if not (pa.types.is_fixed_size_list(kind) or pa.types.is_list(kind) or pa.types.is_large_list(kind)):
+        raise TypeError(f"{name} must be {TOKENS_TYPE}, got lists of {kind}")
+    if not pa.types.is_floating(kind.value_type):
+        raise TypeError(f"{name} must hold float32 or float16 values, got {kind.value_type}")
+    if inner.null_count:
+        raise ValueError(f"{name} has a null token vector")
+    values = inner.flatten()
+    if values.null_count:
+        raise ValueError(f"{name} has a null value within a token vector")
+    if pa.types.is_fixed_size_list(kind):
+        dim = kind.list_size
+    else:
+        dims = np.diff(inner.offsets.to_numpy()) if len(inner) else np.zeros(0, np.int64)
+        dim = int(dims[0]) if len(dims) else 1
+        if np.any(dims != dim):
+            raise ValueError(f"{name} has token vectors of dim {dim} and {int(dims[dims != dim][0])}")
+    if dim == 0:
+        raise ValueError(f"{name} has token vectors of dim 0")
+    return validate.token_matrix(values.to_numpy().reshape(-1, dim), name, allow_empty=True)
+
+
+def _ids_array(ids: Any, expected: int) -> pa.Array | None:
+    """Ids as one large_string or int64 Arrow array without nulls."""
+    if ids is None:
+        return None
+    if isinstance(ids, pa.ChunkedArray):
+        ids = ids.combine_chunks() if ids.num_chunks != 1 else ids.chunk(0)
+    if not isinstance(ids, pa.Array):
+        ids = _python_ids(ids)
+    if pa.types.is_dictionary(ids.type):
+        ids = ids.dictionary_decode()
+    if len(ids) != expected:
+        raise ValueError(f"expected one id for each of {expected} documents, got {len(ids)} ids")
+    if ids.null_count:
+        raise ValueError(f"id is null in row {int(np.flatnonzero(ids.is_null().to_numpy(False))[0])}")
+    if pa.types.is_integer(ids.type):
+        try:
+            return ids.cast(pa.int64())
+        except pa.ArrowInvalid:
+            raise ValueError("integer ids must fit in int64") from None
+    if pa.types.is_string(ids.type) or pa.types.is_large_string(ids.type) or str(ids.type) == "string_view":
+        return ids.cast(pa.large_string())
+    raise TypeError(f"ids must be strings or integers, got {ids.type}")
+
+
+def _python_ids(ids: Any) -> pa.Array:
+    values = ids.tolist() if hasattr(ids, "tolist") else list(ids)
+    kinds = {type(value) for value in values}
+    for kind in kinds:
+        if not issubclass(kind, (str, int, np.integer, type(None))) or issubclass(kind, bool):
+            raise TypeError(f"ids must be strings or integers, got {kind.__name__}")
+    strings = any(issubclass(kind, str) for kind in kinds)
+    if strings and any(issubclass(kind, (int, np.integer)) for kind in kinds):
+        raise TypeError("ids must be all strings or all integers, got both")
+    try:
+        return pa.array(values, pa.large_string() if strings else pa.int64())
+    except OverflowError:
+        raise ValueError("integer ids must fit in int64") from None
+
+
+def ids_of(ids: Any) -> pa.Array:
+    """Ids named by a caller (one id, or any sequence of them), as one large_string or int64 Arrow array."""
+    if isinstance(ids, (str, int, np.integer)):
+        ids = [ids]
+    elif not isinstance(ids, (pa.Array, pa.ChunkedArray, Sequence, np.ndarray)):
+        ids = list(ids)
+    array = _ids_array(ids, len(ids))
+    assert array is not None
+    return array
+
+
+def _check_batch(batch: DocumentBatch, first_row: int, what: str, dim: int | None) -> None:
+    def named(i: int) -> str:
+        doc_id = "" if batch.ids is None else f" (id {batch.ids[i].as_py()!r})"
+        return f"{what} {first_row + i}{doc_id}"
+
+    if len(batch) == 0:
+        return
+    if dim is not None and batch.tokens.shape[1] != dim:
+        raise ValueError(f"{named(0)} has dim {batch.tokens.shape[1]}, index has dim {dim}")
+    empty = np.flatnonzero(np.diff(batch.offsets) == 0)
+    if len(empty):
+        raise ValueError(f"{named(int(empty[0]))} has no tokens, expected at least one")
+    row = validate.first_nonfinite_row(batch.tokens)
+    if row is not None:
+        i = int(np.searchsorted(batch.offsets, row, side="right")) - 1
+        raise ValueError(
+            f"{named(i)} has a NaN or infinite value in token {row - int(batch.offsets[i])} "
+            f"(as {batch.tokens.dtype}), expected finite values"
+        )
+
+
+def _to_offsets(lengths: Any) -> Offsets:
+    offsets = np.zeros(len(lengths) + 1, dtype=np.int64)
+    np.cumsum(lengths, out=offsets[1:])
+    return offsets

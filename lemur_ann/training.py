@@ -1,0 +1,173 @@
+"""Learn the feature map: predict, for one token, its largest inner product with each of a sample of documents."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import nn
+
+from lemur_ann import _core
+from lemur_ann.features import FeatureMap
+from lemur_ann.progress import Progress
+
+TARGET_ROWS = 4096  # rows of targets computed at a time
+
+
+@dataclass
+class Training:
+    """A feature map and what its training showed.
+
+    Targets are standardised by ``target_mean`` and ``target_std``; losses are mean squared errors of standardised targets,
+    one an epoch, so 1.0 is what predicting the mean would give.
+    """
+
+    feature_map: FeatureMap
+    target_mean: float
+    target_std: float
+    training_loss: list[float] = field(default_factory=list)
+    validation_loss: list[float] = field(default_factory=list)
+    output_layer: torch.Tensor | None = None  # (num_documents, num_features) of the best epoch
+
+
+def train_feature_map(
+    tokens: npt.NDArray[np.float32],
+    documents: _core.Documents,
+    feature_map: FeatureMap,
+    *,
+    validation_tokens: npt.NDArray[np.float32] | None = None,
+    epochs: int = 10,
+    learning_rate: float = 3e-3,
+    batch_size: int = 512,
+    gradient_clip: float | None = 0.5,
+    seed: int = 0,
+    device: str = "cpu",
+    num_threads: int = 1,
+    progress: Progress | None = None,
+) -> Training:
+    """Train ``feature_map`` in place with Adam on mean squared error, and keep its best epoch.
+
+    Args:
+        tokens: float32 (num_tokens, dim), in random order, drawn from the queries' distribution.
+        documents: the sample of documents whose token maxima are predicted.
+        feature_map: what to train. A random map is left as it is.
+        validation_tokens: float32 (n, dim), to choose the best epoch by; the training loss decides where there are none.
+        epochs: passes over the tokens; 0 only measures the mean and deviation of the targets.
+        learning_rate: Adam's, decayed to zero along a cosine.
+        batch_size: tokens a step.
+        gradient_clip: largest norm of a step's gradient; None for no limit.
+        seed: for the order of tokens and the output layer, which exists for training alone.
+        device: a torch device.
+        num_threads: threads for the targets.
+        progress: where to report.
+    """
+    progress = progress or Progress()
+    sample = _core.token_maxima(tokens[:TARGET_ROWS], documents, num_threads)
+    mean = float(sample.mean(dtype=np.float64))
+    std = max(float(sample.std(dtype=np.float64)), 1e-6)
+    result = Training(feature_map, mean, std)
+    if epochs == 0 or feature_map.config["kind"] == "random":
+        return result
+
+    def data(x: npt.NDArray[np.float32]) -> _Data:
+        return _Data(x, documents, mean, std, device, num_threads, progress)
+
+    training = data(tokens)
+    validation = None if validation_tokens is None or not len(validation_tokens) else data(validation_tokens)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        output = nn.Linear(feature_map.num_features, len(documents), bias=False)
+    model = nn.Sequential(feature_map, output).to(device)
+    generator = torch.Generator().manual_seed(seed)
+    optimizer = torch.optim.Adam(model.parameters(), lr=learning_rate)
+    steps = math.ceil(len(tokens) / batch_size)
+    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, epochs * steps)
+    autocast = _autocast(device)
+    task = progress.task("training", epochs * steps)
+    best = math.inf
+    for epoch in range(epochs):
+        model.train()
+        order = torch.randperm(len(tokens), generator=generator)
+        total = 0.0
+        for step in range(steps):
+            x, y = training.batch(order[step * batch_size : (step + 1) * batch_size])
+            optimizer.zero_grad(set_to_none=True)
+            with autocast():
+                predicted = model(x)
+            loss = nn.functional.mse_loss(predicted.float(), y)
+            loss.backward()  # type: ignore[no-untyped-call]
+            if gradient_clip is not None:
+                nn.utils.clip_grad_norm_(model.parameters(), gradient_clip)
+            optimizer.step()
+            schedule.step()
+            total += float(loss.detach()) * len(x)
+            task.advance(note=f"epoch {epoch + 1}/{epochs}  loss {float(loss.detach()):.4f}")
+        result.training_loss.append(total / len(tokens))
+        if validation is not None:
+            result.validation_loss.append(_loss(model, validation, batch_size, autocast))
+            task.advance(0, note=f"epoch {epoch + 1}/{epochs}  validation loss {result.validation_loss[-1]:.4f}")
+        score = (result.validation_loss or result.training_loss)[-1]
+        if score < best:
+            best = score
+            best_state = {name: value.detach().clone() for name, value in model.state_dict().items()}
+    if not math.isfinite(best):
+        raise FloatingPointError(f"training diverged: loss {score} after {epochs} epochs at learning_rate {learning_rate}")
+    model.load_state_dict(best_state)
+    result.output_layer = output.weight.detach().cpu()
+    feature_map.requires_grad_(False)
+    return result
+
+
+class _Data:
+    """Tokens and their standardised targets, which half precision holds well enough in half the memory."""
+
+    def __init__(
+        self,
+        tokens: npt.NDArray[np.float32],
+        documents: _core.Documents,
+        mean: float,
+        std: float,
+        device: str,
+        num_threads: int,
+        progress: Progress,
+    ) -> None:
+        self.x = torch.from_numpy(np.ascontiguousarray(tokens)).to(device)
+        self.y = torch.empty((len(tokens), len(documents)), dtype=torch.float16, device=device)
+        task = progress.task("targets", len(tokens))
+        for begin in range(0, len(tokens), TARGET_ROWS):
+            block = _core.token_maxima(tokens[begin : begin + TARGET_ROWS], documents, num_threads)
+            self.y[begin : begin + TARGET_ROWS] = torch.from_numpy((block - np.float32(mean)) / np.float32(std))
+            task.advance(len(block))
+
+    def __len__(self) -> int:
+        return len(self.x)
+
+    def batch(self, rows: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        rows = rows.to(self.x.device)
+        return self.x[rows], self.y[rows].float()
+
+
+@torch.inference_mode()
+def _loss(model: nn.Module, data: _Data, batch_size: int, autocast: Any) -> float:
+    model.eval()
+    total = 0.0
+    for rows in torch.arange(len(data)).split(batch_size):
+        x, y = data.batch(rows)
+        with autocast():
+            predicted = model(x)
+        total += float(nn.functional.mse_loss(predicted.float(), y)) * len(x)
+    return total / len(data)
+
+
+def _autocast(device: str) -> Any:
+    """bfloat16 matrix products where the hardware has them."""
+    kind = torch.device(device).type
+    if kind == "cpu":
+        fast = any(getattr(torch.cpu, name, bool)() for name in ("_is_avx512_bf16_supported", "_is_amx_tile_supported"))
+    else:
+        fast = kind == "cuda" and torch.cuda.is_bf16_supported()
+    return lambda: torch.autocast(kind, dtype=torch.bfloat16, enabled=fast)

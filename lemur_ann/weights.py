@@ -1,0 +1,83 @@
+"""Document weights: for each document l, the w_l with <psi(x), w_l> closest to its standardised token maxima.
+
+Ordinary least squares with a small ridge, over one fixed sample of tokens and one shared Cholesky factor, so that a document
+is solved on its own: its weights do not depend on the others, nor on when it was added.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from lemur_ann import _core
+from lemur_ann.features import FeatureMap
+
+DOCUMENTS_PER_SOLVE = 1024  # bounds the target matrix: 64 MiB for 16,384 sample tokens
+
+
+class WeightSolver:
+    """Solves document weights.
+
+    Args:
+        feature_map: psi.
+        sample_tokens: float32 (num_sample_tokens, dim), drawn from the queries' distribution.
+        target_mean, target_std: standardise the token maxima.
+        ridge: added to the diagonal of the Gram matrix, relative to its mean.
+        cholesky: the factor of an earlier solver, float64 (num_features, num_features); computed where None.
+    """
+
+    def __init__(
+        self,
+        feature_map: FeatureMap,
+        sample_tokens: npt.NDArray[np.float32],
+        target_mean: float,
+        target_std: float,
+        *,
+        ridge: float = 1e-6,
+        cholesky: npt.NDArray[np.float64] | None = None,
+    ) -> None:
+        self.feature_map = feature_map
+        self.sample_tokens = np.ascontiguousarray(sample_tokens, dtype=np.float32)
+        self.target_mean = target_mean
+        self.target_std = target_std
+        self.cholesky = torch.from_numpy(cholesky) if cholesky is not None else self._factorise(ridge)
+
+    @cached_property
+    def _features(self) -> torch.Tensor:
+        """psi of the sample tokens, float32 (num_sample_tokens, num_features)."""
+        return self.feature_map.token_features(self.sample_tokens).cpu()
+
+    def _factorise(self, ridge: float) -> torch.Tensor:
+        gram = torch.zeros((self.feature_map.num_features,) * 2, dtype=torch.float64)
+        for block in self._features.split(4096):
+            wide = block.double()
+            gram.addmm_(wide.T, wide)
+        diagonal = gram.diagonal()
+        diagonal += ridge * diagonal.mean()
+        return torch.linalg.cholesky(gram)  # type: ignore[no-any-return]
+
+    def solve(self, documents: _core.Documents, num_threads: int = 1) -> npt.NDArray[np.float32]:
+        """The weights of every document, float32 (num_documents, num_features)."""
+        targets = torch.from_numpy(_core.token_maxima(self.sample_tokens, documents, num_threads))
+        targets.sub_(self.target_mean).div_(self.target_std)
+        moments = (self._features.T @ targets).double()
+        return torch.cholesky_solve(moments, self.cholesky).T.float().contiguous().numpy()  # type: ignore[no-any-return]
+
+    def arrays(self) -> dict[str, npt.NDArray[Any]]:
+        """What a later solver needs to give the same weights."""
+        return {
+            "sample_tokens": self.sample_tokens,
+            "cholesky": self.cholesky.numpy(),
+            "target_mean": np.float64(self.target_mean).reshape(1),
+            "target_std": np.float64(self.target_std).reshape(1),
+        }
+
+
+def blocks(count: int, size: int = DOCUMENTS_PER_SOLVE) -> Iterator[slice]:
+    """0 .. count in slices of at most ``size``."""
+    return (slice(begin, min(begin + size, count)) for begin in range(0, count, size))

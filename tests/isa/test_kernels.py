@@ -1,0 +1,107 @@
+"""Every kernel on every instruction set of this machine against the float64 oracle."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from lemur_ann import maxsim, reference
+
+DIMS = [1, 2, 7, 16, 31, 48, 128, 130]
+LENGTHS = [1, 2, 3, 5, 6, 11, 12, 13, 25, 96, 97, 200]
+QUERY_LENGTHS = [1, 15, 16, 17, 31, 32, 33, 48, 70]
+
+
+def flat(matrices):
+    offsets = np.concatenate([[0], np.cumsum([len(m) for m in matrices])])
+    return np.concatenate(matrices), offsets
+
+
+def tolerance(query, documents):
+    """The bound for float32 dot products of dim terms, with room for nothing more."""
+    dim = query.shape[1]
+    longest = max(np.linalg.norm(d.astype(np.float64), axis=1).max() for d in documents)
+    size = np.linalg.norm(query.astype(np.float64), axis=1).max() * longest
+    return (dim + 2) * np.finfo(np.float32).eps * size
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float16])
+@pytest.mark.parametrize("dim", DIMS)
+def test_token_maxima(isa, dim, dtype, rng):
+    documents = [rng.normal(size=(n, dim)).astype(dtype) for n in LENGTHS]
+    for num_x in (1, 16, 33, 70):
+        x = rng.normal(size=(num_x, dim)).astype(np.float32)
+        got = maxsim.token_maxima(x, *flat(documents), num_threads=2)
+        expected = reference.token_maxima(x, documents)
+        assert got.shape == (num_x, len(documents))
+        np.testing.assert_allclose(got, expected, rtol=0, atol=tolerance(x, documents))
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float16])
+@pytest.mark.parametrize("num_tokens", QUERY_LENGTHS)
+def test_scores_and_rerank(isa, num_tokens, dtype, rng):
+    documents = [rng.normal(size=(n, 24)).astype(dtype) for n in LENGTHS]
+    query = rng.normal(size=(num_tokens, 24)).astype(dtype)
+    expected = reference.maxsim(query, documents)
+    atol = num_tokens * tolerance(query, documents)
+    got = maxsim.scores(query, *flat(documents), num_threads=1)
+    np.testing.assert_allclose(got, expected, rtol=0, atol=atol)
+    candidates = rng.permutation(len(documents))[:9]
+    indices, scores = maxsim.rerank(query, *flat(documents), candidates, k=5)
+    np.testing.assert_array_equal(indices, candidates[reference.top_k(expected[candidates], 5)])
+    np.testing.assert_array_equal(scores, got[indices])  # the same bits, whichever way a document is reached
+
+
+def test_fma_instruction_sets_agree_bit_for_bit(rng):
+    from lemur_ann import _core
+
+    documents = [rng.normal(size=(n, 77)).astype(np.float32) for n in LENGTHS]
+    query = rng.normal(size=(19, 77)).astype(np.float32)
+    before = _core.active_isa()
+    try:
+        results = []
+        for isa in [name for name in _core.supported_isas() if name != "scalar"]:
+            _core.force_isa(isa)
+            results.append(maxsim.scores(query, *flat(documents)))
+    finally:
+        _core.force_isa(before)
+    for other in results[1:]:
+        np.testing.assert_array_equal(other, results[0])
+
+
+@pytest.mark.parametrize("num_threads", [1, 2, 7])
+def test_threads_change_nothing(isa, num_threads, make_matrices):
+    documents = make_matrices(300, dim=33, high=40)
+    query = make_matrices(1, dim=33, low=20, high=20)[0]
+    once = maxsim.scores(query, *flat(documents), num_threads=1)
+    np.testing.assert_array_equal(maxsim.scores(query, *flat(documents), num_threads=num_threads), once)
+
+
+def test_half_precision_is_read_exactly(isa):
+    """All finite half-precision numbers, subnormals among them, each as a document of one token."""
+    bits = np.arange(2**16, dtype=np.uint16).view(np.float16)
+    values = bits[np.isfinite(bits)]
+    got = maxsim.token_maxima(np.ones((1, 1), np.float32), values[:, None], np.arange(len(values) + 1))
+    np.testing.assert_array_equal(got[0], values.astype(np.float32))
+
+
+@pytest.mark.parametrize("dim", [8, 13, 24])
+def test_half_precision_tails(isa, dim, rng):
+    documents = [rng.normal(size=(n, dim)).astype(np.float16) for n in (1, 2, 5, 9)]
+    query = rng.normal(size=(3, dim)).astype(np.float32)
+    widened = [d.astype(np.float32) for d in documents]
+    np.testing.assert_array_equal(maxsim.scores(query, *flat(documents)), maxsim.scores(query, *flat(widened)))
+
+
+def test_documents_without_tokens(isa):
+    tokens = np.ones((2, 4), np.float32)
+    scores = maxsim.scores(np.ones((1, 4), np.float32), tokens, [0, 0, 2, 2])
+    np.testing.assert_array_equal(scores, [-np.inf, 4, -np.inf])
+    indices, _ = maxsim.rerank(np.ones((1, 4), np.float32), tokens, [0, 0, 2, 2], [2, 1, 0])
+    np.testing.assert_array_equal(indices, [1])
+
+
+def test_negative_similarities_are_kept(isa):
+    """A padded lane or an empty start value of 0 would beat every negative inner product."""
+    scores = maxsim.scores(np.ones((3, 5), np.float32), -np.ones((2, 5), np.float32), [0, 1, 2])
+    np.testing.assert_array_equal(scores, [-15, -15])
