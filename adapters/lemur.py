@@ -10,9 +10,10 @@ Change the imports, keep the rest::
     candidates = torch.topk(features @ lemur.W.T, 200, dim=1).indices.numpy().astype(np.int32)
     found = MaxSim(train, train_counts).rerank_subset(test, test_counts, 10, candidates)
 
-It reads and writes the reference's checkpoints (``mlp.pt``, ``w.pt``), loading tensors only, never pickled code. Where it differs:
-counts may be any integer type; weights are solved with a small ridge over one fixed token sample, so :meth:`Lemur.compute_weights`
-gives a document the same weights whenever it is asked; arrays passed to :class:`MaxSim` are kept alive.
+It reads and writes the reference's checkpoints (``mlp.pt``, ``w.pt``), loading tensors only, never pickled code. Where it
+differs: counts may be any integer type; weights are solved with a small ridge over one fixed token sample, so that
+:meth:`Lemur.compute_weights` gives a document the same weights whenever it is asked; arrays passed to :class:`MaxSim` are kept
+alive.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """A multi-vector index for late-interaction retrieval: learned single-vector candidates, exact MaxSim rerank."""
 
 try:
-    from lemur_ann._core import __version__
+    from lemur_ann._core import version as __version__
 except ImportError as error:  # a source tree without the compiled extension, or a broken build
     raise ImportError(
         "lemur_ann's compiled extension lemur_ann._core cannot be imported. Install the package with 'pip install .' and "

@@ -41,7 +41,10 @@ def as_array(value: Any, name: str) -> npt.NDArray[Any]:
         if str(value.dtype) == "torch.bfloat16":
             value = value.float()
         return value.numpy()  # type: ignore[no-any-return]
-    array = np.asarray(value)
+    try:
+        array = np.asarray(value)
+    except ValueError:
+        array = np.array(None)
     if array.dtype == object:
         raise TypeError(f"{name} must be a numeric array, got {type(value).__name__} of mixed or ragged items")
     return array

@@ -25,7 +25,7 @@ app = typer.Typer(
     help="""A multi-vector index for late-interaction retrieval: learned single-vector candidates, exact MaxSim rerank.
 
     Input files are Parquet (or a folder of Parquet, or Arrow IPC) with a column [bold]tokens[/bold]: one
-    list<fixed_size_list<float32 or float16>[dim]> a row, the token embeddings of one document or query. Documents may
+    list<fixed_size_list<float32 or float16>\\[dim]> a row, the token embeddings of one document or query. Documents may
     have a column [bold]id[/bold] (strings or integers) and any others, which are kept as metadata.
 
     [bold]A first index:[/bold]
@@ -116,7 +116,11 @@ def build(
         seed=seed,
     )
     start = time.perf_counter()
-    index.fit(table, queries=None if queries is None else _read(queries), num_threads=threads)
+    try:
+        index.fit(table, queries=None if queries is None else _read(queries), num_threads=threads)
+    except ValueError as error:
+        hint = "; --number-ids numbers the documents instead" if "is repeated in row" in str(error) else ""
+        raise ValueError(f"{error}{hint}") from None
     fitted = time.perf_counter()
     index.save(out)
     console.print(
@@ -170,9 +174,7 @@ def evaluate(
     index = lemur_ann.LemurIndex.load(path)
     table = _read(queries)
     table = table if limit is None else table[:limit]
-    _print_evaluation(
-        index.evaluate(table, k=k, num_candidates=num_candidates, ef_search=ef_search, num_threads=threads)
-    )
+    _print_evaluation(index.evaluate(table, k=k, num_candidates=num_candidates, ef_search=ef_search, num_threads=threads))
 
 
 @app.command()

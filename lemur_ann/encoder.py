@@ -11,6 +11,7 @@ import numpy.typing as npt
 import torch
 
 from lemur_ann import _core
+from lemur_ann.distillation import MIN_DOCUMENTS, MIN_QUERIES, distil
 from lemur_ann.features import FeatureMap
 from lemur_ann.inputs import QueryBatch
 from lemur_ann.options import Options
@@ -25,6 +26,7 @@ MAX_VALIDATION_QUERIES = 128
 NUM_REDUCTION_DOCUMENTS = 32_768  # whose weights decide the reduction
 NUM_REDUCTION_QUERIES = 20_000
 PSEUDO_QUERY_TOKENS = 32
+TEACHER_RANKS = 4  # the vectors distilled from are so many times wider
 
 NO_QUERIES_WARNING = (
     "fit() has no queries and learns from document tokens, which finds far fewer of the right candidates: on 60,558 "
@@ -62,13 +64,11 @@ class LemurEncoder:
         """float32 (num_documents, dim), all of one norm."""
         return self.reduction.augment(self.reduction.reduce_documents(self.solver.solve(documents, num_threads)))
 
-    def encode_queries(
-        self, tokens: npt.NDArray[Any], offsets: npt.NDArray[np.int64]
-    ) -> npt.NDArray[np.float32]:
+    def encode_queries(self, tokens: npt.NDArray[Any], offsets: npt.NDArray[np.int64]) -> npt.NDArray[np.float32]:
         """float32 (num_queries, dim), the last coordinate 0."""
         # All in torch: a product in NumPy here would make two thread pools wait for each other's cores.
         with torch.inference_mode():
-            return (self.feature_map.query_features(tokens, offsets) @ self._query_map).cpu().numpy()  # type: ignore[no-any-return]
+            return (self.feature_map.query_features(tokens, offsets) @ self._query_map).cpu().numpy()
 
     def arrays(self) -> dict[str, npt.NDArray[Any]]:
         """Everything learned, for storage; psi's parameters under their names in the module."""
@@ -92,9 +92,7 @@ class LemurEncoder:
             float(arrays["target_std"][0]),
             cholesky=arrays["cholesky"],
         )
-        reduction = Reduction(
-            arrays["reduction_mean"], arrays["document_map"], arrays["query_map"], float(arrays["radius"][0])
-        )
+        reduction = Reduction(arrays["reduction_mean"], arrays["document_map"], arrays["query_map"], float(arrays["radius"][0]))
         return cls(solver, reduction, training)
 
 
@@ -113,8 +111,9 @@ def fit_encoder(
         the encoder, and float32 (len(live), encoder.dim) vectors in the order of ``live``.
     """
     random = np.random.default_rng(options.seed)
-    if queries is None or len(queries) == 0:
-        warnings.warn(NO_QUERIES_WARNING, UserWarning, stacklevel=4)
+    real_queries = queries is not None and len(queries) > 0
+    if queries is None or not real_queries:
+        warnings.warn(NO_QUERIES_WARNING, UserWarning, stacklevel=3)
         queries = pseudo_queries(store, live, options.num_training_tokens, random)
     num_validation = min(int(len(queries) * VALIDATION_SHARE), MAX_VALIDATION_QUERIES)
     held_out = random.choice(len(queries), num_validation, replace=False)
@@ -125,9 +124,7 @@ def fit_encoder(
 
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(options.seed)
-        feature_map = FeatureMap(
-            queries.tokens.shape[1], options.num_features, kind="trained" if options.epochs else "random"
-        )
+        feature_map = FeatureMap(queries.tokens.shape[1], options.num_features, kind="trained" if options.epochs else "random")
     training = train_feature_map(
         training_tokens,
         store.select(sample_documents),
@@ -146,7 +143,7 @@ def fit_encoder(
         training.target_std,
         ridge=options.ridge,
     )
-    reduction, vectors = _reduce(store, live, queries, solver, options, random, num_threads, progress)
+    reduction, vectors = _reduce(store, live, queries, solver, options, random, num_threads, progress, real_queries)
     return LemurEncoder(solver, reduction, _summary(training)), vectors
 
 
@@ -159,6 +156,7 @@ def _reduce(
     random: np.random.Generator,
     num_threads: int,
     progress: Progress,
+    distilled: bool,
 ) -> tuple[Reduction, npt.NDArray[np.float32]]:
     """Learn the reduction from a sample's weights, then encode everything block by block."""
     task = progress.task("document weights", len(live))
@@ -174,7 +172,7 @@ def _reduce(
         weights[block] = solved
     used = _take_queries(queries, _choose(np.arange(len(queries)), NUM_REDUCTION_QUERIES, random))
     features = solver.feature_map.query_features(used.tokens, used.offsets)
-    reduction = Reduction.learn(weights, features.cpu().numpy(), options.rank)
+    reduction = _learn_reduction(weights, features.cpu().numpy(), options, progress, distilled=distilled)
     reduced = np.empty((len(live), reduction.rank), np.float32)
     in_sample = np.isin(live, sample, assume_unique=True)
     reduced[in_sample] = reduction.reduce_documents(weights)
@@ -185,9 +183,32 @@ def _reduce(
     return reduction, reduction.augment(reduced)
 
 
-def pseudo_queries(
-    store: TokenStore, live: npt.NDArray[np.int64], num_tokens: int, random: np.random.Generator
-) -> QueryBatch:
+def _learn_reduction(
+    weights: npt.NDArray[np.float32],
+    features: npt.NDArray[np.float32],
+    options: Options,
+    progress: Progress,
+    *,
+    distilled: bool,
+) -> Reduction:
+    rank = options.rank
+    enough = len(weights) >= MIN_DOCUMENTS and len(features) >= MIN_QUERIES
+    if rank is None or rank >= weights.shape[1] or not (distilled and enough and options.distillation_steps):
+        return Reduction.learn(weights, features, rank)
+    wide = Reduction.learn(weights, features, min(TEACHER_RANKS * rank, weights.shape[1] - 1))
+    maps = distil(
+        wide.reduce_documents(weights),
+        features @ wide.query_map,
+        rank,
+        steps=options.distillation_steps,
+        seed=options.seed,
+        device=options.device,
+        progress=progress,
+    )
+    return wide.then(*maps)
+
+
+def pseudo_queries(store: TokenStore, live: npt.NDArray[np.int64], num_tokens: int, random: np.random.Generator) -> QueryBatch:
     """Queries made of random tokens of one document each, for want of real ones."""
     chosen = _choose(live, max(num_tokens // PSEUDO_QUERY_TOKENS, 1), random)
     matrices = []

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -67,7 +68,7 @@ class FeatureMap(nn.Module):
             layers += [RandomLayer(dim, num_features, activation), nn.LayerNorm(num_features, elementwise_affine=False)]
         else:
             widths = [dim, *hidden_dims, num_features]
-            for narrow, wide in zip(widths, widths[1:], strict=False):
+            for narrow, wide in pairwise(widths):
                 layers += [nn.Linear(narrow, wide), nn.LayerNorm(wide), ACTIVATIONS[activation]()]
         self.layers = nn.Sequential(*layers)
 
@@ -89,7 +90,7 @@ class FeatureMap(nn.Module):
     def token_features(self, tokens: npt.NDArray[Any]) -> torch.Tensor:
         """psi of each token, float32 (num_tokens, num_features), on the map's device."""
         device = next(iter(self.state_dict().values())).device
-        parts = [
+        parts: list[torch.Tensor] = [
             self(torch.from_numpy(tokens[i : i + TOKENS_PER_BATCH].astype(np.float32)).to(device))
             for i in range(0, len(tokens), TOKENS_PER_BATCH)
         ]

@@ -128,9 +128,7 @@ def _from_matrices(matrices: Iterable[Any], ids: Any, name: str) -> Iterator[Doc
             if checked[-1].shape[1] != dim:
                 raise ValueError(f"{name}[{row + i}] has dim {checked[-1].shape[1]}, those before have dim {dim}")
         lengths = np.array([len(matrix) for matrix in checked])
-        yield DocumentBatch(
-            None if ids is None else ids.slice(row, len(part)), np.concatenate(checked), _to_offsets(lengths)
-        )
+        yield DocumentBatch(None if ids is None else ids.slice(row, len(part)), np.concatenate(checked), _to_offsets(lengths))
         row += len(part)
 
 
@@ -140,7 +138,7 @@ def _arrow_batches(data: Any) -> Iterator[pa.Table] | None:
         return (pa.Table.from_batches([batch]) for batch in data.to_batches())
     if isinstance(data, pa.RecordBatch):
         return iter([pa.Table.from_batches([data])])
-    if isinstance(data, pa.RecordBatchReader) or (hasattr(data, "to_batches") and hasattr(data, "schema")):
+    if isinstance(data, pa.RecordBatchReader) or hasattr(data, "to_batches"):
         batches = data if isinstance(data, pa.RecordBatchReader) else data.to_batches()  # a Dataset or Scanner
         return (pa.Table.from_batches([batch]) for batch in batches)
     if hasattr(data, "__arrow_c_stream__"):

@@ -48,7 +48,8 @@ def scores(
         ValueError, TypeError: a wrong shape, dtype or dim, or offsets that run backwards.
     """
     q, documents = _query_and_documents(query, tokens, offsets)
-    return _core.scores(q, _one_query(q), documents, validate.num_threads(num_threads))[0]
+    row: npt.NDArray[np.float32] = _core.scores(q, _one_query(q), documents, validate.num_threads(num_threads))[0]
+    return row
 
 
 def rerank(

@@ -17,9 +17,10 @@ class Options:
     epochs: int = 10
     num_training_tokens: int = 100_000
     num_training_documents: int = 8192
-    num_sample_tokens: int = 16_384
+    num_sample_tokens: int = 32_768
     ridge: float = 1e-6
     rank: int | None = 255
+    distillation_steps: int = 1000
     candidates: str = "hnsw"
     M: int = 24
     ef_construction: int = 300
@@ -43,10 +44,12 @@ class Options:
                 validate.positive_int(getattr(self, name), name)
         if validate.positive_int(self.M, "M") < 2:
             raise ValueError(f"M must be at least 2, got {self.M}")
-        if isinstance(self.epochs, bool) or not isinstance(self.epochs, int):
-            raise TypeError(f"epochs must be an integer, got {type(self.epochs).__name__}")
-        if self.epochs < 0:
-            raise ValueError(f"epochs must be at least 0, got {self.epochs}")
+        for name in ("epochs", "distillation_steps"):
+            value = getattr(self, name)
+            if isinstance(value, bool) or not isinstance(value, int):
+                raise TypeError(f"{name} must be an integer, got {type(value).__name__}")
+            if value < 0:
+                raise ValueError(f"{name} must be at least 0, got {value}")
         if not self.ridge > 0:
             raise ValueError(f"ridge must be above 0, got {self.ridge}")
         if self.candidates not in KINDS:

@@ -37,9 +37,7 @@ class Reduction:
     radius: float = 0.0
 
     @classmethod
-    def learn(
-        cls, weights: npt.NDArray[np.float32], query_features: npt.NDArray[np.float32], rank: int | None
-    ) -> Reduction:
+    def learn(cls, weights: npt.NDArray[np.float32], query_features: npt.NDArray[np.float32], rank: int | None) -> Reduction:
         """The best map of ``rank`` for a sample of weights (n, num_features) and query features (q, num_features).
 
         ``rank=None``, or one not below num_features, only centres.
@@ -61,6 +59,10 @@ class Reduction:
         query_map = (vectors / root) @ (vectors.T @ leading)
         return cls(mean, (half @ leading).astype(np.float32), query_map.astype(np.float32))
 
+    def then(self, document_map: npt.NDArray[np.float32], query_map: npt.NDArray[np.float32]) -> Reduction:
+        """This reduction followed by further linear maps, (rank, new rank) each."""
+        return Reduction(self.mean, self.document_map @ document_map, self.query_map @ query_map)
+
     @property
     def rank(self) -> int:
         """Dimension of a reduced vector, without the appended coordinate."""
@@ -73,7 +75,8 @@ class Reduction:
 
     def reduce_documents(self, weights: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
         """(n, num_features) weights to (n, rank) vectors."""
-        return (weights - self.mean) @ self.document_map  # type: ignore[no-any-return]
+        reduced: npt.NDArray[np.float32] = np.matmul(weights - self.mean, self.document_map)
+        return reduced
 
     def augment(self, reduced: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
         """(n, rank) vectors to (n, rank + 1) vectors of norm ``radius``; beyond the radius the coordinate is 0."""

@@ -17,9 +17,9 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 from safetensors import SafetensorError
-from safetensors.numpy import load_file, save_file
+from safetensors.numpy import load_file, save
 
-from lemur_ann._core import __version__
+from lemur_ann._core import version as __version__
 from lemur_ann.errors import CorruptIndex
 
 FORMAT = "lemur_ann"
@@ -95,6 +95,8 @@ def read_manifest(path: Path) -> dict[str, Any]:
 def check_files(path: Path, manifest: dict[str, Any], *, verify: bool) -> None:
     """Compare every file with the manifest: its size always, its checksum too unless it is the tokens and not ``verify``."""
     for name, expected in manifest["files"].items():
+        if Path(name).name != name:
+            raise CorruptIndex(f"{path / MANIFEST} names a file outside the index: {name!r}")
         file = path / name
         if not file.is_file():
             raise CorruptIndex(f"{file} is missing")
@@ -134,13 +136,14 @@ def read_documents(path: Path) -> tuple[pa.Array, npt.NDArray[np.int64], pa.Tabl
 
 def write_arrays(path: Path, arrays: dict[str, npt.NDArray[Any]]) -> None:
     """Named arrays as safetensors."""
-    save_file({name: np.ascontiguousarray(array) for name, array in arrays.items()}, path)
+    # save_file would make a file that only its owner may read
+    path.write_bytes(save({name: np.ascontiguousarray(array) for name, array in arrays.items()}))
 
 
 def read_arrays(path: Path) -> dict[str, npt.NDArray[Any]]:
     """What :func:`write_arrays` wrote."""
     try:
-        return load_file(path)  # type: ignore[no-any-return]
+        return load_file(path)
     except SafetensorError as error:
         raise CorruptIndex(f"{path} cannot be read: {error}") from error
 

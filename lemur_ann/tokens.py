@@ -71,9 +71,8 @@ class TokenStore:
             size = len(offsets) - 1
             inside = indices[(indices >= first) & (indices < first + size)] - first
             # runs of neighbouring documents become one chunk each
-            for run in np.split(inside, np.flatnonzero(np.diff(inside) != 1) + 1):
-                if len(run):
-                    chunks.append((tokens, offsets[run[0] : run[-1] + 2]))
+            runs = np.split(inside, np.flatnonzero(np.diff(inside) != 1) + 1)
+            chunks += [(tokens, offsets[run[0] : run[-1] + 2]) for run in runs if len(run)]
             first += size
         return _core.Documents(chunks)
 

@@ -86,7 +86,7 @@ def train_feature_map(
     optimizer = torch.optim.Adam(model.parameters(), lr=learning_rate)
     steps = math.ceil(len(tokens) / batch_size)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, epochs * steps)
-    autocast = _autocast(device)
+    low_precision = autocast(device)
     task = progress.task("training", epochs * steps)
     best = math.inf
     for epoch in range(epochs):
@@ -96,7 +96,7 @@ def train_feature_map(
         for step in range(steps):
             x, y = training.batch(order[step * batch_size : (step + 1) * batch_size])
             optimizer.zero_grad(set_to_none=True)
-            with autocast():
+            with low_precision():
                 predicted = model(x)
             loss = nn.functional.mse_loss(predicted.float(), y)
             loss.backward()  # type: ignore[no-untyped-call]
@@ -108,7 +108,7 @@ def train_feature_map(
             task.advance(note=f"epoch {epoch + 1}/{epochs}  loss {float(loss.detach()):.4f}")
         result.training_loss.append(total / len(tokens))
         if validation is not None:
-            result.validation_loss.append(_loss(model, validation, batch_size, autocast))
+            result.validation_loss.append(_loss(model, validation, batch_size, low_precision))
             task.advance(0, note=f"epoch {epoch + 1}/{epochs}  validation loss {result.validation_loss[-1]:.4f}")
         score = (result.validation_loss or result.training_loss)[-1]
         if score < best:
@@ -152,18 +152,18 @@ class _Data:
 
 
 @torch.inference_mode()
-def _loss(model: nn.Module, data: _Data, batch_size: int, autocast: Any) -> float:
+def _loss(model: nn.Module, data: _Data, batch_size: int, low_precision: Any) -> float:
     model.eval()
     total = 0.0
-    for rows in torch.arange(len(data)).split(batch_size):
-        x, y = data.batch(rows)
-        with autocast():
+    for begin in range(0, len(data), batch_size):
+        x, y = data.batch(torch.arange(begin, min(begin + batch_size, len(data))))
+        with low_precision():
             predicted = model(x)
         total += float(nn.functional.mse_loss(predicted.float(), y)) * len(x)
     return total / len(data)
 
 
-def _autocast(device: str) -> Any:
+def autocast(device: str) -> Any:
     """bfloat16 matrix products where the hardware has them."""
     kind = torch.device(device).type
     if kind == "cpu":

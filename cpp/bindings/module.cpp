@@ -4,12 +4,14 @@ namespace nb = nanobind;
 
 void bind_cpu(nb::module_& m);
 void bind_maxsim(nb::module_& m);
+void bind_products(nb::module_& m);
 void bind_checks(nb::module_& m);
 
 NB_MODULE(_core, m) {
   m.doc() = "The C++ core of lemur_ann. Use lemur_ann.maxsim, which checks its arguments.";
-  m.attr("__version__") = LEMUR_ANN_VERSION;
+  m.attr("version") = LEMUR_ANN_VERSION;
   bind_cpu(m);
   bind_maxsim(m);
+  bind_products(m);
   bind_checks(m);
 }

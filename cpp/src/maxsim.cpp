@@ -210,8 +210,9 @@ void candidate_scores(const RaggedView& queries, const DocumentsView& documents,
   parallel_for(static_cast<std::int64_t>(tasks.size()), num_threads, [&] {
     return [&, score = Scorer(kernels)](std::int64_t t) mutable {
       const Task& task = tasks[t];
-      for (std::int64_t c = task.begin; c < task.end; ++c)
+      for (std::int64_t c = task.begin; c < task.end; ++c) {
         out[c] = score(packed[task.query], documents.document(candidates[c]));
+      }
     };
   });
 }

@@ -14,7 +14,7 @@ QUERIES_PER_SCAN = 64
 
 
 class ExactCandidates:
-    """All vectors in one matrix; a matrix product finds the candidates, on NumPy's own threads."""
+    """All vectors in one matrix; a matrix product finds the candidates."""
 
     FILE = "vectors.safetensors"
 
@@ -42,9 +42,10 @@ class ExactCandidates:
     def search(self, queries: Vectors, num_candidates: int, ef_search: int, *, num_threads: int) -> list[Indices]:
         found: list[Indices] = []
         for begin in range(0, len(queries), QUERIES_PER_SCAN):
-            products = queries[begin : begin + QUERIES_PER_SCAN] @ self.vectors.T
-            products[:, self._deleted] = -np.inf
-            found += [_core.top_k(row, num_candidates) for row in products]
+            columns = np.ascontiguousarray(queries[begin : begin + QUERIES_PER_SCAN].T)
+            products = _core.products(self.vectors, columns, num_threads).astype(np.float32)
+            products[self._deleted] = -np.inf
+            found += [_core.top_k(row, num_candidates) for row in np.ascontiguousarray(products.T)]
         return found
 
     def save(self, folder: Path) -> None:

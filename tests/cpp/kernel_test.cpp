@@ -10,6 +10,7 @@
 
 #include "lemur/cpu.hpp"
 #include "lemur/maxsim.hpp"
+#include "lemur/products.hpp"
 
 namespace {
 
@@ -66,7 +67,8 @@ void test_maxima(const std::string& isa, std::int64_t dim, std::int64_t num_x, b
 
   std::vector<float> maxima(num_x * count), scores(count), candidate_scores(count);
   lemur::token_maxima(x.data(), num_x, dim, documents, maxima.data(), 2);
-  for (std::size_t i = 0; i < maxima.size(); ++i) check(std::abs(maxima[i] - expected[i]) <= tolerance, name + " maxima");
+  for (std::size_t i = 0; i < maxima.size(); ++i)
+    check(std::abs(maxima[i] - expected[i]) <= tolerance, name + " maxima");
 
   const std::int64_t query_offsets[] = {0, num_x};
   const lemur::RaggedView query{{x.data(), lemur::TokenType::kFloat32, num_x, dim}, query_offsets, 1};
@@ -81,6 +83,23 @@ void test_maxima(const std::string& isa, std::int64_t dim, std::int64_t num_x, b
     check(std::abs(scores[l] - sum) <= tolerance * num_x, name + " scores");
     check(candidate_scores[count - 1 - l] == scores[l], name + " candidate scores");
   }
+}
+
+void test_products(const std::string& isa) {
+  const std::int64_t num_a = 50, depth = 600, num_b = 35;
+  std::mt19937 random(5);
+  std::uniform_int_distribution<int> draw(-8, 8);  // small integers: every order of summation is exact
+  std::vector<float> a(num_a * depth), b(depth * num_b);
+  for (auto& value : a) value = static_cast<float>(draw(random));
+  for (auto& value : b) value = static_cast<float>(draw(random));
+  std::vector<double> out(num_a * num_b);
+  lemur::products(a.data(), num_a, b.data(), num_b, depth, out.data(), 2);
+  for (std::int64_t j = 0; j < num_a; ++j)
+    for (std::int64_t i = 0; i < num_b; ++i) {
+      double sum = 0;
+      for (std::int64_t k = 0; k < depth; ++k) sum += static_cast<double>(a[j * depth + k]) * b[k * num_b + i];
+      check(out[j * num_b + i] == sum, isa + " products");
+    }
 }
 
 template <class Error, class Call>
@@ -121,6 +140,7 @@ int main() {
     for (const std::int64_t dim : {1, 3, 8, 17, 64, 128, 131})
       for (const std::int64_t num_x : {1, 15, 16, 17, 32, 40})
         for (const bool half : {false, true}) test_maxima(isa, dim, num_x, half);
+    test_products(isa);
     std::printf("%s ", isa.c_str());
   }
   test_errors();

@@ -2,9 +2,9 @@
 
     python tests/golden/make_subset.py GOLDEN
 
-GOLDEN holds official_mlp.npz, official_random_features.npz and, in folders of the same names, the reference's checkpoint mlp.pt,
-made by running the reference implementation (github.com/ejaasaari/lemur) on 200 real documents and 40 queries. The subset keeps
-the first 50 documents; maxsim_top20 becomes the order of those among them, padded with -1.
+GOLDEN holds official_mlp.npz, official_random_features.npz and, in folders of the same names, the reference's checkpoint
+mlp.pt, made by running the reference implementation (github.com/ejaasaari/lemur) on 200 real documents and 40 queries. The
+subset keeps the first 50 documents; maxsim_top20 becomes the order of those among them, padded with -1.
 """
 
 import argparse

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parent.parent.parent
-CORE = ["cpu.cpp", "maxsim.cpp", "kernels/scalar.cpp"]
+CORE = ["cpu.cpp", "maxsim.cpp", "products.cpp", "kernels/scalar.cpp"]
 
 
 def compile_and_run(compiler, kernels, flags, tmp_path, runner=()):
@@ -19,7 +19,19 @@ def compile_and_run(compiler, kernels, flags, tmp_path, runner=()):
     for source in [*CORE, *kernels]:
         objects.append(tmp_path / (source.replace("/", "_") + ".o"))
         own = kernels.get(source, [])
-        command = [compiler, "-std=c++17", "-O2", "-Wall", "-Wextra", "-Werror", "-Wno-uninitialized", "-Wno-maybe-uninitialized", f"-I{ROOT}/cpp/include", *flags, *own]
+        command = [
+            compiler,
+            "-std=c++17",
+            "-O2",
+            "-Wall",
+            "-Wextra",
+            "-Werror",
+            "-Wno-uninitialized",
+            "-Wno-maybe-uninitialized",
+            f"-I{ROOT}/cpp/include",
+            *flags,
+            *own,
+        ]
         subprocess.run([*command, "-c", str(ROOT / "cpp/src" / source), "-o", str(objects[-1])], check=True)
     program = tmp_path / "kernel_test"
     test = ROOT / "tests/cpp/kernel_test.cpp"

@@ -1,6 +1,6 @@
-// Exact MaxSim: score(Q, D) = sum over query tokens q of max over document tokens d of <q, d>, in float32 arithmetic with the
-// last sum in float64. Tokens must be finite; a document without tokens scores -infinity.
-// All functions throw std::invalid_argument where the dims of queries and documents differ.
+// Exact MaxSim: score(Q, D) = sum over query tokens q of max over document tokens d of <q, d>, in float32 arithmetic
+// with the last sum in float64. Tokens must be finite; a document without tokens scores -infinity. All functions throw
+// std::invalid_argument where the dims of queries and documents differ.
 #pragma once
 
 #include <cstdint>
@@ -17,8 +17,9 @@ void token_maxima(const float* x, std::int64_t num_x, std::int64_t dim, const Do
 // out[i, l] = MaxSim of query i and document l; out is (queries.size, documents.size()). Queries are float32.
 void scores(const RaggedView& queries, const DocumentsView& documents, float* out, int num_threads);
 
-// MaxSim of query i and each of its candidates; candidates[candidate_offsets[i] : candidate_offsets[i + 1]] are document
-// indices of query i, and `out` has the shape of `candidates`. Throws std::out_of_range on an index outside the documents.
+// MaxSim of query i and each of its candidates; candidates[candidate_offsets[i] : candidate_offsets[i + 1]] are
+// document indices of query i, and `out` has the shape of `candidates`. Throws std::out_of_range on an index outside
+// the documents.
 void candidate_scores(const RaggedView& queries, const DocumentsView& documents, const std::int64_t* candidates,
                       const std::int64_t* candidate_offsets, float* out, int num_threads);
 

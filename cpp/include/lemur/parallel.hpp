@@ -11,8 +11,9 @@
 
 namespace lemur {
 
-// Calls body(task) for 0 <= task < num_tasks on at most num_threads threads, the caller's among them. `make_body` runs once
-// per thread and returns that thread's body, which may own scratch memory. The first exception is thrown again here.
+// Calls body(task) for 0 <= task < num_tasks on at most num_threads threads, the caller's among them. `make_body` runs
+// once per thread and returns that thread's body, which may own scratch memory. The first exception is thrown again
+// here.
 template <class MakeBody>
 void parallel_for(std::int64_t num_tasks, int num_threads, const MakeBody& make_body) {
   std::atomic<std::int64_t> next{0};

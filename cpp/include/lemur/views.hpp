@@ -54,8 +54,8 @@ class DocumentsView {
   explicit DocumentsView(std::vector<RaggedView> chunks) : chunks_(std::move(chunks)) {
     for (const RaggedView& chunk : chunks_) {
       if (chunk.tokens.dim != chunks_.front().tokens.dim)
-        throw std::invalid_argument("chunks have tokens of dim " + std::to_string(chunks_.front().tokens.dim) + " and " +
-                                    std::to_string(chunk.tokens.dim));
+        throw std::invalid_argument("chunks have tokens of dim " + std::to_string(chunks_.front().tokens.dim) +
+                                    " and " + std::to_string(chunk.tokens.dim));
       first_.push_back(size_);
       size_ += chunk.size;
       num_tokens_ += chunk.size == 0 ? 0 : chunk.offsets[chunk.size] - chunk.offsets[0];

@@ -4,7 +4,7 @@
 #include <immintrin.h>
 
 #include "lemur/kernels/half.hpp"
-#include "lemur/kernels/maxima.hpp"
+#include "lemur/kernels/inner_product.hpp"
 
 namespace lemur {
 namespace {
@@ -31,7 +31,7 @@ void widen(const std::uint16_t* half, std::int64_t size, float* out) {
 
 }  // namespace
 
-const KernelTable kAvx2Kernels = {"avx2", update_maxima<Avx2>, widen};
+const KernelTable kAvx2Kernels = {"avx2", update_maxima<Avx2>, products<Avx2>, widen};
 
 }  // namespace lemur
 

@@ -4,7 +4,7 @@
 #include <immintrin.h>
 
 #include "lemur/kernels/half.hpp"
-#include "lemur/kernels/maxima.hpp"
+#include "lemur/kernels/inner_product.hpp"
 
 namespace lemur {
 namespace {
@@ -31,7 +31,7 @@ void widen(const std::uint16_t* half, std::int64_t size, float* out) {
 
 }  // namespace
 
-const KernelTable kAvx512Kernels = {"avx512", update_maxima<Avx512>, widen};
+const KernelTable kAvx512Kernels = {"avx512", update_maxima<Avx512>, products<Avx512>, widen};
 
 }  // namespace lemur
 

@@ -4,7 +4,7 @@
 #include <arm_neon.h>
 
 #include "lemur/kernels/half.hpp"
-#include "lemur/kernels/maxima.hpp"
+#include "lemur/kernels/inner_product.hpp"
 
 namespace lemur {
 namespace {
@@ -30,7 +30,7 @@ void widen(const std::uint16_t* half, std::int64_t size, float* out) {
 
 }  // namespace
 
-const KernelTable kNeonKernels = {"neon", update_maxima<Neon>, widen};
+const KernelTable kNeonKernels = {"neon", update_maxima<Neon>, products<Neon>, widen};
 
 }  // namespace lemur
 

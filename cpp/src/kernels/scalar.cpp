@@ -1,6 +1,6 @@
 // Any processor. Plain C++ at the compiler's baseline.
 #include "lemur/kernels/half.hpp"
-#include "lemur/kernels/maxima.hpp"
+#include "lemur/kernels/inner_product.hpp"
 
 namespace lemur {
 namespace {
@@ -24,6 +24,6 @@ void widen(const std::uint16_t* half, std::int64_t size, float* out) {
 
 }  // namespace
 
-const KernelTable kScalarKernels = {"scalar", update_maxima<Scalar>, widen};
+const KernelTable kScalarKernels = {"scalar", update_maxima<Scalar>, products<Scalar>, widen};
 
 }  // namespace lemur

@@ -1,0 +1,52 @@
+#include "lemur/products.hpp"
+
+#include <algorithm>
+#include <vector>
+
+#include "lemur/cpu.hpp"
+#include "lemur/parallel.hpp"
+
+namespace lemur {
+namespace {
+
+constexpr std::int64_t kDepth = 512;           // of a run: a group of panels of this depth is 64 KiB
+constexpr std::int64_t kStride = kDepth + 16;  // not a power of two, so that the rows of a tile do not share cache sets
+constexpr std::int64_t kGroupPanels = 2;
+constexpr std::int64_t kWidth = kGroupPanels * kPanelTokens;
+constexpr std::int64_t kRows = 192;
+
+}  // namespace
+
+void products(const float* a, std::int64_t num_a, const float* b, std::int64_t num_b, std::int64_t depth, double* out,
+              int num_threads) {
+  const KernelTable& kernels = active_kernels();
+  std::fill(out, out + num_a * num_b, 0.0);
+  // A task is a block of rows of a times a share of the columns of b; a few rows alone are shared out by columns.
+  const std::int64_t row_blocks = (num_a + kRows - 1) / kRows, groups = (num_b + kWidth - 1) / kWidth;
+  const std::int64_t shares = row_blocks == 0 ? 0 : std::min(groups, (num_threads + row_blocks - 1) / row_blocks);
+  parallel_for(row_blocks * shares, num_threads, [&] {
+    return [&, rows = std::vector<float>(kRows * kStride), panels = std::vector<float>(kWidth * kDepth),
+            sums = std::vector<float>(kRows * kWidth)](std::int64_t task) mutable {
+      const std::int64_t row = task / shares * kRows, num_rows = std::min(kRows, num_a - row);
+      const std::int64_t first = task % shares * groups / shares, last = (task % shares + 1) * groups / shares;
+      for (std::int64_t k = 0; k < depth; k += kDepth) {
+        const std::int64_t run = std::min(kDepth, depth - k);
+        for (std::int64_t j = 0; j < num_rows; ++j)
+          std::copy_n(a + (row + j) * depth + k, run, rows.data() + j * kStride);
+        for (std::int64_t column = first * kWidth; column < std::min(last * kWidth, num_b); column += kWidth) {
+          const std::int64_t columns = std::min(kWidth, num_b - column);
+          for (std::int64_t i = 0; i < run; ++i) {
+            const float* source = b + (k + i) * num_b + column;
+            for (std::int64_t c = 0; c < kWidth; ++c)
+              panels[(c / kPanelTokens * run + i) * kPanelTokens + c % kPanelTokens] = c < columns ? source[c] : 0.0f;
+          }
+          kernels.products(panels.data(), kGroupPanels, rows.data(), num_rows, kStride, run, sums.data());
+          for (std::int64_t j = 0; j < num_rows; ++j)
+            for (std::int64_t c = 0; c < columns; ++c) out[(row + j) * num_b + column + c] += sums[j * kWidth + c];
+        }
+      }
+    };
+  });
+}
+
+}  // namespace lemur

@@ -1,0 +1,87 @@
+"""Tune the reduction for the top of the ranking.
+
+The least-squares map keeps the error small over all documents; retrieval cares for the first hundred. So two linear maps,
+starting from the least-squares ones, learn to rank a query's own top documents among random ones as the wider vectors do: KL
+divergence between the softmax of both scores, at a temperature of a share of the scores' deviation over random documents.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from lemur_ann.progress import Progress
+from lemur_ann.training import autocast
+
+QUERIES_PER_STEP = 32
+OWN_DOCUMENTS = 128  # of a query's best, drawn anew each step from twice as many
+RANDOM_DOCUMENTS = 2000
+TEMPERATURE = 0.3
+LEARNING_RATE = 3e-4
+MIN_DOCUMENTS, MIN_QUERIES = 5000, 1000  # with fewer, the maps would learn the sample by heart
+
+
+def distil(
+    documents: npt.NDArray[np.float32],
+    queries: npt.NDArray[np.float32],
+    rank: int,
+    *,
+    steps: int,
+    seed: int = 0,
+    device: str = "cpu",
+    progress: Progress | None = None,
+) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]]:
+    """Linear maps to ``rank`` dimensions that keep the ranking of each query's best documents.
+
+    Args:
+        documents: float32 (num_documents, width), vectors whose leading coordinates matter most.
+        queries: float32 (num_queries, width); the teacher's scores are their inner products with documents.
+        rank: dimension of the result, below width.
+        steps: of Adam.
+        seed: for the draws.
+        device: a torch device.
+        progress: where to report.
+
+    Returns:
+        float32 (width, rank) for documents and for queries.
+    """
+    x_documents, x_queries = torch.from_numpy(documents).to(device), torch.from_numpy(queries).to(device)
+    width = documents.shape[1]
+    # Documents and queries on one scale, coordinate by coordinate, so that one learning rate suits both maps.
+    scale = (x_documents.std(0) / x_queries.std(0).clamp_min(1e-12)).sqrt().clamp_min(1e-12)
+    x_documents, x_queries = x_documents / scale, x_queries * scale
+    own = min(OWN_DOCUMENTS, len(documents))
+    best = [(block @ x_documents.T).topk(min(2 * own, len(documents)), dim=1).indices for block in torch.split(x_queries, 512)]
+    tops = torch.cat(best)
+    document_map = torch.eye(width, rank, device=device).requires_grad_()
+    query_map = torch.eye(width, rank, device=device).requires_grad_()
+    optimizer = torch.optim.Adam([document_map, query_map], lr=LEARNING_RATE)
+    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
+    generator = torch.Generator().manual_seed(seed)
+    low_precision = autocast(device)
+    task = (progress or Progress()).task("distillation", steps)
+    for _ in range(steps):
+        rows = torch.randint(len(x_queries), (QUERIES_PER_STEP,), generator=generator).to(device)
+        some = torch.randperm(tops.shape[1], generator=generator)[:own].to(device)
+        others = torch.randint(len(x_documents), (RANDOM_DOCUMENTS,), generator=generator).to(device)
+        query, near, far = x_queries[rows], x_documents[tops[rows][:, some]], x_documents[others]
+        with torch.no_grad():
+            teacher = torch.cat([torch.bmm(near, query[:, :, None])[:, :, 0], query @ far.T], dim=1)
+            temperature = TEMPERATURE * teacher[:, own:].std(1, keepdim=True).clamp_min(1e-12)
+        with low_precision():
+            small_query, small_near, small_far = query @ query_map, near @ document_map, far @ document_map
+        small_query = small_query.float()
+        student = [torch.bmm(small_near.float(), small_query[:, :, None])[:, :, 0], small_query @ small_far.float().T]
+        loss = torch.nn.functional.kl_div(
+            torch.log_softmax(torch.cat(student, dim=1) / temperature, dim=1),
+            torch.softmax(teacher / temperature, dim=1),
+            reduction="batchmean",
+        )
+        optimizer.zero_grad(set_to_none=True)
+        loss.backward()  # type: ignore[no-untyped-call]
+        optimizer.step()
+        schedule.step()
+        task.advance(note=f"loss {float(loss.detach()):.4f}")
+    with torch.no_grad():
+        return (document_map / scale[:, None]).cpu().numpy(), (query_map * scale[:, None]).cpu().numpy()

@@ -1,0 +1,106 @@
+"""The command line as a user runs it, in processes of its own."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pyarrow.parquet as pq
+import pytest
+
+
+def lemur_ann(*arguments, cwd):
+    script = Path(sys.executable).parent / "lemur-ann"
+    return subprocess.run([str(script), *map(str, arguments)], capture_output=True, text=True, check=False, cwd=cwd)
+
+
+@pytest.fixture(scope="module")
+def workplace(tmp_path_factory, demo_data):
+    folder = tmp_path_factory.mktemp("cli")
+    pq.write_table(demo_data.documents, folder / "docs.parquet")
+    pq.write_table(demo_data.training_queries, folder / "training.parquet")
+    pq.write_table(demo_data.queries, folder / "queries.parquet")
+    options = ["--epochs", 0, "--num-features", 256, "--rank", 63, "--num-candidates", 200]
+    result = lemur_ann("build", "docs.parquet", "--queries", "training.parquet", "--out", "index", *options, cwd=folder)
+    assert result.returncode == 0, result.stderr
+    assert "600 documents, 26,730 tokens" in result.stdout
+    return folder
+
+
+def test_demo(tmp_path):
+    result = lemur_ann("demo", "--epochs", 1, cwd=tmp_path)
+    assert result.returncode == 0, result.stderr
+    assert "recall@10 against exact MaxSim" in result.stdout
+    assert "Query: " in result.stdout
+    assert not list(tmp_path.iterdir())
+
+
+def test_search(workplace, demo_data):
+    result = lemur_ann("search", "index", "queries.parquet", "-k", 3, "--limit", 2, cwd=workplace)
+    assert result.returncode == 0, result.stderr
+    for text in demo_data.queries.column("text").to_pylist()[:2]:
+        assert f"Query: {text}"[:60] in result.stdout
+    result = lemur_ann("search", "index", "queries.parquet", "-k", 3, "--out", "hits.parquet", cwd=workplace)
+    hits = pq.read_table(workplace / "hits.parquet")
+    assert len(hits) == 3 * len(demo_data.queries)
+    assert hits.column_names == ["query", "rank", "id", "score"]
+    # many summaries find first the description they summarise, of 600
+    first = hits.to_pylist()[::3]
+    wanted = demo_data.queries.column("id").to_pylist()
+    assert sum(row["id"] == doc_id for row, doc_id in zip(first, wanted, strict=True)) > len(wanted) / 4
+
+
+def test_evaluate_and_info(workplace):
+    result = lemur_ann("evaluate", "index", "queries.parquet", "--limit", 10, cwd=workplace)
+    assert result.returncode == 0, result.stderr
+    assert "recall@10 against exact MaxSim" in result.stdout
+    result = lemur_ann("info", "index", cwd=workplace)
+    assert result.returncode == 0, result.stderr
+    for expected in ("600", "26,730 of 128-d float16", "random features", "graph.hnsw", "num_candidates"):
+        assert expected in result.stdout
+
+
+def test_number_ids(workplace, demo_data):
+    table = demo_data.documents[:5]
+    doubled = table.set_column(0, "id", [["same"] * 5])
+    pq.write_table(doubled, workplace / "doubled.parquet")
+    refused = lemur_ann("build", "doubled.parquet", "--out", "numbered", "--epochs", 0, cwd=workplace)
+    assert refused.returncode == 1
+    assert "id 'same' is repeated in row 1" in refused.stderr
+    assert "--number-ids" in refused.stderr
+    build = ["build", "doubled.parquet", "--queries", "training.parquet", "--out", "numbered", "--epochs", 0, "--number-ids"]
+    assert lemur_ann(*build, cwd=workplace).returncode == 0
+    assert json.loads((workplace / "numbered/manifest.json").read_text())["num_documents"] == 5
+
+
+def test_help_teaches(tmp_path):
+    result = lemur_ann("--help", cwd=tmp_path)
+    assert result.returncode == 0
+    for command in ("demo", "build", "search", "evaluate", "info", "list<fixed_size_list<float32 or float16>[dim]>"):
+        assert command in " ".join(result.stdout.split())
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["info", "nowhere"], "no index at nowhere"),
+        (["info", "."], "has no manifest.json"),
+        (["search", "index", "queries.parquet", "-k", "0"], "k must be at least 1, got 0"),
+        (["build", "index/manifest.json", "--out", "x"], "cannot be read as parquet"),
+        (["build", "docs.parquet", "--out", "x", "--candidates", "magic"], "candidates must be one of hnsw, exact"),
+        (["build", "docs.parquet", "--queries", "training.parquet", "--out", ".", "--epochs", "0"], "is not a lemur_ann index"),
+    ],
+)
+def test_errors_are_one_line(workplace, arguments, message):
+    result = lemur_ann(*arguments, cwd=workplace)
+    assert result.returncode == 1
+    assert message in " ".join(result.stderr.split())
+    assert "Traceback" not in result.stderr
+
+
+def test_version(tmp_path):
+    import lemur_ann as package
+
+    assert lemur_ann("--version", cwd=tmp_path).stdout.strip() == package.__version__

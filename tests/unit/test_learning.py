@@ -1,0 +1,205 @@
+"""Feature map, training, weights and reduction, each against what it should compute."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+
+from lemur_ann import _core, reference
+from lemur_ann.distillation import distil
+from lemur_ann.encoder import pseudo_queries
+from lemur_ann.features import FeatureMap
+from lemur_ann.reduction import HEADROOM, Reduction
+from lemur_ann.tokens import TokenStore
+from lemur_ann.training import train_feature_map
+from lemur_ann.weights import WeightSolver
+
+
+def documents_of(matrices):
+    offsets = np.concatenate([[0], np.cumsum([len(m) for m in matrices])])
+    return _core.Documents([(np.concatenate(matrices), offsets)])
+
+
+def gelu(x):
+    from math import erf
+
+    return x * 0.5 * (1 + np.vectorize(erf)(x / np.sqrt(2)))
+
+
+def layer_norm(x):
+    return (x - x.mean(1, keepdims=True)) / np.sqrt(x.var(1, keepdims=True) + 1e-5)
+
+
+def test_trained_map_is_linear_layernorm_gelu(rng):
+    torch.manual_seed(0)
+    psi = FeatureMap(6, 20)
+    state = {k: v.numpy().astype(np.float64) for k, v in psi.state_dict().items()}
+    x = rng.normal(size=(9, 6)).astype(np.float32)
+    hidden = layer_norm(x @ state["layers.0.weight"].T + state["layers.0.bias"])
+    expected = gelu(hidden * state["layers.1.weight"] + state["layers.1.bias"])
+    np.testing.assert_allclose(psi.token_features(x).numpy(), expected, atol=1e-5)
+
+
+def test_random_map_is_gelu_scaled_layernorm_without_parameters(rng):
+    torch.manual_seed(0)
+    psi = FeatureMap(6, 20, kind="random")
+    assert [name for name, _ in psi.named_parameters()] == []
+    x = rng.normal(size=(9, 6)).astype(np.float32)
+    weight = psi.state_dict()["layers.0.weight"].numpy().astype(np.float64)
+    np.testing.assert_allclose(psi.token_features(x).numpy(), layer_norm(np.sqrt(2 / 20) * gelu(x @ weight)), atol=1e-5)
+
+
+@pytest.mark.parametrize("batch", [1, 3, 8192])
+def test_query_features_are_sums_over_tokens(make_matrices, monkeypatch, batch):
+    monkeypatch.setattr("lemur_ann.features.TOKENS_PER_BATCH", batch)
+    psi = FeatureMap(16, 8).requires_grad_(False)
+    queries = make_matrices(9)
+    offsets = np.concatenate([[0], np.cumsum([len(q) for q in queries])])
+    got = psi.query_features(np.concatenate(queries), offsets).numpy()
+    for row, query in zip(got, queries, strict=True):
+        np.testing.assert_allclose(row, psi(torch.from_numpy(query)).sum(0).numpy(), atol=1e-5)
+
+
+def test_weights_are_ridge_regression_on_standardised_maxima(make_matrices, rng):
+    psi = FeatureMap(16, 12).requires_grad_(False)
+    documents = make_matrices(7)
+    sample = rng.normal(size=(200, 16)).astype(np.float32)
+    got = WeightSolver(psi, sample, 0.3, 2.0, ridge=1e-3).solve(documents_of(documents))
+    features = psi.token_features(sample).numpy().astype(np.float64)
+    targets = (reference.token_maxima(sample, documents) - 0.3) / 2.0
+    gram = features.T @ features
+    expected = np.linalg.solve(gram + 1e-3 * np.trace(gram) / 12 * np.eye(12), features.T @ targets).T
+    np.testing.assert_allclose(got, expected, rtol=1e-3, atol=1e-4)
+
+
+def test_more_features_than_sample_tokens_still_solve(make_matrices, rng):
+    psi = FeatureMap(16, 64, kind="random")
+    weights = WeightSolver(psi, rng.normal(size=(5, 16)).astype(np.float32), 0.0, 1.0).solve(documents_of(make_matrices(3)))
+    assert np.all(np.isfinite(weights))
+
+
+def test_training_lowers_the_loss_and_keeps_the_best_epoch(make_matrices, rng):
+    tokens = rng.normal(size=(3000, 16)).astype(np.float32)
+    psi = FeatureMap(16, 64)
+    documents = documents_of(make_matrices(50))
+    result = train_feature_map(tokens[:2500], documents, psi, validation_tokens=tokens[2500:], epochs=6, batch_size=64)
+    assert len(result.training_loss) == len(result.validation_loss) == 6
+    assert result.validation_loss[-1] < 0.85 * result.validation_loss[0]
+    # the state that is left predicts as well as the best epoch did
+    targets = (_core.token_maxima(tokens[2500:], documents, 1) - result.target_mean) / result.target_std
+    predicted = psi.token_features(tokens[2500:]) @ result.output_layer.T
+    loss = float(torch.mean((predicted - torch.from_numpy(targets)) ** 2))
+    assert loss == pytest.approx(min(result.validation_loss), rel=0.02)
+
+
+def test_a_worse_last_epoch_is_not_kept(make_matrices, rng, monkeypatch):
+    losses = iter([0.5, 0.1, 0.9])
+    states = []
+
+    def fake_loss(model, *_):
+        states.append({k: v.clone() for k, v in model.state_dict().items()})
+        return next(losses)
+
+    monkeypatch.setattr("lemur_ann.training._loss", fake_loss)
+    psi = FeatureMap(16, 8)
+    tokens = rng.normal(size=(300, 16)).astype(np.float32)
+    train_feature_map(tokens, documents_of(make_matrices(5)), psi, validation_tokens=tokens[:10], epochs=3)
+    torch.testing.assert_close(psi.state_dict()["layers.0.weight"], states[1]["0.layers.0.weight"])
+
+
+def test_divergence_is_an_error(make_matrices, rng):
+    tokens = rng.normal(size=(300, 16)).astype(np.float32)
+    with pytest.raises(FloatingPointError, match="diverged"):
+        train_feature_map(tokens, documents_of(make_matrices(5)), FeatureMap(16, 8), epochs=1, learning_rate=1e30)
+
+
+@pytest.fixture
+def skewed(rng):
+    """Weights and query features whose energy lies in different directions."""
+    mixing = rng.normal(size=(24, 24)) * np.geomspace(1, 0.01, 24)
+    weights = (rng.normal(size=(500, 24)) @ mixing.T + 5).astype(np.float32)
+    features = (rng.normal(size=(400, 24)) * np.geomspace(0.05, 2, 24) + 1).astype(np.float32)
+    return weights, features
+
+
+def errors(weights, features, reduction):
+    exact = features @ (weights - weights.mean(0)).T
+    return np.mean((exact - (features @ reduction.query_map) @ reduction.reduce_documents(weights).T) ** 2)
+
+
+def test_reduction_is_the_best_of_its_rank(skewed):
+    """Eckart-Young: no map of rank r comes nearer to the matrix of scores than its truncated SVD."""
+    weights, features = skewed
+    exact = (features @ (weights - weights.mean(0)).T).astype(np.float64)
+    singular = np.linalg.svd(exact, compute_uv=False)
+    for rank in (1, 5, 12):
+        best = np.sum(singular[rank:] ** 2) / exact.size
+        assert errors(weights, features, Reduction.learn(weights, features, rank)) <= best * 1.02 + 1e-6
+
+
+def test_reduction_beats_plain_pca(skewed):
+    weights, features = skewed
+    centred = weights - weights.mean(0)
+    _, _, v = np.linalg.svd(centred, full_matrices=False)
+    plain = Reduction(weights.mean(0), v[:5].T, v[:5].T)
+    assert errors(weights, features, Reduction.learn(weights, features, 5)) < 0.8 * errors(weights, features, plain)
+
+
+def test_full_rank_keeps_every_order(skewed):
+    weights, features = skewed
+    for rank in (None, 24, 99):
+        reduction = Reduction.learn(weights, features, rank)
+        got = (features @ reduction.query_map) @ reduction.reduce_documents(weights).T
+        np.testing.assert_array_equal(np.argsort(-got)[:, :5], np.argsort(-(features @ (weights - weights.mean(0)).T))[:, :5])
+
+
+def test_distillation_finds_more_of_the_top(rng):
+    """Each query cares for a few documents near it, in directions that hold little of the total energy."""
+    documents = (rng.normal(size=(2000, 24)) * np.geomspace(1, 0.6, 24)).astype(np.float32)
+    queries = (rng.normal(size=(600, 24)) * np.geomspace(1, 0.8, 24)).astype(np.float32)
+    exact = np.argsort(-(queries @ documents.T), axis=1)[:, :10]
+
+    def found(document_map, query_map):
+        scores = (queries @ query_map) @ (documents @ document_map).T
+        first = np.argsort(-scores, axis=1)[:, :50]
+        return np.mean([np.isin(e, f).mean() for e, f in zip(exact, first, strict=True)])
+
+    truncated = np.eye(24, 8, dtype=np.float32)
+    before = found(truncated, truncated)
+    after = found(*distil(documents, queries, 8, steps=150))
+    assert after > before
+    again = distil(documents, queries, 8, steps=5, seed=3)
+    for a, b in zip(again, distil(documents, queries, 8, steps=5, seed=3), strict=True):
+        np.testing.assert_array_equal(a, b)
+
+
+def test_augmented_l2_order_is_inner_product_order(rng):
+    reduced = rng.normal(size=(300, 7)).astype(np.float32) * rng.uniform(0.1, 3, size=(300, 1)).astype(np.float32)
+    reduction = Reduction(np.zeros(7, np.float32), np.eye(7, dtype=np.float32), np.eye(7, dtype=np.float32))
+    reduction.set_radius(reduced)
+    lifted = reduction.augment(reduced)
+    np.testing.assert_allclose(np.linalg.norm(lifted, axis=1), reduction.radius, rtol=1e-5)
+    query = np.append(rng.normal(size=7), 0)
+    by_distance = np.argsort(np.linalg.norm(lifted - query, axis=1))
+    np.testing.assert_array_equal(by_distance, np.argsort(-(lifted @ query)))
+    longer = reduced * (HEADROOM - 0.01)  # later documents, within the headroom
+    np.testing.assert_allclose(np.linalg.norm(reduction.augment(longer), axis=1), reduction.radius, rtol=1e-5)
+    assert np.all(np.isfinite(reduction.augment(reduced * 100)))
+
+
+def test_few_queries_do_not_break_the_reduction(rng):
+    weights = rng.normal(size=(50, 32)).astype(np.float32)
+    reduction = Reduction.learn(weights, rng.normal(size=(2, 32)).astype(np.float32), 8)
+    assert np.all(np.isfinite(reduction.reduce_documents(weights)))
+
+
+def test_pseudo_queries_come_from_one_document_each(make_matrices):
+    matrices = make_matrices(20, high=60)
+    store = TokenStore([(np.concatenate(matrices), np.concatenate([[0], np.cumsum([len(m) for m in matrices])]))])
+    batch = pseudo_queries(store, np.arange(20), 320, np.random.default_rng(0))
+    assert len(batch) == 10
+    for i in range(10):
+        query = batch.tokens[batch.offsets[i] : batch.offsets[i + 1]]
+        assert 1 <= len(query) <= 32
+        assert any(all((row == m).all(axis=1).any() for row in query) for m in matrices)

@@ -1,0 +1,103 @@
+"""The package as installed: what importing it does, its stub, its docs."""
+
+from __future__ import annotations
+
+import doctest
+import importlib
+import re
+import subprocess
+import sys
+from importlib.metadata import metadata, version
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import lemur_ann
+import lemur_ann.index
+import lemur_ann.maxsim
+
+ROOT = Path(__file__).parent.parent.parent
+PACKAGE = Path(lemur_ann.__file__).parent
+
+
+def python(program):
+    return subprocess.run([sys.executable, "-I", "-c", program], capture_output=True, text=True, check=True).stdout
+
+
+def test_it_is_the_installed_package_that_is_tested():
+    assert PACKAGE != ROOT / "lemur_ann", "install the package and run pytest, not python -m pytest"
+
+
+def test_import_is_light():
+    program = (
+        "import time, sys; t = time.perf_counter(); import lemur_ann; s = time.perf_counter() - t;"
+        "print(s, 'torch' in sys.modules, 'hnswlib' in sys.modules, 'rich' in sys.modules)"
+    )
+    seconds, *loaded = python(program).split()
+    assert loaded == ["False", "False", "False"]
+    assert float(seconds) < 2  # about 0.2 on an idle machine; CI machines are not idle
+
+
+def test_exact_search_does_not_import_torch():
+    program = (
+        "import sys, numpy, lemur_ann; i = lemur_ann.LemurIndex().add([numpy.ones((2, 3))]);"
+        "i.search(numpy.ones((1, 3))); print('torch' in sys.modules)"
+    )
+    assert python(program).strip() == "False"
+
+
+def test_versions_agree():
+    assert lemur_ann.__version__ == version("lemur_ann") == metadata("lemur_ann")["Version"]
+    assert f'version = "{lemur_ann.__version__}"' in (ROOT / "pyproject.toml").read_text()
+    assert f"## {lemur_ann.__version__}" in (ROOT / "CHANGELOG.md").read_text()
+
+
+def test_typed_and_complete():
+    for name in ("py.typed", "_core.pyi", "data/demo_documents.parquet", "adapters/lemur.py"):
+        assert (PACKAGE / name).is_file(), name
+
+
+def test_stub_is_what_nanobind_generates(tmp_path):
+    command = [sys.executable, "-m", "nanobind.stubgen", "-q", "-m", "lemur_ann._core", "--exclude-values"]
+    subprocess.run([*command, "-o", str(tmp_path / "_core.pyi")], check=True, cwd=tmp_path)
+    assert (tmp_path / "_core.pyi").read_text() == (ROOT / "lemur_ann/_core.pyi").read_text()
+
+
+def test_only_the_learning_modules_import_torch():
+    allowed = {"features.py", "training.py", "distillation.py", "weights.py", "encoder.py"}
+    importing = {
+        p.name for p in (ROOT / "lemur_ann").rglob("*.py") if re.search(r"^\s*(import|from) torch", p.read_text(), re.M)
+    }
+    assert importing == allowed
+
+
+def test_only_the_bindings_include_nanobind():
+    for file in [*(ROOT / "cpp/src").rglob("*.cpp"), *(ROOT / "cpp/include").rglob("*.hpp")]:
+        assert "nanobind" not in file.read_text(), file
+
+
+@pytest.mark.parametrize("name", ["lemur_ann.maxsim", "lemur_ann.index"])
+def test_docstring_examples(name):
+    result = doctest.testmod(importlib.import_module(name))
+    assert result.attempted > 0
+    assert result.failed == 0
+
+
+def test_readme_quickstart_runs(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (block,) = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.S)
+    random = np.random.default_rng(0)
+
+    def matrices(count):
+        return [random.normal(size=(12, 128)).astype(np.float32) for _ in range(count)]
+
+    names = {
+        "documents": matrices(60),
+        "training_queries": matrices(40),
+        "query": matrices(1)[0],
+        "more_documents": matrices(3),
+    }
+    names |= {"doc_ids": [f"d{i}" for i in range(60)], "more_ids": ["x", "y", "z"], "queries": matrices(4)}
+    exec(block.replace("LemurIndex()", "LemurIndex(num_features=64, epochs=1, rank=31)"), names)
+    assert (tmp_path / "my_index" / "manifest.json").exists()

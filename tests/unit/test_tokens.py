@@ -1,0 +1,83 @@
+from __future__ import annotations
+
+import numpy as np
+import pyarrow as pa
+import pytest
+
+from lemur_ann import CorruptIndex, _core
+from lemur_ann import tokens as tokens_module
+from lemur_ann.inputs import read_documents
+from lemur_ann.tokens import TokenStore
+
+
+def store_of(matrices, sizes):
+    """A store filled in additions of the given sizes."""
+    store, begin = TokenStore(), 0
+    for size in sizes:
+        (batch,) = read_documents(matrices[begin : begin + size])
+        store.append(batch.tokens, batch.offsets)
+        begin += size
+    return store
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float16])
+def test_write_and_open(make_matrices, tmp_path, dtype, monkeypatch):
+    monkeypatch.setattr(tokens_module, "VALUES_PER_BATCH", 16 * 20)  # several batches
+    matrices = make_matrices(50, dtype=dtype)
+    store = store_of(matrices, [50])
+    store.write(tmp_path / "tokens.arrow")
+    opened = TokenStore.open(tmp_path / "tokens.arrow")
+    assert len(opened._chunks) > 3
+    assert (len(opened), opened.dim, opened.dtype, opened.num_tokens) == (50, 16, dtype, store.num_tokens)
+    for i, matrix in enumerate(matrices):
+        np.testing.assert_array_equal(opened[i], matrix)
+
+
+def test_opened_tokens_are_views_of_the_file(make_matrices, tmp_path):
+    store_of(make_matrices(20), [20]).write(tmp_path / "t.arrow")
+    before = pa.total_allocated_bytes()
+    opened = TokenStore.open(tmp_path / "t.arrow")
+    assert pa.total_allocated_bytes() - before < opened.num_tokens * 16 * 4 / 2
+
+
+def test_opened_file_is_ordinary_arrow(make_matrices, tmp_path):
+    matrices = make_matrices(5, dtype=np.float16)
+    store_of(matrices, [5]).write(tmp_path / "t.arrow")
+    with pa.OSFile(str(tmp_path / "t.arrow")) as source:
+        column = pa.ipc.open_file(source).read_all().column("tokens")
+    assert column.type == pa.large_list(pa.list_(pa.float16(), 16))
+    np.testing.assert_array_equal(np.array(column[3].as_py()), matrices[3])
+
+
+def test_many_small_additions_stay_few_chunks(make_matrices):
+    matrices = make_matrices(300, low=2, high=2)
+    store = store_of(matrices, [1] * 300)
+    assert len(store._chunks) <= 10
+    for i in (0, 17, 255, 299):
+        np.testing.assert_array_equal(store[i], matrices[i])
+    with pytest.raises(IndexError):
+        store[300]
+
+
+def test_select_reads_the_right_documents(make_matrices):
+    matrices = make_matrices(60)
+    store = store_of(matrices, [30, 20, 10])
+    chosen = np.array([0, 1, 2, 29, 30, 45, 58, 59])
+    query = matrices[0]
+    got = _core.scores(query, np.array([0, len(query)]), store.select(chosen), 1)[0]
+    everything = _core.scores(query, np.array([0, len(query)]), store.documents, 1)[0]
+    np.testing.assert_array_equal(got, everything[chosen])
+
+
+@pytest.mark.parametrize("keep", [0, 10, 400])
+def test_truncated_files_are_refused(make_matrices, tmp_path, keep):
+    path = tmp_path / "t.arrow"
+    store_of(make_matrices(20), [20]).write(path)
+    path.write_bytes(path.read_bytes()[:keep])
+    with pytest.raises(CorruptIndex, match="not a token file"):
+        TokenStore.open(path)
+
+
+def test_empty_store(tmp_path):
+    TokenStore().write(tmp_path / "t.arrow")
+    assert len(TokenStore.open(tmp_path / "t.arrow")) == 0
