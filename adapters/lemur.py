@@ -18,6 +18,7 @@ alive.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -28,11 +29,12 @@ from torch import nn
 
 from lemur_ann import _core
 from lemur_ann import _validate as validate
+from lemur_ann.errors import NotFitted
 from lemur_ann.features import FeatureMap
 from lemur_ann.progress import progress
 from lemur_ann.tokens import TokenStore
 from lemur_ann.training import train_feature_map
-from lemur_ann.weights import WeightSolver, blocks
+from lemur_ann.weights import WeightSolver
 
 QUERY_SCALE = 32  # the reference divides the sum over a query's tokens by this, whatever their number
 MAX_TEST_TOKENS = 32_000
@@ -104,12 +106,20 @@ class Lemur:
         learn_tokens = train_tokens if learn is None else _ragged(learn, learn_counts, "learn")[0]
         test_tokens = None if test is None else _ragged(test, test_counts, "test")[0]
         documents = TokenStore([(train_tokens, train_offsets)])
-        if epochs < 0:
-            raise ValueError(f"epochs must be at least 0, got {epochs}")
+        dim = train_tokens.shape[1]
+        for name, other in (("learn", learn_tokens), ("test", test_tokens)):
+            if other is not None and other.shape[1] != dim:
+                raise ValueError(f"{name} has dim {other.shape[1]}, train has dim {dim}")
+        validate.integer(epochs, "epochs", least=0)
+        sizes = {"train_subset_size": train_subset_size, "learn_subset_size": learn_subset_size, "batch_size": batch_size}
+        sizes |= {"ols_sample_size": ols_sample_size, "num_layers": num_layers, "hidden_dim": hidden_dim}
+        for name, size in sizes.items():
+            validate.positive_int(size, name)
         seed = int(torch.randint(2**31, ()))  # torch.manual_seed makes a program repeatable, as in the reference
         random = np.random.default_rng(seed)
-        self._learn = random.permutation(learn_tokens)
-        self._solvers = {}
+        # a sample for training and for the solve, in random order
+        keep = max(learn_subset_size, ols_sample_size)
+        learn_sample = learn_tokens[random.permutation(len(learn_tokens))[:keep]]
 
         def checkpoint(name: str) -> Path | None:
             path = None if self.index_path is None or force_retrain else self.index_path / name
@@ -119,18 +129,20 @@ class Lemur:
             cached = checkpoint("mlp.pt")
             if cached is not None:
                 self.load_mlp(cached)
+                if self.mlp.feature_map.dim != dim:
+                    raise ValueError(f"{cached} is for tokens of dim {self.mlp.feature_map.dim}, train has dim {dim}")
             else:
                 chosen = np.sort(random.permutation(len(documents))[:train_subset_size])
                 width = hidden_dim if final_hidden_dim is None else final_hidden_dim
                 config = {
-                    "dim": train_tokens.shape[1],
+                    "dim": dim,
                     "num_features": width,
                     "kind": "trained" if epochs else "random",
                     "hidden_dims": (hidden_dim,) * (num_layers - 1) if epochs else (),
                     "activation": activation,
                 }
                 training = train_feature_map(
-                    self._learn[:learn_subset_size],
+                    learn_sample[:learn_subset_size],
                     documents.select(chosen),
                     _feature_map(config, seed).to(self.device),
                     validation_tokens=None if test_tokens is None else random.permutation(test_tokens)[:MAX_TEST_TOKENS],
@@ -147,28 +159,39 @@ class Lemur:
                 self.mean, self.std = torch.tensor(training.target_mean), torch.tensor(training.target_std)
                 if self.index_path is not None:
                     self.save_mlp()
+            self._learn, self._solvers = learn_sample, {}
             cached_weights = checkpoint("w.pt") if cached is not None else None
             if cached_weights is not None:
                 self.load_w(cached_weights)
+                if self.W.shape != (len(documents), self.mlp.feature_map.num_features):
+                    raise ValueError(
+                        f"{cached_weights} holds weights of shape {tuple(self.W.shape)}, expected "
+                        f"({len(documents)}, {self.mlp.feature_map.num_features}); remove it or pass force_retrain=True"
+                    )
                 return self
             task = lines.task("document weights", len(documents))
-            self.W = torch.empty((len(documents), self.mlp.feature_map.num_features))
-            solver = self._solver(ols_sample_size)
-            rows = np.arange(len(documents))
-            for block in blocks(len(documents)):
-                solved = solver.solve(documents.select(rows[block]), validate.num_threads(None))
-                self.W[block] = torch.from_numpy(solved)
-                task.advance(len(solved))
-            self.W = self.W.to(self.device)
+            self.W = self._solve(documents, ols_sample_size, task.advance)
             if self.index_path is not None:
                 self.save_w()
         return self
 
     def compute_weights(self, X: Any, X_counts: Any, sample_size: int = 16_384, verbose: bool = True) -> torch.Tensor:
         """The weights of more documents, float32 (num_documents, final_hidden_dim)."""
-        documents = _core.Documents([_ragged(X, X_counts, "X")])
-        solved = self._solver(sample_size).solve(documents, validate.num_threads(None))
-        return torch.from_numpy(solved).to(self.device)
+        return self._solve(TokenStore([_ragged(X, X_counts, "X")]), validate.positive_int(sample_size, "sample_size"))
+
+    def _solve(self, store: TokenStore, sample_size: int, advance: Callable[[int], None] = lambda _: None) -> torch.Tensor:
+        if self._learn is None:
+            raise NotFitted("call fit first: weights are solved over a sample of its tokens")
+        if store.dim != self.mlp.feature_map.dim:
+            raise ValueError(f"documents have dim {store.dim}, the features were learned for dim {self.mlp.feature_map.dim}")
+        if sample_size not in self._solvers:
+            sample = self._learn[:sample_size]
+            self._solvers[sample_size] = WeightSolver(self.mlp.feature_map, sample, float(self.mean), float(self.std))
+        weights = torch.empty((len(store), self.mlp.feature_map.num_features))
+        for block, solved in self._solvers[sample_size].solve(store, np.arange(len(store)), validate.num_threads(None)):
+            weights[block] = torch.from_numpy(solved)
+            advance(len(solved))
+        return weights.to(self.device)
 
     def compute_features(self, X: Any) -> torch.Tensor:
         """Query features, float32 (num_queries, final_hidden_dim).
@@ -177,17 +200,28 @@ class Lemur:
             X: (tokens, counts): the sum over each query's tokens, divided by 32; or one array (num_queries, num_tokens, dim):
                 the mean over each query's tokens.
         """
+        if self.final_hidden_dim is None:
+            raise NotFitted("call fit or load_mlp first")
         if isinstance(X, tuple):
             if len(X) != 2:
                 raise ValueError(f"X must be (tokens, counts), got a tuple of {len(X)}")
             tokens, offsets = _ragged(X[0], X[1], "X", allow_empty=True)
-            return self.mlp.feature_map.query_features(tokens, offsets) / QUERY_SCALE
+            return self._features(tokens, offsets) / QUERY_SCALE
         array = validate.as_array(X, "X")
         if array.ndim != 3:
             raise ValueError(f"X must be (tokens, counts) or of shape (num_queries, num_tokens, dim), got {array.shape}")
         offsets = np.arange(array.shape[0] + 1, dtype=np.int64) * array.shape[1]
         flat = np.ascontiguousarray(array, dtype=np.float32).reshape(-1, array.shape[2])
-        return self.mlp.feature_map.query_features(flat, offsets) / array.shape[1]
+        means: torch.Tensor = self._features(flat, offsets) / array.shape[1]
+        return means
+
+    def _features(self, tokens: npt.NDArray[np.float32], offsets: npt.NDArray[np.int64]) -> torch.Tensor:
+        if tokens.shape[1] != self.mlp.feature_map.dim:
+            raise ValueError(
+                f"queries have dim {tokens.shape[1]}, the features were learned for dim {self.mlp.feature_map.dim}"
+            )
+        features: torch.Tensor = self.mlp.feature_map.query_features(tokens, offsets)
+        return features
 
     def save_mlp(self, path: str | Path | None = None) -> Path:
         """Write the network as the reference does; returns the path."""
@@ -250,14 +284,6 @@ class Lemur:
             self.mlp.output_layer.weight.data.copy_(output_layer)
         self.final_hidden_dim = feature_map.num_features
         self._solvers = {}
-
-    def _solver(self, sample_size: int) -> WeightSolver:
-        if self._learn is None:
-            raise ValueError("call fit first: weights are solved over a sample of its tokens")
-        if sample_size not in self._solvers:
-            sample = self._learn[:sample_size]
-            self._solvers[sample_size] = WeightSolver(self.mlp.feature_map, sample, float(self.mean), float(self.std))
-        return self._solvers[sample_size]
 
 
 class MaxSim:
@@ -378,7 +404,7 @@ def _ragged(
         raise ValueError(f"{name}_counts sum to {sizes.sum()}, {name} has {len(matrix)} rows")
     if not allow_empty and np.any(sizes == 0):
         raise ValueError(f"{name}_counts[{int(np.argmin(sizes))}] is 0, expected at least one token")
-    row = validate.first_nonfinite_row(matrix)
+    row = validate.first_bad_row(matrix)
     if row is not None:
-        raise ValueError(f"{name} has a NaN or infinite value in row {row}")
+        raise ValueError(f"{name} has {validate.BAD_VALUE} in row {row}")
     return matrix, np.concatenate([[0], np.cumsum(sizes)])

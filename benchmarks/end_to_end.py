@@ -31,7 +31,6 @@ import lemur_ann
 from lemur_ann import _core
 from lemur_ann.inputs import read_queries
 from lemur_ann.metrics import recall
-from lemur_ann.weights import blocks
 
 # (ef, candidates reranked): the graph's beam may be wider than what the rerank reads
 SETTINGS = (
@@ -69,10 +68,8 @@ def fit(corpus: Path, work: Path, epochs: int) -> tuple[lemur_ann.LemurIndex, fl
 def full_weights(index: lemur_ann.LemurIndex, path: Path) -> np.ndarray:
     if not path.exists():
         torch.set_num_threads(os.cpu_count() or 1)
-        rows = np.arange(len(index))
-        solve = index.encoder.solver.solve
-        parts = [solve(index._store.select(rows[block]), os.cpu_count() or 1) for block in blocks(len(rows))]
-        np.save(path, np.concatenate(parts))
+        solved = index.encoder.solver.solve(index._store, np.arange(len(index)), os.cpu_count() or 1)
+        np.save(path, np.concatenate([weights for _, weights in solved]))
         torch.set_num_threads(1)
     return np.load(path, mmap_mode="r")
 
@@ -151,7 +148,7 @@ def main() -> None:
     psi = index.encoder.feature_map
     features = psi.query_features(batch.tokens, batch.offsets).numpy()
     encoded = index.encoder.encode_queries(batch.tokens, batch.offsets)
-    reduced = np.concatenate([index._candidates._graph.get_items(np.arange(len(index))[b]) for b in blocks(len(index))])
+    reduced = index._candidates._graph.get_items(np.arange(len(index)))
     scans = {
         "full weights, float32": scan_recall(features, weights, exact),
         f"reduced to rank {options.rank}": scan_recall(encoded, reduced, exact),
@@ -161,7 +158,7 @@ def main() -> None:
     documents = index._store.documents
 
     def ours(ef: int, count: int):
-        return lambda q: index.search(q, k=10 if count < 100 else 100, num_candidates=count, ef_search=ef, num_threads=1).ids
+        return lambda q: index.search(q, k=min(count, 100), num_candidates=count, ef_search=ef, num_threads=1).ids
 
     def stock(ef: int, count: int):
         graph.set_ef(ef)

@@ -57,7 +57,7 @@ def products(a: Annotated[NDArray[numpy.float32], dict(shape=(None, None), order
     a @ b in float64, each element the same to the last bit whatever the shapes and threads.
     """
 
-def first_nonfinite_row(tokens: numpy.typing.NDArray[Any]) -> int | None:
+def first_bad_row(tokens: numpy.typing.NDArray[Any]) -> int | None:
     """
-    The first row of a (num_tokens, dim) float32 or float16 matrix with an infinity or a NaN, or None.
+    The first row of a (num_tokens, dim) float32 or float16 matrix with a NaN, an infinity or a value beyond 1e15, or None.
     """

@@ -13,16 +13,24 @@ from lemur_ann import _core
 Tokens = npt.NDArray[Any]  # (num_tokens, dim), float32 or float16, C-contiguous
 Offsets = npt.NDArray[np.int64]  # (num_documents + 1,)
 
-first_nonfinite_row = _core.first_nonfinite_row
+first_bad_row = _core.first_bad_row
+BAD_VALUE = "a NaN, infinite or huge value (above 1e15)"
+
+
+def integer(value: Any, name: str, *, least: int) -> int:
+    """``value`` as an int of at least ``least``, in 63 bits."""
+    if isinstance(value, bool) or not isinstance(value, (int, np.integer)):
+        raise TypeError(f"{name} must be an integer, got {type(value).__name__}")
+    if value < least:
+        raise ValueError(f"{name} must be at least {least}, got {value}")
+    if value >= 2**63:
+        raise ValueError(f"{name} must be below 2**63, got {value}")
+    return int(value)
 
 
 def positive_int(value: Any, name: str) -> int:
     """``value`` as an int of at least 1."""
-    if isinstance(value, bool) or not isinstance(value, (int, np.integer)):
-        raise TypeError(f"{name} must be an integer, got {type(value).__name__}")
-    if value < 1:
-        raise ValueError(f"{name} must be at least 1, got {value}")
-    return int(value)
+    return integer(value, name, least=1)
 
 
 def num_threads(value: int | None) -> int:

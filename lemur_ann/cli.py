@@ -39,13 +39,14 @@ app = typer.Typer(
       lemur-ann evaluate my_index other_queries.parquet
     """,
 )
-console = Console()
+console = Console(markup=False)  # texts and ids are shown as they are
 
 Queries = Annotated[Path, typer.Argument(help="Queries, with a column 'tokens'.", exists=True)]
 IndexDir = Annotated[Path, typer.Argument(metavar="DIR", help="A saved index.")]
 NumCandidates = Annotated[
     int | None, typer.Option(help="Documents reranked per query; more finds more, slower. [default: the index's own]")
 ]
+Device = Annotated[str | None, typer.Option(help="cpu, cuda or mps. [default: the one it was made with]")]
 Threads = Annotated[int | None, typer.Option(help="Threads to use. [default: all cores]")]
 
 
@@ -104,6 +105,7 @@ def build(
     table = _read(documents)
     if number_ids and "id" in table.column_names:
         table = table.rename_columns(["source_id" if name == "id" else name for name in table.column_names])
+    storage.check_replaceable(out)
     index = lemur_ann.LemurIndex(
         epochs=epochs,
         num_features=num_features,
@@ -138,10 +140,11 @@ def search(
     num_candidates: NumCandidates = None,
     exact: Annotated[bool, typer.Option("--exact", help="Score every document instead.")] = False,
     out: Annotated[Path | None, typer.Option(help="Also write all hits to this Parquet file.")] = None,
+    device: Device = None,
     threads: Threads = None,
 ) -> None:
     """Search a saved index with every query of a file."""
-    index = lemur_ann.LemurIndex.load(path)
+    index = lemur_ann.LemurIndex.load(path, device=device)
     table = _read(queries)
     wanted = table if out is not None else table[:limit]
     found = index.search(wanted, k=k, num_candidates=num_candidates, exact=exact, num_threads=threads)
@@ -168,10 +171,11 @@ def evaluate(
     limit: Annotated[int | None, typer.Option(help="Use this many queries at most.")] = None,
     num_candidates: NumCandidates = None,
     ef_search: Annotated[int | None, typer.Option(help="Beam of the graph search.")] = None,
+    device: Device = None,
     threads: Threads = None,
 ) -> None:
     """Measure recall@k against exact MaxSim, and latency. Use queries the index did not learn from."""
-    index = lemur_ann.LemurIndex.load(path)
+    index = lemur_ann.LemurIndex.load(path, device=device)
     table = _read(queries)
     table = table if limit is None else table[:limit]
     _print_evaluation(index.evaluate(table, k=k, num_candidates=num_candidates, ef_search=ef_search, num_threads=threads))
@@ -255,9 +259,9 @@ def main() -> None:
     """Run the command line; errors of input are one line, not a traceback."""
     try:
         app()
-    except (ValueError, TypeError, OSError, KeyError, RuntimeError) as error:
+    except (ValueError, TypeError, OSError, KeyError, RuntimeError, ArithmeticError) as error:
         message = error.args[0] if isinstance(error, KeyError) and error.args else error
-        Console(stderr=True).print(f"[red]error:[/red] {message}", markup=True, highlight=False)
+        Console(stderr=True, markup=False, highlight=False).print(f"error: {message}", style="red")
         sys.exit(1)
 
 

@@ -3,23 +3,21 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import torch
 
-from lemur_ann import _core
 from lemur_ann.distillation import MIN_DOCUMENTS, MIN_QUERIES, distil
-from lemur_ann.features import FeatureMap
+from lemur_ann.features import FeatureMap, check_device
 from lemur_ann.inputs import QueryBatch
 from lemur_ann.options import Options
 from lemur_ann.progress import Progress
 from lemur_ann.reduction import Reduction
 from lemur_ann.tokens import TokenStore
 from lemur_ann.training import Training, train_feature_map
-from lemur_ann.weights import WeightSolver, blocks
+from lemur_ann.weights import WeightSolver
 
 VALIDATION_SHARE = 0.05  # of the training queries, at most
 MAX_VALIDATION_QUERIES = 128
@@ -60,9 +58,12 @@ class LemurEncoder:
         """Dimension of an encoded document or query."""
         return self.reduction.rank + 1
 
-    def encode_documents(self, documents: _core.Documents, *, num_threads: int = 1) -> npt.NDArray[np.float32]:
+    def encode_documents(self, store: TokenStore, *, num_threads: int = 1) -> npt.NDArray[np.float32]:
         """float32 (num_documents, dim), all of one norm."""
-        return self.reduction.augment(self.reduction.reduce_documents(self.solver.solve(documents, num_threads)))
+        reduced = np.empty((len(store), self.reduction.rank), np.float32)
+        for block, weights in self.solver.solve(store, np.arange(len(store)), num_threads):
+            reduced[block] = self.reduction.reduce_documents(weights)
+        return self.reduction.augment(reduced)
 
     def encode_queries(self, tokens: npt.NDArray[Any], offsets: npt.NDArray[np.int64]) -> npt.NDArray[np.float32]:
         """float32 (num_queries, dim), the last coordinate 0."""
@@ -80,6 +81,7 @@ class LemurEncoder:
         cls, arrays: dict[str, npt.NDArray[Any]], config: dict[str, Any], training: dict[str, Any], device: str
     ) -> LemurEncoder:
         """What :meth:`arrays` gave; it encodes a document as the one before did."""
+        check_device(device)
         config = {**config, "hidden_dims": tuple(config["hidden_dims"])}
         feature_map = FeatureMap(config.pop("dim"), config.pop("num_features"), **config)
         prefix = "feature_map."
@@ -110,6 +112,7 @@ def fit_encoder(
     Returns:
         the encoder, and float32 (len(live), encoder.dim) vectors in the order of ``live``.
     """
+    check_device(options.device)
     random = np.random.default_rng(options.seed)
     real_queries = queries is not None and len(queries) > 0
     if queries is None or not real_queries:
@@ -160,16 +163,11 @@ def _reduce(
 ) -> tuple[Reduction, npt.NDArray[np.float32]]:
     """Learn the reduction from a sample's weights, then encode everything block by block."""
     task = progress.task("document weights", len(live))
-
-    def solve(indices: npt.NDArray[np.int64]) -> Iterator[tuple[slice, npt.NDArray[np.float32]]]:
-        for block in blocks(len(indices)):
-            yield block, solver.solve(store.select(indices[block]), num_threads)
-            task.advance(block.stop - block.start)
-
     sample = _choose(live, NUM_REDUCTION_DOCUMENTS, random)
     weights = np.empty((len(sample), solver.feature_map.num_features), np.float32)
-    for block, solved in solve(sample):
+    for block, solved in solver.solve(store, sample, num_threads):
         weights[block] = solved
+        task.advance(len(solved))
     used = _take_queries(queries, _choose(np.arange(len(queries)), NUM_REDUCTION_QUERIES, random))
     features = solver.feature_map.query_features(used.tokens, used.offsets)
     reduction = _learn_reduction(weights, features.cpu().numpy(), options, progress, distilled=distilled)
@@ -177,8 +175,9 @@ def _reduce(
     in_sample = np.isin(live, sample, assume_unique=True)
     reduced[in_sample] = reduction.reduce_documents(weights)
     rest = np.flatnonzero(~in_sample)
-    for block, solved in solve(live[rest]):
+    for block, solved in solver.solve(store, live[rest], num_threads):
         reduced[rest[block]] = reduction.reduce_documents(solved)
+        task.advance(len(solved))
     reduction.set_radius(reduced)
     return reduction, reduction.augment(reduced)
 

@@ -16,6 +16,14 @@ TOKENS_PER_BATCH = 8192
 ACTIVATIONS = {"gelu": nn.GELU, "relu": nn.ReLU, "silu": nn.SiLU, "mish": nn.Mish}
 
 
+def check_device(device: str) -> None:
+    """ValueError where torch does not see this device."""
+    kind = torch.device(device).type
+    seen = (kind == "cuda" and torch.cuda.is_available()) or (kind == "mps" and torch.backends.mps.is_available())
+    if kind != "cpu" and not seen:
+        raise ValueError(f"device is {device!r}, and torch {torch.__version__} sees no such device here; pass device='cpu'")
+
+
 class RandomLayer(nn.Module):
     """sqrt(2 / num_features) * activation(x W) with a fixed Gaussian W, (dim, num_features)."""
 

@@ -15,7 +15,7 @@ class Hits:
     """The documents found for one query, best first.
 
     Attributes:
-        ids: the caller's document ids, shape (num_hits,): int64 (or uint64), or object holding ``str``.
+        ids: the caller's document ids, shape (num_hits,): int64, or object holding ``str``.
         scores: exact MaxSim scores, float32, shape (num_hits,), higher is better.
 
     ``for doc_id, score in hits`` and ``len(hits)`` work too.

@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
+import pyarrow.compute as pc
 
 
 class IdMap:
@@ -36,6 +37,11 @@ class IdMap:
             self._index = {doc_id: i for i, doc_id in pairs if i not in self._deleted}
         return self._index
 
+    @property
+    def type(self) -> pa.DataType:
+        """large_string or int64."""
+        return self._type or pa.int64()
+
     def take(self, indices: npt.NDArray[np.int64]) -> npt.NDArray[Any]:
         """The ids of some documents: int64, or object holding str."""
         taken = self.array.take(pa.array(indices))
@@ -47,7 +53,9 @@ class IdMap:
         """Ids for documents that came without: the integers after the largest one so far."""
         if self._type is not None and not pa.types.is_integer(self._type):
             raise ValueError("documents have no ids, and the index holds string ids; pass ids=")
-        first = max(int(pa.compute.max(self.array).as_py()) + 1, 0) if len(self) else 0
+        first = max(int(pc.max(self.array).as_py()) + 1, 0) if len(self) else 0
+        if first + count > 2**63:
+            raise ValueError(f"no integers are left for ids after {first - 1}; pass ids=")
         return pa.array(range(first, first + count), pa.int64())
 
     def check_new(self, ids: pa.Array) -> None:

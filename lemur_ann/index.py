@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from os import PathLike
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, overload
@@ -156,7 +156,7 @@ class LemurIndex:
         """
         wanted = ids_of(ids)
         rows = self._ids.indices(wanted)
-        table = pa.table({"id": wanted})
+        table = pa.table({"id": wanted.cast(self._ids.type)})
         if self._metadata is not None:
             taken = self._metadata.take(pa.array(rows))
             for name in taken.column_names:
@@ -206,8 +206,9 @@ class LemurIndex:
                     "fit(queries=...) without documents learns anew from those it holds"
                 )
             store, id_map = TokenStore(), IdMap()
-            batches = read_documents(documents, ids=ids, offsets=offsets)
-            metadata = _append(store, id_map, None, _named(batches, id_map))
+            batches = _named(_with_dtype(read_documents(documents, ids=ids, offsets=offsets), None), id_map)
+            metadata = _joined_metadata(None, 0, batches)
+            _append(store, id_map, batches)
         elif ids is not None or offsets is not None:
             raise TypeError("ids= and offsets= go with documents, and documents is None")
         live = np.setdiff1d(np.arange(len(store)), id_map.deleted)
@@ -229,7 +230,7 @@ class LemurIndex:
             rows[live] = vectors
             for begin in range(0, len(rows), ROWS_PER_STEP):
                 block = rows[begin : begin + ROWS_PER_STEP]
-                candidates.add(block, num_threads=threads)
+                candidates.add(block, first=begin, num_threads=threads)
                 task.advance(len(block))
             candidates.delete(id_map.deleted)
         self._store, self._ids, self._metadata = store, id_map, metadata
@@ -249,17 +250,22 @@ class LemurIndex:
             ValueError, TypeError: bad documents, or an id that names a document already; nothing has changed.
         """
         threads = validate.num_threads(num_threads)
-        batches = _named(read_documents(documents, ids=ids, offsets=offsets, dim=self.dim), self._ids)
-        if self._store.dtype == np.float16:
-            batches = [_as_float16(batch) for batch in batches]
-        _check_metadata(self._metadata, batches)
-        if self._encoder is not None and self._candidates is not None:
-            vectors = [
-                self._encoder.encode_documents(_core.Documents([(b.tokens, b.offsets)]), num_threads=threads) for b in batches
-            ]
-            for block in vectors:
-                self._candidates.add(block, num_threads=threads)
-        self._metadata = _append(self._store, self._ids, self._metadata, batches)
+        batches = _with_dtype(read_documents(documents, ids=ids, offsets=offsets, dim=self.dim), self._store.dtype)
+        batches = _named(batches, self._ids)
+        metadata = _joined_metadata(self._metadata, len(self._store), batches)
+        rows = len(self._store)
+        if self._encoder is not None and self._candidates is not None and batches:
+            new = TokenStore([(batch.tokens, batch.offsets) for batch in batches])
+            vectors = self._encoder.encode_documents(new, num_threads=threads)
+            try:
+                self._candidates.add(vectors, first=rows, num_threads=threads)
+                _append(self._store, self._ids, batches)
+            except BaseException:  # out of memory, or the user's interrupt: no candidates without tokens
+                self._candidates.delete(np.arange(rows, self._candidates.num_rows))
+                raise
+        else:
+            _append(self._store, self._ids, batches)
+        self._metadata = metadata
         return self
 
     def delete(self, ids: Any) -> int:
@@ -277,18 +283,6 @@ class LemurIndex:
         return len(removed)
 
     # Searching it
-
-    @overload
-    def search(
-        self,
-        queries: npt.NDArray[Any],
-        k: int = 10,
-        *,
-        num_candidates: int | None = None,
-        ef_search: int | None = None,
-        exact: bool = False,
-        num_threads: int | None = None,
-    ) -> Hits: ...
 
     @overload
     def search(
@@ -346,9 +340,9 @@ class LemurIndex:
         threads = validate.num_threads(num_threads)
         if is_single_query(queries):
             matrix = validate.token_matrix(queries, "query", dim=self.dim)
-            row = validate.first_nonfinite_row(matrix)
+            row = validate.first_bad_row(matrix)
             if row is not None:
-                raise ValueError(f"query has a NaN or infinite value in token {row}, expected finite values")
+                raise ValueError(f"query has {validate.BAD_VALUE} in token {row}")
             batch = QueryBatch(matrix, np.array([0, len(matrix)], dtype=np.int64))
             return self._search(batch, k, count, beam, exact, threads)[0]
         return self._search(read_queries(queries, dim=self.dim), k, count, beam, exact, threads)
@@ -493,8 +487,12 @@ class LemurIndex:
         folder = Path(path)
         manifest = storage.read_manifest(folder)
         storage.check_files(folder, manifest, verify=verify)
-        options = manifest["options"] if device is None else {**manifest["options"], "device": device}
-        index = cls(**options)
+        try:
+            index = cls(**manifest["options"])
+        except (TypeError, ValueError) as error:
+            raise CorruptIndex(f"{folder} has options this version cannot read: {error}") from error
+        if device is not None:
+            index.options = replace(index.options, device=device)
         ids, deleted, metadata = storage.read_documents(folder / storage.DOCUMENTS)
         index._store = TokenStore.open(folder / storage.TOKENS)
         if len(ids) != len(index._store):
@@ -510,6 +508,9 @@ class LemurIndex:
             )
             kind = kind_of(index.options.candidates)
             index._candidates = kind.load(folder, index._encoder.dim, asdict(index.options), deleted)
+            if index._candidates.num_rows < len(index._store):
+                raise CorruptIndex(f"{folder} has candidates for {index._candidates.num_rows} of {len(index._store)} documents")
+            index._candidates.delete(np.arange(len(index._store), index._candidates.num_rows))
         return index
 
 
@@ -528,41 +529,53 @@ def _named(batches: list[DocumentBatch], id_map: IdMap) -> list[DocumentBatch]:
     return batches
 
 
-def _as_float16(batch: DocumentBatch) -> DocumentBatch:
-    with np.errstate(over="ignore"):
-        tokens = batch.tokens.astype(np.float16, copy=False)
-    row = validate.first_nonfinite_row(tokens)
-    if row is not None:
-        raise ValueError(f"token {row} exceeds the range of float16, which the index holds")
-    return DocumentBatch(batch.ids, tokens, batch.offsets, batch.metadata)
-
-
-def _check_metadata(existing: pa.Table | None, batches: list[DocumentBatch]) -> None:
-    if existing is None:
-        return
-    known = {field.name: field.type for field in existing.schema}
+def _with_dtype(batches: list[DocumentBatch], dtype: np.dtype[Any] | None) -> list[DocumentBatch]:
+    """All batches in one token dtype: the store's, or where it has none yet float32 if any batch is."""
+    if dtype is None:
+        dtype = np.result_type(*(batch.tokens.dtype for batch in batches)) if batches else np.dtype(np.float32)
+    converted = []
     for batch in batches:
-        for field in [] if batch.metadata is None else batch.metadata.schema:
-            if field.type != known.get(field.name, field.type):
-                raise TypeError(f"metadata column {field.name!r} is {field.type}, index has it as {known[field.name]}")
+        with np.errstate(over="ignore"):
+            tokens = batch.tokens.astype(dtype, copy=False)
+        row = validate.first_bad_row(tokens) if tokens.dtype != batch.tokens.dtype else None
+        if row is not None:
+            raise ValueError(f"token {row} of the documents exceeds the range of {dtype}, in which the index holds tokens")
+        converted.append(DocumentBatch(batch.ids, tokens, batch.offsets, batch.metadata))
+    return converted
 
 
-def _append(store: TokenStore, id_map: IdMap, metadata: pa.Table | None, batches: list[DocumentBatch]) -> pa.Table | None:
-    """Put checked batches into a store and an id map; returns the metadata of all."""
-    rows_before = len(store)
-    tables = [] if metadata is None else [metadata]
+def _append(store: TokenStore, id_map: IdMap, batches: list[DocumentBatch]) -> None:
+    """Put checked batches into a store and an id map."""
     for batch in batches:
         assert batch.ids is not None
         store.append(batch.tokens, batch.offsets)
         id_map.append(batch.ids)
-        if batch.metadata is not None:
-            if not tables and rows_before:
-                tables.append(_null_rows(batch.metadata.schema, rows_before))
-            tables.append(batch.metadata)
-        elif tables:
-            tables.append(_null_rows(tables[-1].schema, len(batch)))
-    return pa.concat_tables(tables, promote_options="default") if tables else None
 
 
-def _null_rows(schema: pa.Schema, count: int) -> pa.Table:
-    return pa.Table.from_arrays([pa.nulls(count, field.type) for field in schema], names=schema.names)
+def _joined_metadata(existing: pa.Table | None, num_rows: int, batches: list[DocumentBatch]) -> pa.Table | None:
+    """The metadata of ``num_rows`` documents and of new batches; columns that a part lacks are null there."""
+    tables = [_no_columns(num_rows) if existing is None else existing]
+    tables += [_no_columns(len(batch)) if batch.metadata is None else batch.metadata for batch in batches]
+    known: dict[str, pa.DataType] = {}
+    for table in tables:
+        for field in table.schema:
+            before = known.get(field.name, pa.null())
+            if before != field.type and not pa.types.is_null(before) and not pa.types.is_null(field.type):
+                raise TypeError(f"metadata column {field.name!r} is {field.type}, index has it as {before}")
+            known[field.name] = before if pa.types.is_null(field.type) else field.type
+    if not known:
+        return None
+    schema = pa.schema(list(known.items()))
+    return pa.concat_tables([_with_columns(table, schema) for table in tables])
+
+
+def _no_columns(num_rows: int) -> pa.Table:
+    return pa.table({"row": pa.nulls(num_rows)}).select([])
+
+
+def _with_columns(table: pa.Table, schema: pa.Schema) -> pa.Table:
+    columns = [
+        table.column(field.name).cast(field.type) if field.name in table.column_names else pa.nulls(len(table), field.type)
+        for field in schema
+    ]
+    return pa.Table.from_arrays(columns, schema=schema)

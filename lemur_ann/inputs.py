@@ -55,7 +55,9 @@ def read_documents(documents: Any, *, ids: Any = None, offsets: Any = None, dim:
     """
     batches: list[DocumentBatch] = []
     rows = 0
-    for batch in _document_batches(documents, ids, offsets):
+    for batch in _document_batches(documents, ids, offsets, "documents", "offsets", with_ids=True):
+        if len(batch) == 0:
+            continue
         _check_batch(batch, rows, "document", dim)
         dim = batch.tokens.shape[1]
         batches.append(batch)
@@ -63,11 +65,15 @@ def read_documents(documents: Any, *, ids: Any = None, offsets: Any = None, dim:
     return batches
 
 
-def read_queries(queries: Any, *, offsets: Any = None, dim: int | None = None, name: str = "queries") -> QueryBatch:
+def read_queries(
+    queries: Any, *, offsets: Any = None, dim: int | None = None, offsets_name: str = "query_offsets"
+) -> QueryBatch:
     """All queries, checked, as one batch; ids and other columns are ignored."""
     parts: list[DocumentBatch] = []
     rows = 0
-    for batch in _document_batches(queries, None, offsets, name):
+    for batch in _document_batches(queries, None, offsets, "queries", offsets_name, with_ids=False):
+        if len(batch) == 0:
+            continue
         _check_batch(batch, rows, "query", dim)
         dim = batch.tokens.shape[1]
         parts.append(batch)
@@ -82,16 +88,20 @@ def read_queries(queries: Any, *, offsets: Any = None, dim: int | None = None, n
 
 def is_single_query(query: Any) -> bool:
     """Whether ``query`` is one matrix (or a vector, to be refused as one) rather than a batch of queries."""
-    return getattr(query, "ndim", None) in (1, 2)
+    return getattr(query, "ndim", None) in (1, 2) and not hasattr(query, "__arrow_c_stream__")
 
 
-def _document_batches(documents: Any, ids: Any, offsets: Any, name: str = "documents") -> Iterator[DocumentBatch]:
+def _document_batches(
+    documents: Any, ids: Any, offsets: Any, name: str, offsets_name: str, *, with_ids: bool
+) -> Iterator[DocumentBatch]:
     arrow = _arrow_batches(documents)
     if arrow is not None:
         if ids is not None or offsets is not None:
-            raise TypeError(f"{name} in Arrow form carry ids and offsets as columns; ids= and offsets= must be None")
+            raise TypeError(f"{name} in Arrow form carry ids and offsets as columns; ids= and {offsets_name}= must be None")
+        row = 0
         for table in arrow:
-            yield from _from_arrow(table, name)
+            yield from _from_arrow(table, name, row, with_ids=with_ids)
+            row += len(table)
         return
     if isinstance(documents, (str, bytes, dict)):
         raise TypeError(f"{name} must be token embeddings, got {type(documents).__name__}")
@@ -99,15 +109,17 @@ def _document_batches(documents: Any, ids: Any, offsets: Any, name: str = "docum
     if ndim is not None and ndim != 3:
         if ndim == 2 and offsets is None:
             raise ValueError(
-                f"{name} is one matrix of shape {tuple(documents.shape)}; pass offsets= with it, "
+                f"{name} is one matrix of shape {tuple(documents.shape)}; pass {offsets_name}= with it, "
                 "or a list of (num_tokens, dim) matrices"
             )
         tokens = validate.token_matrix(documents, name, allow_empty=True)
-        bounds = validate.offsets_array(offsets, len(tokens))
+        bounds = validate.offsets_array(offsets, len(tokens)).copy()
+        if tokens.flags.writeable:  # the caller may reuse the buffer
+            tokens = tokens.copy()
         yield DocumentBatch(_ids_array(ids, len(bounds) - 1), tokens, bounds)
         return
     if offsets is not None:
-        raise TypeError(f"offsets= goes with one flat matrix, got {name} of type {type(documents).__name__}")
+        raise TypeError(f"{offsets_name}= goes with one flat matrix, got {name} of type {type(documents).__name__}")
     if not isinstance(documents, Iterable):
         raise TypeError(f"{name} must be Arrow data or a sequence of matrices, got {type(documents).__name__}")
     yield from _from_matrices(documents, ids, name)
@@ -148,28 +160,49 @@ def _arrow_batches(data: Any) -> Iterator[pa.Table] | None:
     return None
 
 
-def _from_arrow(table: pa.Table, name: str) -> Iterator[DocumentBatch]:
+def _from_arrow(table: pa.Table, name: str, first_row: int, *, with_ids: bool) -> Iterator[DocumentBatch]:
     if "tokens" not in table.column_names:
         raise ValueError(f"{name} must have a column 'tokens' ({TOKENS_TYPE}), got columns {table.column_names}")
-    ids = _ids_array(table.column("id"), len(table)) if "id" in table.column_names else None
-    metadata = table.drop_columns([c for c in ("id", "tokens") if c in table.column_names])
+    repeated = [c for c in table.column_names if table.column_names.count(c) > 1]
+    if repeated:
+        raise ValueError(f"{name} have more than one column {repeated[0]!r}")
+    ids = metadata = None
+    if with_ids:
+        ids = _ids_array(table.column("id"), len(table), first_row) if "id" in table.column_names else None
+        metadata = _plain(table.drop_columns([c for c in ("id", "tokens") if c in table.column_names]))
     row = 0
     for chunk in table.column("tokens").chunks:
-        tokens, offsets = tokens_from_arrow(chunk, f"column 'tokens' of {name}")
+        tokens, offsets = tokens_from_arrow(chunk, f"column 'tokens' of {name}", first_row + row)
         part = slice(row, row + len(chunk))
         yield DocumentBatch(
-            None if ids is None else ids[part], tokens, offsets, metadata[part] if metadata.num_columns else None
+            None if ids is None else ids[part],
+            tokens,
+            offsets,
+            metadata[part] if metadata is not None and metadata.num_columns else None,
         )
         row += len(chunk)
 
 
-def tokens_from_arrow(array: pa.Array, name: str) -> tuple[Tokens, Offsets]:
-    """The tokens of an Arrow array of matrices, as views of its buffers where the layout allows (slices too)."""
+def _plain(metadata: pa.Table) -> pa.Table:
+    """Without dictionaries, which differ from batch to batch, and with offsets of 64 bits, which do not overflow."""
+    large = {"string": pa.large_string(), "string_view": pa.large_string(), "binary": pa.large_binary()}
+    fields = []
+    for field in metadata.schema:
+        kind = field.type.value_type if pa.types.is_dictionary(field.type) else field.type
+        fields.append(pa.field(field.name, large.get(str(kind), kind)))
+    return metadata.cast(pa.schema(fields))
+
+
+def tokens_from_arrow(array: pa.Array, name: str, first_row: int = 0) -> tuple[Tokens, Offsets]:
+    """The tokens of an Arrow array of matrices, as views of its buffers where the layout allows (slices too).
+
+    ``first_row`` is the number of its first row in error messages.
+    """
     if isinstance(array, pa.ExtensionArray):
         array = array.storage
     kind = array.type
     if pa.types.is_null(kind) or array.null_count:
-        raise ValueError(f"{name} is null in row {int(np.flatnonzero(array.is_null().to_numpy(False))[0])}")
+        raise ValueError(f"{name} is null in row {first_row + int(np.flatnonzero(array.is_null().to_numpy(False))[0])}")
     if str(kind).startswith(("list_view", "large_list_view")):
         array = array.cast(pa.large_list(kind.value_type))
         kind = array.type
@@ -178,7 +211,8 @@ def tokens_from_arrow(array: pa.Array, name: str) -> tuple[Tokens, Offsets]:
         inner = array.flatten()
     elif pa.types.is_list(kind) or pa.types.is_large_list(kind):
         offsets = array.offsets.to_numpy().astype(np.int64) if len(array) else np.zeros(1, np.int64)
-        inner = array.values.slice(offsets[0], offsets[-1] - offsets[0])
+        inner = array.values.slice(offsets[0], max(offsets[-1] - offsets[0], 0))
+        validate.offsets_array(offsets - offsets[0], len(inner), f"the offsets of {name}")
         offsets = offsets - offsets[0]
     else:
         raise TypeError(f"{name} must be {TOKENS_TYPE}, got {kind}")
@@ -210,7 +244,7 @@ def _vectors_from_arrow(inner: pa.Array, name: str) -> Tokens:
     return validate.token_matrix(values.to_numpy().reshape(-1, dim), name, allow_empty=True)
 
 
-def _ids_array(ids: Any, expected: int) -> pa.Array | None:
+def _ids_array(ids: Any, expected: int, first_row: int = 0) -> pa.Array | None:
     """Ids as one large_string or int64 Arrow array without nulls."""
     if ids is None:
         return None
@@ -223,7 +257,7 @@ def _ids_array(ids: Any, expected: int) -> pa.Array | None:
     if len(ids) != expected:
         raise ValueError(f"expected one id for each of {expected} documents, got {len(ids)} ids")
     if ids.null_count:
-        raise ValueError(f"id is null in row {int(np.flatnonzero(ids.is_null().to_numpy(False))[0])}")
+        raise ValueError(f"id is null in row {first_row + int(np.flatnonzero(ids.is_null().to_numpy(False))[0])}")
     if pa.types.is_integer(ids.type):
         try:
             return ids.cast(pa.int64())
@@ -235,6 +269,8 @@ def _ids_array(ids: Any, expected: int) -> pa.Array | None:
 
 
 def _python_ids(ids: Any) -> pa.Array:
+    if isinstance(ids, (bytes, bytearray)):
+        raise TypeError(f"ids must be strings or integers, got {type(ids).__name__}")
     values = ids.tolist() if hasattr(ids, "tolist") else list(ids)
     kinds = {type(value) for value in values}
     for kind in kinds:
@@ -265,19 +301,16 @@ def _check_batch(batch: DocumentBatch, first_row: int, what: str, dim: int | Non
         doc_id = "" if batch.ids is None else f" (id {batch.ids[i].as_py()!r})"
         return f"{what} {first_row + i}{doc_id}"
 
-    if len(batch) == 0:
-        return
     if dim is not None and batch.tokens.shape[1] != dim:
         raise ValueError(f"{named(0)} has dim {batch.tokens.shape[1]}, index has dim {dim}")
     empty = np.flatnonzero(np.diff(batch.offsets) == 0)
     if len(empty):
         raise ValueError(f"{named(int(empty[0]))} has no tokens, expected at least one")
-    row = validate.first_nonfinite_row(batch.tokens)
+    row = validate.first_bad_row(batch.tokens)
     if row is not None:
         i = int(np.searchsorted(batch.offsets, row, side="right")) - 1
         raise ValueError(
-            f"{named(i)} has a NaN or infinite value in token {row - int(batch.offsets[i])} "
-            f"(as {batch.tokens.dtype}), expected finite values"
+            f"{named(i)} has {validate.BAD_VALUE} in token {row - int(batch.offsets[i])} (as {batch.tokens.dtype})"
         )
 
 

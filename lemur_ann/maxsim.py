@@ -2,7 +2,8 @@
 
 Documents are one flat matrix ``tokens`` (total_tokens, dim), float32 or float16, with ``offsets`` (num_documents + 1,) int64:
 document l is ``tokens[offsets[l]:offsets[l + 1]]``. float16 is read as stored and multiplied in float32. No token buffer is
-copied where it is C-contiguous, the GIL is released, and ``num_threads=None`` uses all cores.
+copied where it is C-contiguous, the GIL is released, and ``num_threads=None`` uses all cores. Tokens must be finite, and small
+enough that their products are; that is not checked here, since a rerank would cost a pass over all tokens.
 
 The instruction set is chosen once, at run time; the environment variable ``LEMUR_ANN_ISA`` forces one of
 :func:`supported_isas`. Scores are the same bit for bit on avx2, avx512 and neon.
@@ -87,7 +88,7 @@ def rerank(
     chosen = np.ascontiguousarray(chosen, dtype=np.int64)
     limit = len(chosen) if k is None else validate.positive_int(k, "k")
     values = _core.candidate_scores(
-        q, _one_query(q), documents, chosen, np.array([0, len(chosen)]), validate.num_threads(num_threads)
+        q, _one_query(q), documents, chosen, np.array([0, len(chosen)], dtype=np.int64), validate.num_threads(num_threads)
     )
     order = _core.top_k(values, limit)
     return chosen[order], values[order]

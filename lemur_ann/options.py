@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from typing import Any
 
 from lemur_ann import _validate as validate
@@ -30,38 +30,24 @@ class Options:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        for name in (
-            "num_features",
-            "num_training_tokens",
-            "num_training_documents",
-            "num_sample_tokens",
-            "ef_construction",
-            "num_candidates",
-        ):
-            validate.positive_int(getattr(self, name), name)
+        for name in ("num_training_tokens", "num_training_documents", "num_sample_tokens", "ef_construction", "num_candidates"):
+            self._set(name, validate.integer(getattr(self, name), name, least=1))
+        for name in ("num_features", "M"):
+            self._set(name, validate.integer(getattr(self, name), name, least=2))
+        for name in ("epochs", "distillation_steps", "seed"):
+            self._set(name, validate.integer(getattr(self, name), name, least=0))
         for name in ("rank", "ef_search"):
             if getattr(self, name) is not None:
-                validate.positive_int(getattr(self, name), name)
-        if validate.positive_int(self.M, "M") < 2:
-            raise ValueError(f"M must be at least 2, got {self.M}")
-        for name in ("epochs", "distillation_steps"):
-            value = getattr(self, name)
-            if isinstance(value, bool) or not isinstance(value, int):
-                raise TypeError(f"{name} must be an integer, got {type(value).__name__}")
-            if value < 0:
-                raise ValueError(f"{name} must be at least 0, got {value}")
-        if not self.ridge > 0:
-            raise ValueError(f"ridge must be above 0, got {self.ridge}")
+                self._set(name, validate.integer(getattr(self, name), name, least=1))
+        if isinstance(self.ridge, (str, bytes)) or not float(self.ridge) > 0:
+            raise ValueError(f"ridge must be a number above 0, got {self.ridge!r}")
+        self._set("ridge", float(self.ridge))
         if self.candidates not in KINDS:
             raise ValueError(f"candidates must be one of {', '.join(KINDS)}, got {self.candidates!r}")
-        if str(self.device).partition(":")[0] not in ("cpu", "cuda", "mps"):
+        self._set("device", str(self.device))
+        if self.device.partition(":")[0] not in ("cpu", "cuda", "mps"):
             raise ValueError(f"device must be 'cpu', 'cuda' or 'mps', got {self.device!r}")
 
-    @classmethod
-    def from_dict(cls, values: dict[str, Any]) -> Options:
-        """From a manifest; unknown names are refused."""
-        known = {f.name for f in fields(cls)}
-        unknown = sorted(set(values) - known)
-        if unknown:
-            raise ValueError(f"unknown options {unknown}")
-        return cls(**values)
+    def _set(self, name: str, value: Any) -> None:
+        """A plain Python value, which JSON can hold, in a frozen instance."""
+        object.__setattr__(self, name, value)

@@ -1,6 +1,7 @@
 """The directory an index is saved in. docs/format.md says what each file holds.
 
-A save writes a new directory beside the old one and renames it into place, so a reader finds a whole index or the one before.
+A save writes a new directory beside the old one, whole, and then renames: the old one away, the new one into place. A crash
+between the two renames leaves both beside the path, hidden: ``.NAME.old-*`` and ``.NAME.new-*``.
 """
 
 from __future__ import annotations
@@ -9,6 +10,7 @@ import hashlib
 import json
 import os
 import shutil
+import uuid
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -37,11 +39,11 @@ def write_directory(path: Path, manifest: dict[str, Any], write_files: Callable[
     Raises:
         FileExistsError: ``path`` exists and is not an index.
     """
-    if path.exists() and not _is_replaceable(path):
-        raise FileExistsError(f"{path} exists and is not a lemur_ann index; choose another path or remove it")
+    check_replaceable(path)
+    path = path.resolve()
     path.parent.mkdir(parents=True, exist_ok=True)
-    new = path.with_name(f".{path.name}.new-{os.getpid()}")
-    shutil.rmtree(new, ignore_errors=True)
+    name = f"{path.name}.{{}}-{uuid.uuid4().hex[:12]}"
+    new, old = (path.with_name("." + name.format(state)) for state in ("new", "old"))
     try:
         new.mkdir()
         write_files(new)
@@ -52,14 +54,18 @@ def write_directory(path: Path, manifest: dict[str, Any], write_files: Callable[
         for file in new.iterdir():
             _sync(file)
         _sync(new)
-        if path.exists():
-            old = path.with_name(f".{path.name}.old-{os.getpid()}")
+        replaced = path.exists()
+        if replaced:
             path.rename(old)
+        try:
             new.rename(path)
-            shutil.rmtree(old)
-        else:
-            new.rename(path)
+        except BaseException:
+            if replaced:
+                old.rename(path)
+            raise
         _sync(path.parent)
+        if replaced:
+            shutil.rmtree(old)
     finally:
         shutil.rmtree(new, ignore_errors=True)
 
@@ -127,8 +133,7 @@ def read_documents(path: Path) -> tuple[pa.Array, npt.NDArray[np.int64], pa.Tabl
         deleted = np.flatnonzero(table.column("deleted").to_numpy())
         metadata = None
         if "metadata" in table.column_names:
-            structs = table.column("metadata").combine_chunks()
-            metadata = pa.Table.from_arrays(structs.flatten(), schema=pa.schema(list(structs.type)))
+            metadata = pa.Table.from_struct_array(table.column("metadata"))
     except (pa.ArrowException, KeyError) as error:
         raise CorruptIndex(f"{path} cannot be read: {error}") from error
     return ids, deleted, metadata
@@ -148,15 +153,20 @@ def read_arrays(path: Path) -> dict[str, npt.NDArray[Any]]:
         raise CorruptIndex(f"{path} cannot be read: {error}") from error
 
 
-def _is_replaceable(path: Path) -> bool:
-    if not path.is_dir():
-        return False
-    if not any(path.iterdir()):
-        return True
+def check_replaceable(path: Path) -> None:
+    """FileExistsError unless ``path`` is free, an empty folder, or an index with nothing else in its folder."""
+    if not path.exists() or (path.is_dir() and not any(path.iterdir())):
+        return
     try:
-        return bool(json.loads((path / MANIFEST).read_text())["format"] == FORMAT)
+        manifest = json.loads((path / MANIFEST).read_text())
+        own = {MANIFEST, *manifest["files"]} if manifest["format"] == FORMAT else set()
     except (OSError, ValueError, KeyError, TypeError):
-        return False
+        own = set()
+    if not own:
+        raise FileExistsError(f"{path} exists and is not a lemur_ann index; choose another path or remove it")
+    foreign = sorted({file.name for file in path.iterdir()} - own)
+    if foreign:
+        raise FileExistsError(f"{path} holds {foreign[0]!r} beside its index; choose another path or move that away")
 
 
 def _describe(file: Path) -> dict[str, Any]:

@@ -77,10 +77,11 @@ class TokenStore:
         return _core.Documents(chunks)
 
     def append(self, tokens: Tokens, offsets: Offsets) -> None:
-        """Add documents at the end. float16 joins a float32 store exactly; float32 joins a float16 store rounded."""
+        """Add documents at the end, in the store's dtype; the arrays are kept, not copied."""
         if len(offsets) == 1:
             return
-        chunk = (tokens if self.dtype is None else tokens.astype(self.dtype, copy=False), offsets)
+        assert self.dtype in (None, tokens.dtype)
+        chunk = (tokens, offsets)
         # Chunks at least halve in size from first to last, so many small additions cost few copies and few chunks.
         while self._chunks and len(self._chunks[-1][0]) < 2 * len(chunk[0]) and len(chunk[0]) < 2**20:
             chunk = _concatenate(self._chunks.pop(), chunk)

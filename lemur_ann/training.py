@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -170,4 +171,4 @@ def autocast(device: str) -> Any:
         fast = any(getattr(torch.cpu, name, bool)() for name in ("_is_avx512_bf16_supported", "_is_amx_tile_supported"))
     else:
         fast = kind == "cuda" and torch.cuda.is_bf16_supported()
-    return lambda: torch.autocast(kind, dtype=torch.bfloat16, enabled=fast)
+    return (lambda: torch.autocast(kind, dtype=torch.bfloat16)) if fast else nullcontext

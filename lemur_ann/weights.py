@@ -16,7 +16,9 @@ import torch
 
 from lemur_ann import _core
 from lemur_ann.features import FeatureMap
+from lemur_ann.tokens import TokenStore
 
+ROWS_PER_PRODUCT = 4096  # bounds the float64 copy of the features
 DOCUMENTS_PER_SOLVE = 1024  # bounds the target matrix: 128 MiB for 32,768 sample tokens
 
 
@@ -54,15 +56,30 @@ class WeightSolver:
 
     def _factorise(self, ridge: float) -> torch.Tensor:
         gram = torch.zeros((self.feature_map.num_features,) * 2, dtype=torch.float64)
-        for rows in blocks(len(self._features), 4096):
-            wide = torch.from_numpy(self._features[rows]).double()
+        for begin in range(0, len(self._features), ROWS_PER_PRODUCT):
+            wide = torch.from_numpy(self._features[begin : begin + ROWS_PER_PRODUCT]).double()
             gram.addmm_(wide.T, wide)
         diagonal = gram.diagonal()
+        if not float(diagonal.mean()) > 0:
+            raise ValueError("the features of the sample tokens are all zero: learn from other queries or with more features")
         diagonal += ridge * diagonal.mean()
         return torch.linalg.cholesky(gram)  # type: ignore[no-any-return]
 
-    def solve(self, documents: _core.Documents, num_threads: int = 1) -> npt.NDArray[np.float32]:
-        """The weights of every document, float32 (num_documents, num_features)."""
+    def solve(
+        self, store: TokenStore, indices: npt.NDArray[np.int64], num_threads: int = 1
+    ) -> Iterator[tuple[slice, npt.NDArray[np.float32]]]:
+        """Weights block by block: (slice of ``indices``, float32 (block, num_features)).
+
+        Args:
+            store: where the documents are.
+            indices: ascending document indices.
+            num_threads: threads to use.
+        """
+        for begin in range(0, len(indices), DOCUMENTS_PER_SOLVE):
+            block = slice(begin, min(begin + DOCUMENTS_PER_SOLVE, len(indices)))
+            yield block, self._solve_block(store.select(indices[block]), num_threads)
+
+    def _solve_block(self, documents: _core.Documents, num_threads: int) -> npt.NDArray[np.float32]:
         targets = _core.token_maxima(self.sample_tokens, documents, num_threads)
         targets -= np.float32(self.target_mean)
         targets /= np.float32(self.target_std)
@@ -78,8 +95,3 @@ class WeightSolver:
             "target_mean": np.float64(self.target_mean).reshape(1),
             "target_std": np.float64(self.target_std).reshape(1),
         }
-
-
-def blocks(count: int, size: int = DOCUMENTS_PER_SOLVE) -> Iterator[slice]:
-    """0 .. count in slices of at most ``size``."""
-    return (slice(begin, min(begin + size, count)) for begin in range(0, count, size))

@@ -100,15 +100,16 @@ class FloatRun {
   const std::vector<Matrix>& read(const KernelTable& kernels, const DocumentsView& documents, std::int64_t begin,
                                   std::int64_t end) {
     matrices_.clear();
+    documents_.clear();
     std::int64_t half_values = 0;
     for (std::int64_t i = begin; i < end; ++i) {
-      const auto document = documents.document(i);
-      if (document.chunk->tokens.type == TokenType::kFloat16) half_values += document.range.size() * documents.dim();
+      documents_.push_back(documents.document(i));  // read once: the sizes allocated for are the sizes written
+      if (documents_.back().chunk->tokens.type == TokenType::kFloat16)
+        half_values += documents_.back().range.size() * documents.dim();
     }
     widened_.resize(static_cast<std::size_t>(half_values));
     float* free = widened_.data();
-    for (std::int64_t i = begin; i < end; ++i) {
-      const auto document = documents.document(i);
+    for (const auto& document : documents_) {
       const void* data = document.chunk->tokens.row(document.range.begin);
       const std::int64_t size = document.range.size();
       if (document.chunk->tokens.type == TokenType::kFloat32) {
@@ -123,6 +124,7 @@ class FloatRun {
   }
 
  private:
+  std::vector<DocumentsView::Document> documents_;
   std::vector<Matrix> matrices_;
   std::vector<float> widened_;
 };
@@ -225,7 +227,8 @@ std::vector<std::int64_t> top_k(const float* values, std::int64_t size, std::int
   const auto better = [values](std::int64_t a, std::int64_t b) {
     return values[a] > values[b] || (values[a] == values[b] && a < b);
   };
-  const auto end = order.begin() + std::min<std::int64_t>(k, static_cast<std::int64_t>(order.size()));
+  const auto end =
+      order.begin() + std::min<std::int64_t>(std::max<std::int64_t>(k, 0), static_cast<std::int64_t>(order.size()));
   std::partial_sort(order.begin(), end, order.end(), better);
   order.erase(end, order.end());
   return order;

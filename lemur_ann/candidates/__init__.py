@@ -16,19 +16,23 @@ class CandidateIndex(Protocol):
     """What the library asks of a candidate index.
 
     Vectors are float32 (n, dim), all document vectors of one norm and queries with a last coordinate of 0, so that the
-    largest inner product and the smallest L2 distance name the same documents. Row numbers are document indices; they
-    arrive in ascending order without gaps.
+    largest inner product and the smallest L2 distance name the same documents. Documents arrive in ascending order of
+    index without gaps.
     """
 
     @classmethod
     def create(cls, dim: int, options: dict[str, Any]) -> CandidateIndex:
         """An empty index for vectors of this dimension; ``options`` are the library's."""
 
-    def add(self, vectors: Vectors, *, num_threads: int) -> None:
-        """Append documents."""
+    def add(self, vectors: Vectors, *, first: int, num_threads: int) -> None:
+        """Put documents at the indices from ``first`` on; what a broken-off call left there is replaced."""
+
+    @property
+    def num_rows(self) -> int:
+        """One more than the largest document index, deleted ones included."""
 
     def delete(self, indices: Indices) -> None:
-        """Never return these documents again."""
+        """Never return these documents again; those that are not there, or deleted already, are passed over."""
 
     def search(self, queries: Vectors, num_candidates: int, ef_search: int, *, num_threads: int) -> list[Indices]:
         """For each query the document indices of largest inner product, best first.

@@ -33,11 +33,17 @@ class ExactCandidates:
             self._parts = [np.concatenate(self._parts)]
         return self._parts[0]
 
-    def add(self, vectors: Vectors, *, num_threads: int) -> None:
-        self._parts.append(vectors)
+    @property
+    def num_rows(self) -> int:
+        return sum(map(len, self._parts))
+
+    def add(self, vectors: Vectors, *, first: int, num_threads: int) -> None:
+        self._parts = [*self._parts, vectors] if self.num_rows == first else [self.vectors[:first], vectors]
+
+        self._deleted = self._deleted[self._deleted < first]
 
     def delete(self, indices: Indices) -> None:
-        self._deleted = np.union1d(self._deleted, indices)
+        self._deleted = np.union1d(self._deleted, indices[indices < self.num_rows])
 
     def search(self, queries: Vectors, num_candidates: int, ef_search: int, *, num_threads: int) -> list[Indices]:
         found: list[Indices] = []

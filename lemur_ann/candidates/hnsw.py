@@ -30,21 +30,26 @@ class HnswCandidates:
         )
         return cls(graph, np.empty(0, np.int64))
 
-    def add(self, vectors: Vectors, *, num_threads: int) -> None:
-        size = self._graph.get_current_count()
-        needed = size + len(vectors)
+    @property
+    def num_rows(self) -> int:
+        return int(self._graph.get_current_count())
+
+    def add(self, vectors: Vectors, *, first: int, num_threads: int) -> None:
+        needed = first + len(vectors)
         if needed > self._graph.get_max_elements():
-            self._graph.resize_index(max(needed, size * 3 // 2))
-        self._graph.add_items(vectors, np.arange(size, needed), num_threads=num_threads)
+            self._graph.resize_index(max(needed, first * 3 // 2))
+        self._graph.add_items(vectors, np.arange(first, needed), num_threads=num_threads)  # brings deleted labels back
+        self._deleted = self._deleted[self._deleted < first]
 
     def delete(self, indices: Indices) -> None:
+        indices = np.setdiff1d(indices[indices < self.num_rows], self._deleted)
         for index in indices.tolist():
             self._graph.mark_deleted(index)
         self._deleted = np.union1d(self._deleted, indices)
 
     def search(self, queries: Vectors, num_candidates: int, ef_search: int, *, num_threads: int) -> list[Indices]:
         # hnswlib searches with a beam of max(ef, k). Asking for k = the beam leaves its ef alone, which all threads share.
-        left = self._graph.get_current_count() - len(self._deleted)
+        left = self.num_rows - len(self._deleted)
         beam = min(max(num_candidates, ef_search), left)
         if beam == 0:
             return [np.empty(0, np.int64) for _ in queries]
@@ -56,7 +61,7 @@ class HnswCandidates:
 
     def _scan(self, queries: Vectors, num_candidates: int) -> list[Indices]:
         """The same answer without the graph, from the vectors it holds."""
-        live = np.setdiff1d(np.arange(self._graph.get_current_count()), self._deleted)
+        live = np.setdiff1d(np.arange(self.num_rows, dtype=np.int64), self._deleted)
         products = queries @ self._graph.get_items(live).T
         return [live[_core.top_k(row, num_candidates)] for row in products]
 
@@ -70,4 +75,4 @@ class HnswCandidates:
             graph.load_index(str(folder / cls.FILE))
         except RuntimeError as error:
             raise CorruptIndex(f"{folder / cls.FILE} cannot be read: {error}") from error
-        return cls(graph, deleted)
+        return cls(graph, deleted)  # the file marks them too

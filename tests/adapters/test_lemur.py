@@ -7,7 +7,7 @@ import pytest
 import torch
 from lemur_ann.adapters.lemur import Lemur, MaxSim
 
-from lemur_ann import reference
+from lemur_ann import NotFitted, reference
 
 
 @pytest.fixture
@@ -133,6 +133,25 @@ def test_bad_arguments(data, change, error, message):
     _, train, counts = data["train"]
     with pytest.raises(error, match=message):
         Lemur().fit(**{"train": train, "train_counts": counts, "epochs": 0, **change})
+
+
+def test_checkpoints_of_other_data_are_refused(data, tmp_path):
+    _, train, counts = data["train"]
+    Lemur(index=tmp_path).fit(train, counts, epochs=0, final_hidden_dim=16)
+    fewer = counts[:30]
+    with pytest.raises(ValueError, match=r"weights of shape \(120, 16\), expected \(30, 16\)"):
+        Lemur(index=tmp_path).fit(train[: fewer.sum()], fewer)
+    with pytest.raises(ValueError, match="is for tokens of dim 16, train has dim 8"):
+        Lemur(index=tmp_path).fit(train[:, :8], counts)
+    with pytest.raises(ValueError, match="learn has dim 8, train has dim 16"):
+        Lemur().fit(train, counts, learn=train[:, :8], learn_counts=counts, epochs=0)
+
+
+def test_before_fit():
+    with pytest.raises(NotFitted):
+        Lemur().compute_features((np.ones((1, 4), np.float32), np.array([1])))
+    with pytest.raises(NotFitted):
+        Lemur().compute_weights(np.ones((1, 4), np.float32), np.array([1]))
 
 
 def test_bad_candidates(data):

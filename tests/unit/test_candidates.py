@@ -45,8 +45,8 @@ def recall(found, vectors, queries, count, deleted=()):
 
 def test_finds_the_largest_inner_products(kind, vectors, queries):
     index = kind.create(16, OPTIONS)
-    index.add(vectors[:150], num_threads=1)
-    index.add(vectors[150:], num_threads=2)
+    index.add(vectors[:150], first=0, num_threads=1)
+    index.add(vectors[150:], first=150, num_threads=2)
     found = index.search(queries, 20, 100, num_threads=2)
     assert [len(f) for f in found] == [20] * len(queries)
     assert recall(found, vectors, queries, 20) > 0.97
@@ -56,7 +56,7 @@ def test_finds_the_largest_inner_products(kind, vectors, queries):
 
 def test_deleted_documents_never_come_back(kind, vectors, queries, tmp_path):
     index = kind.create(16, OPTIONS)
-    index.add(vectors, num_threads=1)
+    index.add(vectors, first=0, num_threads=1)
     deleted = np.arange(0, 400, 2)
     index.delete(deleted)
     found = index.search(queries, 20, 100, num_threads=1)
@@ -65,7 +65,7 @@ def test_deleted_documents_never_come_back(kind, vectors, queries, tmp_path):
     loaded = kind.load(tmp_path, 16, OPTIONS, deleted)
     for a, b in zip(loaded.search(queries, 20, 100, num_threads=1), found, strict=True):
         np.testing.assert_array_equal(a, b)
-    loaded.add(vectors[:1], num_threads=1)
+    loaded.add(vectors[:1], first=400, num_threads=1)
     query = np.pad(vectors[:1, :15], ((0, 0), (0, 1)))
     assert 400 in loaded.search(query, 3, 50, num_threads=1)[0]
     assert [len(f) for f in loaded.search(queries, 400, 400, num_threads=1)] == [201] * len(queries)

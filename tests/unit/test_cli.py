@@ -10,6 +10,8 @@ from pathlib import Path
 import pyarrow.parquet as pq
 import pytest
 
+SMALL = ["--epochs", 0, "--num-features", 256, "--rank", 63, "--num-candidates", 200]
+
 
 def lemur_ann(*arguments, cwd):
     script = Path(sys.executable).parent / "lemur-ann"
@@ -22,8 +24,7 @@ def workplace(tmp_path_factory, demo_data):
     pq.write_table(demo_data.documents, folder / "docs.parquet")
     pq.write_table(demo_data.training_queries, folder / "training.parquet")
     pq.write_table(demo_data.queries, folder / "queries.parquet")
-    options = ["--epochs", 0, "--num-features", 256, "--rank", 63, "--num-candidates", 200]
-    result = lemur_ann("build", "docs.parquet", "--queries", "training.parquet", "--out", "index", *options, cwd=folder)
+    result = lemur_ann("build", "docs.parquet", "--queries", "training.parquet", "--out", "index", *SMALL, cwd=folder)
     assert result.returncode == 0, result.stderr
     assert "600 documents, 26,730 tokens" in result.stdout
     return folder
@@ -66,13 +67,24 @@ def test_number_ids(workplace, demo_data):
     table = demo_data.documents[:5]
     doubled = table.set_column(0, "id", [["same"] * 5])
     pq.write_table(doubled, workplace / "doubled.parquet")
-    refused = lemur_ann("build", "doubled.parquet", "--out", "numbered", "--epochs", 0, cwd=workplace)
+    refused = lemur_ann("build", "doubled.parquet", "--out", "numbered", *SMALL, cwd=workplace)
     assert refused.returncode == 1
     assert "id 'same' is repeated in row 1" in refused.stderr
     assert "--number-ids" in refused.stderr
-    build = ["build", "doubled.parquet", "--queries", "training.parquet", "--out", "numbered", "--epochs", 0, "--number-ids"]
+    build = ["build", "doubled.parquet", "--queries", "training.parquet", "--out", "numbered", *SMALL, "--number-ids"]
     assert lemur_ann(*build, cwd=workplace).returncode == 0
     assert json.loads((workplace / "numbered/manifest.json").read_text())["num_documents"] == 5
+
+
+def test_texts_are_shown_as_they_are(workplace, demo_data):
+    """Square brackets are markup to the library that draws the tables."""
+    table = demo_data.documents[:4]
+    texts = ["see [/usr/bin] and array[i]"] * 4
+    pq.write_table(table.set_column(1, "text", [texts]), workplace / "brackets.parquet")
+    build = ["build", "brackets.parquet", "--queries", "training.parquet", "--out", "brackets", *SMALL]
+    assert lemur_ann(*build, cwd=workplace).returncode == 0
+    result = lemur_ann("search", "brackets", "queries.parquet", "--limit", 1, cwd=workplace)
+    assert "see [/usr/bin] and array[i]" in result.stdout, result.stderr
 
 
 def test_help_teaches(tmp_path):

@@ -144,9 +144,9 @@ def test_added_documents_get_the_weights_of_a_fit(small_index):
     """One solve each, with the same factorisation: alone or among others, a document gets the same vector."""
     index, _documents, _ = small_index(epochs=0)
     solver = index.encoder.solver
-    together = solver.solve(index._store.documents)
+    ((_, together),) = solver.solve(index._store, np.arange(200))
     for i in (0, 50, 199):
-        alone = solver.solve(index._store.select(np.array([i])))[0]
+        ((_, (alone,)),) = solver.solve(index._store, np.array([i]))
         np.testing.assert_allclose(alone, together[i], atol=1e-6 * np.abs(together[i]).max())
 
 
@@ -170,11 +170,108 @@ def test_metadata(make_matrices):
     assert index.metadata(["b", "a"]).to_pydict() == {"id": ["b", "a"], "title": ["x", "w"], "year": [2, 1]}
     index.add(table.slice(2, 1).drop_columns(["year"])).add(make_matrices(1), ids=["e"])
     assert index.metadata(["c", "e"]).to_pydict() == {"id": ["c", "e"], "title": ["y", None], "year": [None, None]}
-    with pytest.raises(TypeError, match="metadata column 'year' is string, index has it as int64"):
+    with pytest.raises(TypeError, match="metadata column 'year' is large_string, index has it as int64"):
         index.add(table.slice(3).set_column(3, "year", pa.array(["x"])))
     assert "d" not in index
     with pytest.raises(KeyError, match="no document has the id 'q'"):
         index.metadata("q")
+
+
+def tokens_column(count):
+    return pa.array([[[1.0] * 16]] * count, pa.list_(pa.list_(pa.float32(), 16)))
+
+
+def test_metadata_of_every_kind(tmp_path):
+    """Dictionaries differ from batch to batch, and a column may be all null at first."""
+    index = LemurIndex()
+    for i, kinds in enumerate((["a", "b"], ["b", "c"])):
+        columns = {"id": [2 * i, 2 * i + 1], "tokens": tokens_column(2), "kind": pa.array(kinds).dictionary_encode()}
+        index.add(pa.table({**columns, "note": pa.nulls(2) if i == 0 else pa.array(["x", None])}))
+    index.save(tmp_path / "i")
+    loaded = LemurIndex.load(tmp_path / "i")
+    assert loaded.metadata([3, 0, 2]).to_pydict() == {"id": [3, 0, 2], "kind": ["c", "a", "b"], "note": [None, None, "x"]}
+    assert LemurIndex().add(make_ids("a")).metadata([]).column("id").type == pa.large_string()
+    twice = pa.Table.from_arrays([tokens_column(1), pa.array([1]), pa.array([2])], names=["tokens", "x", "x"])
+    with pytest.raises(ValueError, match="more than one column 'x'"):
+        loaded.add(twice)
+    assert len(loaded) == 4
+
+
+def make_ids(*ids):
+    return pa.table({"id": list(ids), "tokens": tokens_column(len(ids))})
+
+
+def test_the_caller_may_reuse_its_buffers():
+    tokens, offsets = np.ones((4, 3), np.float32), np.array([0, 2, 4])
+    index = LemurIndex().add(tokens, offsets=offsets)
+    before = index.search(np.ones((1, 3), np.float32))
+    tokens[:] = 7
+    offsets[1] = 1
+    assert index.search(np.ones((1, 3), np.float32)) == before
+
+
+def test_mixed_dtypes(make_matrices):
+    half, single = make_matrices(3, dtype=np.float16), make_matrices(2)
+    index = LemurIndex().add(half + single)  # one addition of both: float32 holds both
+    assert index._store.dtype == np.float32
+    index = LemurIndex().add(half)
+    index.add(single)
+    assert index._store.dtype == np.float16
+    with pytest.raises(ValueError, match="exceeds the range of float16"):
+        index.add([np.full((1, 16), 1e6, np.float32)])
+    assert len(index) == 5
+
+
+@pytest.mark.parametrize("value", [1e30, -3e38, np.nan, np.inf])
+def test_values_whose_products_overflow_are_refused(small_index, value):
+    index, _, _ = small_index()
+    with pytest.raises(ValueError, match="huge"):
+        index.add([np.full((1, 16), value, np.float32)], ids=["x"])
+    assert len(index.add([np.full((1, 16), 1e14, np.float32)], ids=["x"])) == 201
+    assert len(index.search(np.full((2, 16), -1e14, np.float32), k=201)) == 201
+
+
+def test_an_addition_that_breaks_off_can_be_repeated(small_index, make_matrices, monkeypatch):
+    for candidates in ("hnsw", "exact"):
+        index, _, _ = small_index(candidates=candidates)
+        new = make_matrices(5)
+
+        def interrupt(*_):
+            raise KeyboardInterrupt
+
+        with monkeypatch.context() as patch:
+            patch.setattr("lemur_ann.index._append", interrupt)  # after the graph has grown
+            with pytest.raises(KeyboardInterrupt):
+                index.add(make_matrices(9), ids=[f"lost-{i}" for i in range(9)])
+        index.add(new, ids=[f"new-{i}" for i in range(5)])
+        assert len(index) == 205
+        for i in range(5):
+            assert index.search(new[i], k=1, num_candidates=150).ids[0] == f"new-{i}"
+
+
+def test_devices_that_are_not_there(make_matrices, tmp_path):
+    import torch
+
+    if torch.cuda.is_available():
+        pytest.skip("this machine has a CUDA device")
+    index = LemurIndex(device="cuda", epochs=0, num_features=16)
+    with pytest.raises(ValueError, match="device is 'cuda', and torch .* sees no such device here"):
+        index.fit(make_matrices(5), queries=make_matrices(5))
+    assert len(index) == 0
+
+
+def test_numpy_options_can_be_saved(make_matrices, tmp_path):
+    options = {
+        "M": np.int64(8),
+        "num_features": np.int32(16),
+        "ridge": np.float32(1e-3),
+        "seed": np.uint8(3),
+        "epochs": np.int64(0),
+    }
+    LemurIndex(**options).fit(make_matrices(5), queries=make_matrices(5)).save(tmp_path / "i")
+    assert LemurIndex.load(tmp_path / "i").options.M == 8
+    with pytest.raises(ValueError, match="device must be"):
+        LemurIndex.load(tmp_path / "i", device="tpu")
 
 
 def test_metadata_that_comes_late(make_matrices):
@@ -209,7 +306,7 @@ def test_metadata_that_comes_late(make_matrices):
         (lambda i: i.search([np.ones((2, 8), np.float32)]), ValueError, "query 0 has dim 8, index has dim 16"),
         (lambda i: i.search(np.ones((0, 16), np.float32)), ValueError, "query has no tokens"),
         (lambda i: i.search([np.ones((0, 16), np.float32)]), ValueError, "query 0 has no tokens"),
-        (lambda i: i.search(np.full((1, 16), np.inf)), ValueError, "query has a NaN or infinite value in token 0"),
+        (lambda i: i.search(np.full((1, 16), np.inf)), ValueError, "query has a NaN, infinite or huge value"),
         (lambda i: i.search(np.ones((1, 16), np.int64)), TypeError, "query must be float32 or float16, got int64"),
         (lambda i: i.search(np.ones((1, 16), np.float32), k=0), ValueError, "k must be at least 1, got 0"),
         (lambda i: i.search(np.ones((1, 16), np.float32), k=True), TypeError, "k must be an integer"),
@@ -310,11 +407,15 @@ def test_the_same_seed_learns_the_same_map(make_matrices):
     ("options", "error", "message"),
     [
         ({"epochs": -1}, ValueError, "epochs must be at least 0, got -1"),
+        ({"seed": -1}, ValueError, "seed must be at least 0"),
+        ({"seed": "x"}, TypeError, "seed must be an integer, got str"),
+        ({"num_features": 1}, ValueError, "num_features must be at least 2"),
+        ({"ridge": "x"}, ValueError, "ridge must be a number above 0"),
         ({"rank": 0}, ValueError, "rank must be at least 1"),
         ({"M": 1}, ValueError, "M must be at least 2"),
         ({"ef_construction": 0}, ValueError, "ef_construction must be at least 1"),
         ({"num_features": 1.5}, TypeError, "num_features must be an integer"),
-        ({"ridge": 0.0}, ValueError, "ridge must be above 0"),
+        ({"ridge": 0.0}, ValueError, "ridge must be a number above 0, got 0.0"),
         ({"candidates": "faiss"}, ValueError, "candidates must be one of hnsw, exact, got 'faiss'"),
         ({"device": "tpu"}, ValueError, "device must be 'cpu', 'cuda' or 'mps', got 'tpu'"),
     ],

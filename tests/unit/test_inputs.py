@@ -145,8 +145,11 @@ def test_flat_matrix_with_offsets(make_matrices):
     offsets = np.concatenate([[0], np.cumsum([len(m) for m in matrices])])
     (batch,) = read_documents(flat, offsets=offsets, ids=[3, 1, 4, 15])
     assert_same([batch], matrices)
-    assert batch.tokens is flat
     assert batch.ids.to_pylist() == [3, 1, 4, 15]
+    assert not np.shares_memory(batch.tokens, flat)  # the caller may reuse the buffer
+    flat.flags.writeable = False
+    (batch,) = read_documents(flat, offsets=offsets)
+    assert np.shares_memory(batch.tokens, flat)
 
 
 def test_generators_and_many_batches(make_matrices):
@@ -194,8 +197,13 @@ ONE_TOKEN = pa.list_(pa.list_(pa.float32(), 2))
     [
         ([GOOD[0], np.ones((1, 4), np.float32)], {}, ValueError, r"documents\[1\] has dim 4, those before have dim 3"),
         ([GOOD[0], np.empty((0, 3), np.float32)], {}, ValueError, "document 1 has no tokens"),
-        ([GOOD[0], np.full((1, 3), np.nan, np.float32)], {}, ValueError, "document 1 has a NaN or infinite value in token 0"),
-        ([np.full((1, 3), np.inf, np.float16)], {"ids": ["x"]}, ValueError, r"document 0 \(id 'x'\) has a NaN or infinite"),
+        (
+            [GOOD[0], np.full((1, 3), np.nan, np.float32)],
+            {},
+            ValueError,
+            "document 1 has a NaN, infinite or huge value .* in token 0",
+        ),
+        ([np.full((1, 3), np.inf, np.float16)], {"ids": ["x"]}, ValueError, r"document 0 \(id 'x'\) has a NaN, infinite"),
         ([np.full((1, 3), 1e300)], {}, ValueError, "infinite"),
         ([np.ones((2, 3), np.int8)], {}, TypeError, r"documents\[0\] must be float32 or float16, got int8"),
         (
@@ -240,6 +248,36 @@ ONE_TOKEN = pa.list_(pa.list_(pa.float32(), 2))
 def test_bad_documents(documents, arguments, error, message):
     with pytest.raises(error, match=message):
         read_documents(documents, **arguments)
+
+
+def test_backward_arrow_offsets():
+    vectors = pa.FixedSizeListArray.from_arrays(pa.array(np.ones(24, np.float32)), 3)
+    column = pa.ListArray.from_arrays(pa.array([0, 5, 3, 8], pa.int32()), vectors)
+    with pytest.raises(ValueError, match="must not run backwards, got 5 then 3"):
+        read_documents(pa.table({"tokens": column}))
+
+
+def test_rows_are_counted_over_all_batches():
+    table = pa.table({"tokens": pa.array([[[1.0, 2.0]]] * 3, ONE_TOKEN)})
+    bad = pa.table({"tokens": pa.array([[[1.0, 2.0]], None], ONE_TOKEN)})
+    with pytest.raises(ValueError, match="null in row 4"):
+        read_documents(pa.concat_tables([table, bad]))
+
+
+def test_empty_batches_decide_nothing():
+    kind = pa.list_(pa.list_(pa.float32()))
+    empty, full = pa.table({"tokens": pa.array([], kind)}), pa.table({"tokens": pa.array([[[1.0, 2.0, 3.0]]], kind)})
+    for tables in ([empty, full], [full, empty]):
+        (batch,) = read_documents(pa.concat_tables(tables))
+        assert batch.tokens.shape == (1, 3)
+        assert read_queries(pa.concat_tables(tables)).tokens.shape == (1, 3)
+
+
+def test_queries_need_no_ids():
+    table = pa.table({"tokens": pa.array([[[1.0, 2.0]]], ONE_TOKEN), "id": [1.5]})
+    assert len(read_queries(table)) == 1
+    with pytest.raises(ValueError, match="pass query_offsets="):
+        read_queries(np.ones((2, 3), np.float32))
 
 
 def test_a_dim_that_is_not_the_index_s(make_matrices):

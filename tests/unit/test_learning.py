@@ -21,6 +21,28 @@ def documents_of(matrices):
     return _core.Documents([(np.concatenate(matrices), offsets)])
 
 
+def solved(solver, matrices):
+    offsets = np.concatenate([[0], np.cumsum([len(m) for m in matrices])])
+    store = TokenStore([(np.concatenate(matrices), offsets)])
+    return np.concatenate([weights for _, weights in solver.solve(store, np.arange(len(matrices)))])
+
+
+def test_weights_come_block_by_block(make_matrices, rng, monkeypatch):
+    """Never the whole target matrix at once, and the same weights whatever the blocks."""
+    psi = FeatureMap(16, 12).requires_grad_(False)
+    solver = WeightSolver(psi, rng.normal(size=(100, 16)).astype(np.float32), 0.0, 1.0)
+    documents = make_matrices(20)
+    together = solved(solver, documents)
+    monkeypatch.setattr("lemur_ann.weights.DOCUMENTS_PER_SOLVE", 3)
+    np.testing.assert_allclose(solved(solver, documents), together, rtol=1e-6, atol=1e-9)
+
+
+def test_all_zero_features_are_an_error():
+    psi = FeatureMap(4, 8, kind="random")
+    with pytest.raises(ValueError, match="all zero"):
+        WeightSolver(psi, np.zeros((5, 4), np.float32), 0.0, 1.0)
+
+
 def gelu(x):
     from math import erf
 
@@ -65,7 +87,7 @@ def test_weights_are_ridge_regression_on_standardised_maxima(make_matrices, rng)
     psi = FeatureMap(16, 12).requires_grad_(False)
     documents = make_matrices(7)
     sample = rng.normal(size=(200, 16)).astype(np.float32)
-    got = WeightSolver(psi, sample, 0.3, 2.0, ridge=1e-3).solve(documents_of(documents))
+    got = solved(WeightSolver(psi, sample, 0.3, 2.0, ridge=1e-3), documents)
     features = psi.token_features(sample).numpy().astype(np.float64)
     targets = (reference.token_maxima(sample, documents) - 0.3) / 2.0
     gram = features.T @ features
@@ -75,7 +97,7 @@ def test_weights_are_ridge_regression_on_standardised_maxima(make_matrices, rng)
 
 def test_more_features_than_sample_tokens_still_solve(make_matrices, rng):
     psi = FeatureMap(16, 64, kind="random")
-    weights = WeightSolver(psi, rng.normal(size=(5, 16)).astype(np.float32), 0.0, 1.0).solve(documents_of(make_matrices(3)))
+    weights = solved(WeightSolver(psi, rng.normal(size=(5, 16)).astype(np.float32), 0.0, 1.0), make_matrices(3))
     assert np.all(np.isfinite(weights))
 
 
@@ -110,8 +132,11 @@ def test_a_worse_last_epoch_is_not_kept(make_matrices, rng, monkeypatch):
 
 def test_divergence_is_an_error(make_matrices, rng):
     tokens = rng.normal(size=(300, 16)).astype(np.float32)
+    psi = FeatureMap(16, 8)
+    with torch.no_grad():
+        psi.layers[0].weight.fill_(float("nan"))
     with pytest.raises(FloatingPointError, match="diverged"):
-        train_feature_map(tokens, documents_of(make_matrices(5)), FeatureMap(16, 8), epochs=1, learning_rate=1e30)
+        train_feature_map(tokens, documents_of(make_matrices(5)), psi, epochs=1)
 
 
 @pytest.fixture

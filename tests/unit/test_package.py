@@ -47,6 +47,14 @@ def test_exact_search_does_not_import_torch():
     assert python(program).strip() == "False"
 
 
+def test_adding_twice_without_ids_in_a_fresh_process():
+    program = (
+        "import numpy, lemur_ann; m = numpy.ones((2, 3)); i = lemur_ann.LemurIndex().add([m]).add([m, m]);"
+        "print(sorted(i.search(m).ids.tolist()))"
+    )
+    assert python(program).strip() == "[0, 1, 2]"
+
+
 def test_versions_agree():
     assert lemur_ann.__version__ == version("lemur_ann") == metadata("lemur_ann")["Version"]
     assert f'version = "{lemur_ann.__version__}"' in (ROOT / "pyproject.toml").read_text()

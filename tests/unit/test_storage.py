@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -53,8 +54,9 @@ def test_a_document_added_after_reload_gets_the_same_vector(saved, make_matrices
     np.testing.assert_array_equal(
         loaded._candidates._graph.get_items(rows[-31:]), index._candidates._graph.get_items(rows[-31:])
     )
-    solve = index.encoder.solver.solve, loaded.encoder.solver.solve
-    np.testing.assert_array_equal(*(f(index._store.documents) for f in solve))
+    before, after = (i.encoder.solver.solve(index._store, rows) for i in (index, loaded))
+    for (_, a), (_, b) in zip(before, after, strict=True):
+        np.testing.assert_array_equal(a, b)
 
 
 def test_reload_in_a_new_process(saved):
@@ -116,6 +118,41 @@ def test_saving_over_something_else_is_refused(small_index, tmp_path):
     assert (tmp_path / "thesis" / "chapter1.txt").read_text() == "years of work"
     (tmp_path / "fresh").mkdir()
     index.save(tmp_path / "fresh")  # an empty folder is no loss
+
+
+def test_files_of_others_in_an_index_folder_are_kept(saved):
+    index, *_, path = saved
+    (path / "notes.txt").write_text("mine")
+    with pytest.raises(FileExistsError, match=r"holds 'notes.txt' beside its index"):
+        index.save(path)
+    assert (path / "notes.txt").exists()
+
+
+def test_a_failed_rename_puts_the_old_index_back(saved, monkeypatch):
+    index, _, queries, path = saved
+    rename = Path.rename
+
+    def fail(self, target):
+        if ".new-" in self.name:
+            raise PermissionError("no")
+        return rename(self, target)
+
+    monkeypatch.setattr(Path, "rename", fail)
+    with pytest.raises(PermissionError):
+        index.save(path)
+    monkeypatch.undo()
+    assert LemurIndex.load(path).search(queries[0]) == index.search(queries[0])
+    assert sorted(p.name for p in path.parent.iterdir()) == ["index"]
+
+
+@pytest.mark.skipif(os.name == "nt", reason="symbolic links need rights there")
+def test_saving_through_a_symbolic_link(saved):
+    index, *_, path = saved
+    link = path.parent / "link"
+    link.symlink_to(path)
+    index.save(link)
+    assert link.is_symlink()
+    assert len(LemurIndex.load(link)) == 199
 
 
 def test_a_failed_save_leaves_the_old_index(saved, monkeypatch):
@@ -185,6 +222,9 @@ def test_damaged_manifest(saved, tmp_path):
         LemurIndex.load(path)
     edit_manifest(path, lambda m: m.update(format_version=2, lemur_ann_version="9.0"), sign=True)
     with pytest.raises(CorruptIndex, match=r"index format 2, .* reads up to 1; it was written by lemur_ann 9.0"):
+        LemurIndex.load(path)
+    edit_manifest(path, lambda m: (m.update(format_version=1), m["options"].update(magic=1)), sign=True)
+    with pytest.raises(CorruptIndex, match=r"options this version cannot read: .*magic"):
         LemurIndex.load(path)
     for text, message in [("{", "cannot be read"), ("[]", "does not describe"), ('{"format": "zip"}', "does not describe")]:
         (path / "manifest.json").write_text(text)
