@@ -93,7 +93,8 @@ def build(
     candidates: Annotated[str, typer.Option(help="'hnsw' (a graph) or 'exact' (a scan).")] = "hnsw",
     m: Annotated[int, typer.Option("--M", help="Links per document in the graph.")] = 24,
     ef_construction: Annotated[int, typer.Option(help="Beam with which the graph is built.")] = 300,
-    num_candidates: Annotated[int, typer.Option(help="Documents reranked per query.")] = 500,
+    num_candidates: Annotated[int, typer.Option(help="Documents reranked per query.")] = 250,
+    ef_search: Annotated[int, typer.Option(help="Beam of the graph search.")] = 600,
     device: Annotated[str, typer.Option(help="cpu, cuda or mps.")] = "cpu",
     seed: Annotated[int, typer.Option(help="For everything random.")] = 0,
     number_ids: Annotated[
@@ -114,6 +115,7 @@ def build(
         M=m,
         ef_construction=ef_construction,
         num_candidates=num_candidates,
+        ef_search=ef_search,
         device=device,
         seed=seed,
     )

@@ -44,9 +44,9 @@ class LemurEncoder:
         self.solver = solver
         self.reduction = reduction
         self.training = training
-        # with a column of zeros, for the appended coordinate
-        padded = np.pad(reduction.query_map, ((0, 0), (0, 1)))
-        self._query_map = torch.from_numpy(padded).to(next(iter(solver.feature_map.state_dict().values())).device)
+        # with a row of zeros, for the appended coordinate
+        padded = np.pad(reduction.query_map.T, ((0, 1), (0, 0)))
+        self._query_map = torch.from_numpy(padded).to(solver.feature_map.device)
 
     @property
     def feature_map(self) -> FeatureMap:
@@ -69,7 +69,7 @@ class LemurEncoder:
         """float32 (num_queries, dim), the last coordinate 0."""
         # All in torch: a product in NumPy here would make two thread pools wait for each other's cores.
         with torch.inference_mode():
-            return (self.feature_map.query_features(tokens, offsets) @ self._query_map).cpu().numpy()
+            return torch.nn.functional.linear(self.feature_map.query_features(tokens, offsets), self._query_map).cpu().numpy()
 
     def arrays(self) -> dict[str, npt.NDArray[Any]]:
         """Everything learned, for storage; psi's parameters under their names in the module."""
@@ -88,7 +88,7 @@ class LemurEncoder:
         state = {n.removeprefix(prefix): torch.from_numpy(a) for n, a in arrays.items() if n.startswith(prefix)}
         feature_map.load_state_dict(state)
         solver = WeightSolver(
-            feature_map.requires_grad_(False).eval().to(device),
+            feature_map.to(device).freeze(),
             arrays["sample_tokens"],
             float(arrays["target_mean"][0]),
             float(arrays["target_std"][0]),
@@ -140,7 +140,7 @@ def fit_encoder(
         progress=progress,
     )
     solver = WeightSolver(
-        feature_map.eval(),
+        feature_map.freeze(),
         _float32(queries.tokens[learned_from[: options.num_sample_tokens]]),
         training.target_mean,
         training.target_std,

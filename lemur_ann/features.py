@@ -86,9 +86,22 @@ class FeatureMap(nn.Module):
         return int(self.config["dim"])
 
     @property
+    def device(self) -> torch.device:
+        """Where the parameters are."""
+        return self.layers[0].weight.device  # type: ignore[return-value]
+
+    @property
     def num_features(self) -> int:
         """Width of the output."""
         return int(self.config["num_features"])
+
+    def freeze(self) -> FeatureMap:
+        """End of learning: no gradients, and weights laid out as a single query's product reads them fastest."""
+        self.requires_grad_(False).eval()
+        for layer in self.layers:
+            if isinstance(layer, nn.Linear):
+                layer.weight.data = layer.weight.data.T.contiguous().T
+        return self
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """(n, dim) to (n, num_features)."""
@@ -97,7 +110,7 @@ class FeatureMap(nn.Module):
     @torch.inference_mode()
     def token_features(self, tokens: npt.NDArray[Any]) -> torch.Tensor:
         """psi of each token, float32 (num_tokens, num_features), on the map's device."""
-        device = next(iter(self.state_dict().values())).device
+        device = self.device
         parts: list[torch.Tensor] = [
             self(torch.from_numpy(tokens[i : i + TOKENS_PER_BATCH].astype(np.float32)).to(device))
             for i in range(0, len(tokens), TOKENS_PER_BATCH)

@@ -44,10 +44,10 @@ class IdMap:
 
     def take(self, indices: npt.NDArray[np.int64]) -> npt.NDArray[Any]:
         """The ids of some documents: int64, or object holding str."""
-        taken = self.array.take(pa.array(indices))
-        if pa.types.is_integer(taken.type):
-            return taken.to_numpy()  # type: ignore[no-any-return]
-        return np.array(taken.to_pylist(), dtype=object)
+        if pa.types.is_integer(self.type):
+            return self.array.to_numpy()[indices]  # type: ignore[no-any-return]
+        array = self.array  # a few items: one by one is faster than Arrow's take
+        return np.array([array[i].as_py() for i in indices.tolist()], dtype=object)
 
     def next_ids(self, count: int) -> pa.Array:
         """Ids for documents that came without: the integers after the largest one so far."""

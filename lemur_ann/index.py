@@ -52,7 +52,8 @@ class LemurIndex:
         candidates: "hnsw" for a graph, "exact" for a scan of all vectors.
         M, ef_construction: the graph's, as in hnswlib.
         num_candidates: documents reranked per query, unless a search says otherwise.
-        ef_search: beam of the graph search, at least num_candidates; None means num_candidates.
+        ef_search: beam of the graph search, widened to num_candidates where that is more; None means num_candidates. A beam
+            wider than what the rerank reads is the cheaper way to a high recall.
         device: where to learn and to compute features: "cpu", "cuda" or "mps".
         seed: for everything random. On a CPU the learned map is the same for the same seed, data and number of threads.
 
@@ -81,8 +82,8 @@ class LemurIndex:
         candidates: str = "hnsw",
         M: int = 24,
         ef_construction: int = 300,
-        num_candidates: int = 500,
-        ef_search: int | None = None,
+        num_candidates: int = 250,
+        ef_search: int | None = 600,
         device: str = "cpu",
         seed: int = 0,
     ) -> None:
@@ -325,7 +326,7 @@ class LemurIndex:
                 (num_queries, num_tokens, dim), or Arrow data with a column ``tokens``.
             k: how many to return, at least 1.
             num_candidates: documents to rerank; None means the index's own. Never fewer than k.
-            ef_search: beam of the graph search; None means num_candidates, and never fewer.
+            ef_search: beam of the graph search, never below num_candidates; None means the index's own.
             exact: score every document instead: the built-in oracle.
             num_threads: None means all cores.
 

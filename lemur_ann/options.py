@@ -24,8 +24,8 @@ class Options:
     candidates: str = "hnsw"
     M: int = 24
     ef_construction: int = 300
-    num_candidates: int = 500
-    ef_search: int | None = None
+    num_candidates: int = 250
+    ef_search: int | None = 600
     device: str = "cpu"
     seed: int = 0
 

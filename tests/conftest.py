@@ -62,7 +62,7 @@ def small_index(make_matrices):
     def make(**options):
         documents = make_matrices(200, dim=16)
         queries = make_matrices(60, dim=16)
-        settings = {"num_features": 64, "epochs": 1, "rank": 15, "num_candidates": 40, **options}
+        settings = {"num_features": 64, "epochs": 1, "rank": 15, "num_candidates": 40, "ef_search": None, **options}
         index = lemur_ann.LemurIndex(**settings)
         index.fit(documents, queries=queries, ids=[f"doc-{i}" for i in range(len(documents))])
         return index, documents, queries
