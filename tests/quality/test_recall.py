@@ -37,14 +37,16 @@ def test_demo_finds_what_exact_search_finds(demo_index, demo_data):
 
 
 def test_learning_from_queries_beats_learning_from_documents(demo_index, demo_data):
-    index = LemurIndex(epochs=4, num_features=1024, rank=127)
+    index = LemurIndex(epochs=4, num_features=1024, num_candidates=60, ef_search=None)
     with pytest.warns(UserWarning, match="Pass queries="):
         index.fit(demo_data.documents)
     assert candidate_recall(demo_index, demo_data.queries, 60) > candidate_recall(index, demo_data.queries, 60) + 0.05
 
 
 def test_random_features_work(demo_data):
-    index = LemurIndex(epochs=0, num_features=1024, rank=127).fit(demo_data.documents, queries=demo_data.training_queries)
+    index = LemurIndex(epochs=0, num_features=1024, num_candidates=60, ef_search=None).fit(
+        demo_data.documents, queries=demo_data.training_queries
+    )
     assert candidate_recall(index, demo_data.queries, 120) > 0.85
 
 
