@@ -38,5 +38,5 @@ def load_demo_data() -> DemoData:
 
 def fit_demo_index(data: DemoData, *, epochs: int = 10, progress: bool | None = None) -> LemurIndex:
     """An index of the sample's documents, learned from its training queries."""
-    index = LemurIndex(epochs=epochs, num_features=1024, num_candidates=NUM_CANDIDATES, ef_search=None)
+    index = LemurIndex(epochs=epochs, num_features=1024, num_candidates=NUM_CANDIDATES, ef_search=200)
     return index.fit(data.documents, queries=data.training_queries, progress=progress)
