@@ -44,11 +44,6 @@ class TokenStore:
         return sum(int(offsets[-1] - offsets[0]) for _, offsets in self._chunks)
 
     @property
-    def nbytes(self) -> int:
-        """Bytes of tokens and offsets."""
-        return sum(tokens.nbytes + offsets.nbytes for tokens, offsets in self._chunks)
-
-    @property
     def documents(self) -> _core.Documents:
         """All documents, for the kernels."""
         if self._documents is None:
