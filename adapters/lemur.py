@@ -31,6 +31,7 @@ from lemur_ann import _core
 from lemur_ann import _validate as validate
 from lemur_ann.errors import NotFitted
 from lemur_ann.features import FeatureMap
+from lemur_ann.inputs import to_offsets
 from lemur_ann.progress import progress
 from lemur_ann.tokens import TokenStore
 from lemur_ann.training import train_feature_map
@@ -407,4 +408,4 @@ def _ragged(
     row = validate.first_bad_row(matrix)
     if row is not None:
         raise ValueError(f"{name} has {validate.BAD_VALUE} in row {row}")
-    return matrix, np.concatenate([[0], np.cumsum(sizes)])
+    return matrix, to_offsets(sizes)

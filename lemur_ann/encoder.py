@@ -11,7 +11,7 @@ import torch
 
 from lemur_ann.distillation import MIN_DOCUMENTS, MIN_QUERIES, distil
 from lemur_ann.features import FeatureMap, check_device
-from lemur_ann.inputs import QueryBatch
+from lemur_ann.inputs import QueryBatch, to_offsets
 from lemur_ann.options import Options
 from lemur_ann.progress import Progress
 from lemur_ann.reduction import Reduction
@@ -215,8 +215,7 @@ def pseudo_queries(store: TokenStore, live: npt.NDArray[np.int64], num_tokens: i
         tokens = store[int(index)]
         rows = random.choice(len(tokens), min(len(tokens), PSEUDO_QUERY_TOKENS), replace=False)
         matrices.append(tokens[np.sort(rows)])
-    offsets = np.concatenate([[0], np.cumsum([len(matrix) for matrix in matrices])])
-    return QueryBatch(np.concatenate(matrices), offsets)
+    return QueryBatch(np.concatenate(matrices), to_offsets([len(matrix) for matrix in matrices]))
 
 
 def _choose(indices: npt.NDArray[np.int64], count: int, random: np.random.Generator) -> npt.NDArray[np.int64]:
@@ -230,7 +229,7 @@ def _take_queries(queries: QueryBatch, chosen: npt.NDArray[np.int64]) -> QueryBa
     if len(chosen) == len(queries):
         return queries
     matrices = [queries.tokens[queries.offsets[i] : queries.offsets[i + 1]] for i in chosen]
-    return QueryBatch(np.concatenate(matrices), np.concatenate([[0], np.cumsum([len(m) for m in matrices])]))
+    return QueryBatch(np.concatenate(matrices), to_offsets([len(matrix) for matrix in matrices]))
 
 
 def _float32(tokens: npt.NDArray[Any]) -> npt.NDArray[np.float32]:

@@ -38,6 +38,11 @@ class IdMap:
         return self._index
 
     @property
+    def num_live(self) -> int:
+        """Documents that are not deleted; unlike ``index``, it costs no pass over the ids."""
+        return len(self) - len(self._deleted)
+
+    @property
     def type(self) -> pa.DataType:
         """large_string or int64."""
         return self._type or pa.int64()

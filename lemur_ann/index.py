@@ -20,7 +20,7 @@ from lemur_ann.errors import CorruptIndex, NotFitted
 from lemur_ann.evaluation import Evaluation
 from lemur_ann.hits import Hits
 from lemur_ann.ids import IdMap
-from lemur_ann.inputs import DocumentBatch, QueryBatch, ids_of, is_single_query, read_documents, read_queries
+from lemur_ann.inputs import DocumentBatch, QueryBatch, ids_of, is_single_query, read_documents, read_queries, to_offsets
 from lemur_ann.options import Options
 from lemur_ann.progress import progress as progress_lines
 from lemur_ann.tokens import TokenStore
@@ -114,7 +114,7 @@ class LemurIndex:
 
     def __len__(self) -> int:
         """The number of documents, without deleted ones."""
-        return len(self._ids.index)
+        return self._ids.num_live
 
     def __contains__(self, doc_id: object) -> bool:
         return doc_id in self._ids.index
@@ -415,8 +415,7 @@ class LemurIndex:
         encoded = self._encoder.encode_queries(tokens, queries.offsets)
         candidates = self._candidates.search(encoded, num_candidates, ef_search, num_threads=num_threads)
         candidates = [np.sort(found) for found in candidates]  # read tokens in the order they lie; ties as in exact search
-        bounds = np.zeros(len(candidates) + 1, np.int64)
-        np.cumsum([len(found) for found in candidates], out=bounds[1:])
+        bounds = to_offsets([len(found) for found in candidates])
         scores = _core.candidate_scores(
             tokens, queries.offsets, self._store.documents, np.concatenate(candidates), bounds, num_threads
         )
@@ -431,11 +430,12 @@ class LemurIndex:
         self, tokens: npt.NDArray[np.float32], offsets: npt.NDArray[np.int64], k: int, num_threads: int
     ) -> list[Hits]:
         hits = []
+        deleted = self._ids.deleted
         step = max(SCORES_PER_BLOCK // len(self._store), 1)
         for begin in range(0, len(offsets) - 1, step):
             part = offsets[begin : begin + step + 1]
             scores = _core.scores(tokens, part, self._store.documents, num_threads)
-            scores[:, self._ids.deleted] = -np.inf
+            scores[:, deleted] = -np.inf
             for row in scores:
                 order = _core.top_k(row, k)
                 hits.append(self._hits(order, row[order]))
@@ -508,7 +508,7 @@ class LemurIndex:
                 arrays, manifest["feature_map"], manifest["training"], index.options.device
             )
             kind = kind_of(index.options.candidates)
-            index._candidates = kind.load(folder, index._encoder.dim, asdict(index.options), deleted)
+            index._candidates = kind.load(folder, index._encoder.dim, deleted)
             if index._candidates.num_rows < len(index._store):
                 raise CorruptIndex(f"{folder} has candidates for {index._candidates.num_rows} of {len(index._store)} documents")
             index._candidates.delete(np.arange(len(index._store), index._candidates.num_rows))
@@ -517,7 +517,6 @@ class LemurIndex:
 
 def _named(batches: list[DocumentBatch], id_map: IdMap) -> list[DocumentBatch]:
     """The batches with ids for all, after checking that each id is new."""
-    batches = [batch for batch in batches if len(batch)]
     if not batches:
         return []
     if batches[0].ids is None:

@@ -53,37 +53,19 @@ def read_documents(documents: Any, *, ids: Any = None, offsets: Any = None, dim:
     Raises:
         ValueError, TypeError: what was expected and what came, with the row and the id of the document at fault.
     """
-    batches: list[DocumentBatch] = []
-    rows = 0
-    for batch in _document_batches(documents, ids, offsets, "documents", "offsets", with_ids=True):
-        if len(batch) == 0:
-            continue
-        _check_batch(batch, rows, "document", dim)
-        dim = batch.tokens.shape[1]
-        batches.append(batch)
-        rows += len(batch)
-    return batches
+    return list(_checked(_document_batches(documents, ids, offsets, "documents", "offsets", with_ids=True), "document", dim))
 
 
-def read_queries(
-    queries: Any, *, offsets: Any = None, dim: int | None = None, offsets_name: str = "query_offsets"
-) -> QueryBatch:
+def read_queries(queries: Any, *, offsets: Any = None, dim: int | None = None) -> QueryBatch:
     """All queries, checked, as one batch; ids and other columns are ignored."""
-    parts: list[DocumentBatch] = []
-    rows = 0
-    for batch in _document_batches(queries, None, offsets, "queries", offsets_name, with_ids=False):
-        if len(batch) == 0:
-            continue
-        _check_batch(batch, rows, "query", dim)
-        dim = batch.tokens.shape[1]
-        parts.append(batch)
-        rows += len(batch)
+    batches = _document_batches(queries, None, offsets, "queries", "query_offsets", with_ids=False)
+    parts = list(_checked(batches, "query", dim))
     if len(parts) == 1:
         return QueryBatch(parts[0].tokens, parts[0].offsets)
     if not parts:
         return QueryBatch(np.empty((0, dim or 1), np.float32), np.zeros(1, np.int64))
     lengths = np.concatenate([np.diff(part.offsets) for part in parts])
-    return QueryBatch(np.concatenate([part.tokens for part in parts]), _to_offsets(lengths))
+    return QueryBatch(np.concatenate([part.tokens for part in parts]), to_offsets(lengths))
 
 
 def is_single_query(query: Any) -> bool:
@@ -140,7 +122,7 @@ def _from_matrices(matrices: Iterable[Any], ids: Any, name: str) -> Iterator[Doc
             if checked[-1].shape[1] != dim:
                 raise ValueError(f"{name}[{row + i}] has dim {checked[-1].shape[1]}, those before have dim {dim}")
         lengths = np.array([len(matrix) for matrix in checked])
-        yield DocumentBatch(None if ids is None else ids.slice(row, len(part)), np.concatenate(checked), _to_offsets(lengths))
+        yield DocumentBatch(None if ids is None else ids.slice(row, len(part)), np.concatenate(checked), to_offsets(lengths))
         row += len(part)
 
 
@@ -296,6 +278,18 @@ def ids_of(ids: Any) -> pa.Array:
     return array
 
 
+def _checked(batches: Iterator[DocumentBatch], what: str, dim: int | None) -> Iterator[DocumentBatch]:
+    """The batches that are not empty, each checked; the first decides the dim where there is none."""
+    row = 0
+    for batch in batches:
+        if len(batch) == 0:
+            continue
+        _check_batch(batch, row, what, dim)
+        dim = batch.tokens.shape[1]
+        row += len(batch)
+        yield batch
+
+
 def _check_batch(batch: DocumentBatch, first_row: int, what: str, dim: int | None) -> None:
     def named(i: int) -> str:
         doc_id = "" if batch.ids is None else f" (id {batch.ids[i].as_py()!r})"
@@ -314,7 +308,8 @@ def _check_batch(batch: DocumentBatch, first_row: int, what: str, dim: int | Non
         )
 
 
-def _to_offsets(lengths: Any) -> Offsets:
+def to_offsets(lengths: Any) -> Offsets:
+    """int64 offsets (n + 1,) of n matrices with these numbers of tokens."""
     offsets = np.zeros(len(lengths) + 1, dtype=np.int64)
     np.cumsum(lengths, out=offsets[1:])
     return offsets

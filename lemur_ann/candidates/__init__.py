@@ -44,7 +44,7 @@ class CandidateIndex(Protocol):
         """Write files into ``folder``."""
 
     @classmethod
-    def load(cls, folder: Path, dim: int, options: dict[str, Any], deleted: Indices) -> CandidateIndex:
+    def load(cls, folder: Path, dim: int, deleted: Indices) -> CandidateIndex:
         """Read what :meth:`save` wrote."""
 
 

@@ -39,7 +39,6 @@ class ExactCandidates:
 
     def add(self, vectors: Vectors, *, first: int, num_threads: int) -> None:
         self._parts = [*self._parts, vectors] if self.num_rows == first else [self.vectors[:first], vectors]
-
         self._deleted = self._deleted[self._deleted < first]
 
     def delete(self, indices: Indices) -> None:
@@ -58,5 +57,5 @@ class ExactCandidates:
         storage.write_arrays(folder / self.FILE, {"vectors": self.vectors})
 
     @classmethod
-    def load(cls, folder: Path, dim: int, options: dict[str, Any], deleted: Indices) -> ExactCandidates:
+    def load(cls, folder: Path, dim: int, deleted: Indices) -> ExactCandidates:
         return cls(storage.read_arrays(folder / cls.FILE)["vectors"], deleted)

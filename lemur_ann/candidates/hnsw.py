@@ -69,7 +69,7 @@ class HnswCandidates:
         self._graph.save_index(str(folder / self.FILE))
 
     @classmethod
-    def load(cls, folder: Path, dim: int, options: dict[str, Any], deleted: Indices) -> HnswCandidates:
+    def load(cls, folder: Path, dim: int, deleted: Indices) -> HnswCandidates:
         graph = hnswlib.Index("l2", dim)
         try:
             graph.load_index(str(folder / cls.FILE))

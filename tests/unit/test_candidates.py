@@ -62,7 +62,7 @@ def test_deleted_documents_never_come_back(kind, vectors, queries, tmp_path):
     found = index.search(queries, 20, 100, num_threads=1)
     assert recall(found, vectors, queries, 20, deleted) > 0.95
     index.save(tmp_path)
-    loaded = kind.load(tmp_path, 16, OPTIONS, deleted)
+    loaded = kind.load(tmp_path, 16, deleted)
     for a, b in zip(loaded.search(queries, 20, 100, num_threads=1), found, strict=True):
         np.testing.assert_array_equal(a, b)
     loaded.add(vectors[:1], first=400, num_threads=1)
