@@ -25,10 +25,11 @@ void check_dim(std::int64_t query_dim, const DocumentsView& documents) {
                                 std::to_string(documents.dim()));
 }
 
+std::int64_t panels_of(std::int64_t num_tokens) { return (num_tokens + kPanelTokens - 1) / kPanelTokens; }
+
 // Query tokens in panels of 16 (see kernels/table.hpp), the last one padded with zeros.
 std::vector<float> pack(const float* tokens, std::int64_t num_tokens, std::int64_t dim) {
-  const std::int64_t num_panels = (num_tokens + kPanelTokens - 1) / kPanelTokens;
-  std::vector<float> panels(static_cast<std::size_t>(num_panels * dim * kPanelTokens), 0.0f);
+  std::vector<float> panels(static_cast<std::size_t>(panels_of(num_tokens) * dim * kPanelTokens), 0.0f);
   for (std::int64_t t = 0; t < num_tokens; ++t) {
     float* panel = panels.data() + (t / kPanelTokens) * dim * kPanelTokens + t % kPanelTokens;
     for (std::int64_t k = 0; k < dim; ++k) panel[k * kPanelTokens] = tokens[t * dim + k];
@@ -39,7 +40,7 @@ std::vector<float> pack(const float* tokens, std::int64_t num_tokens, std::int64
 struct PackedQuery {
   std::vector<float> panels;
   std::int64_t num_tokens = 0;
-  std::int64_t num_panels() const { return (num_tokens + kPanelTokens - 1) / kPanelTokens; }
+  std::int64_t num_panels() const { return panels_of(num_tokens); }
 };
 
 std::vector<PackedQuery> pack_queries(const RaggedView& queries) {
@@ -150,7 +151,7 @@ void token_maxima(const float* x, std::int64_t num_x, std::int64_t dim, const Do
                   int num_threads) {
   check_dim(dim, documents);
   const std::vector<float> panels = pack(x, num_x, dim);
-  const std::int64_t num_panels = (num_x + kPanelTokens - 1) / kPanelTokens;
+  const std::int64_t num_panels = panels_of(num_x);
   const std::vector<std::int64_t> cuts = cut_into_tasks(documents);
   const KernelTable& kernels = active_kernels();
   constexpr std::int64_t kGroupPanels = 2;  // panels that stay in the first-level cache over a run of documents
