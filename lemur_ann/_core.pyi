@@ -36,9 +36,9 @@ class Documents:
     @property
     def dim(self) -> int: ...
 
-def token_maxima(tokens: Annotated[NDArray[numpy.float32], dict(shape=(None, None), order='C', device='cpu', writable=False)], documents: Documents, num_threads: int) -> Annotated[NDArray[numpy.float32], dict(shape=(None, None))]:
+def token_maxima(tokens: Annotated[NDArray[numpy.float32], dict(shape=(None, None), order='C', device='cpu', writable=False)], documents: Documents, num_threads: int, precision: str = ..., by_document: bool = ...) -> Annotated[NDArray[numpy.float32], dict(shape=(None, None))]:
     """
-    (num_tokens, num_documents): the largest inner product of each token with a token of each document.
+    (num_tokens, num_documents), or the transpose if by_document: the largest inner product of each token with a token of each document.
     """
 
 def scores(queries: Annotated[NDArray[numpy.float32], dict(shape=(None, None), order='C', device='cpu', writable=False)], query_offsets: Annotated[NDArray[numpy.int64], dict(shape=(None,), order='C', device='cpu', writable=False)], documents: Documents, num_threads: int) -> Annotated[NDArray[numpy.float32], dict(shape=(None, None))]:

@@ -1,6 +1,7 @@
 #include <nanobind/nanobind.h>
 #include <nanobind/ndarray.h>
 #include <nanobind/stl/pair.h>
+#include <nanobind/stl/string.h>
 #include <nanobind/stl/vector.h>
 
 #include <algorithm>
@@ -64,12 +65,22 @@ class Documents {
   lemur::DocumentsView view_;
 };
 
-FloatArray2 token_maxima(const FloatMatrix& tokens, const Documents& documents, int num_threads) {
-  auto out = new_array<float>(tokens.shape(0), documents.view().size());
+lemur::Precision precision_named(const std::string& name) {
+  if (name == "float32") return lemur::Precision::kFloat32;
+  if (name == "int8") return lemur::Precision::kInt8;
+  throw nb::value_error(("precision must be 'float32' or 'int8', got '" + name + "'").c_str());
+}
+
+FloatArray2 token_maxima(const FloatMatrix& tokens, const Documents& documents, int num_threads,
+                         const std::string& precision, bool by_document) {
+  const lemur::Precision kind = precision_named(precision);
   const lemur::TokenView x = token_view(tokens);
-  float* data = out.data();
+  const std::int64_t size = documents.view().size();
+  auto out = by_document ? new_array<float>(size, x.num_tokens) : new_array<float>(x.num_tokens, size);
+  const lemur::MaximaLayout layout{out.data(), by_document ? 1 : size, by_document ? x.num_tokens : 1};
   nb::gil_scoped_release release;
-  lemur::token_maxima(static_cast<const float*>(x.data), x.num_tokens, x.dim, documents.view(), data, num_threads);
+  lemur::token_maxima(static_cast<const float*>(x.data), x.num_tokens, x.dim, documents.view(), layout, kind,
+                      num_threads);
   return out;
 }
 
@@ -119,7 +130,9 @@ void bind_maxsim(nanobind::module_& m) {
       .def_prop_ro("num_tokens", [](const Documents& d) { return d.view().num_tokens(); })
       .def_prop_ro("dim", [](const Documents& d) { return d.view().dim(); });
   m.def("token_maxima", &token_maxima, nb::arg("tokens").noconvert(), nb::arg("documents"), nb::arg("num_threads"),
-        "(num_tokens, num_documents): the largest inner product of each token with a token of each document.");
+        nb::arg("precision") = "float32", nb::arg("by_document") = false,
+        "(num_tokens, num_documents), or the transpose if by_document: the largest inner product of each token with a "
+        "token of each document.");
   m.def("scores", &scores, nb::arg("queries").noconvert(), nb::arg("query_offsets").noconvert(), nb::arg("documents"),
         nb::arg("num_threads"), "(num_queries, num_documents) MaxSim scores.");
   m.def("candidate_scores", &candidate_scores, nb::arg("queries").noconvert(), nb::arg("query_offsets").noconvert(),

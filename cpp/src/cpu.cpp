@@ -13,6 +13,13 @@
 #else
 #include <cpuid.h>
 #endif
+#if defined(__linux__)
+#include <sys/syscall.h>
+#include <unistd.h>
+#endif
+#elif defined(LEMUR_ANN_ARM64) && defined(__linux__)
+#include <asm/hwcap.h>
+#include <sys/auxv.h>
 #endif
 
 namespace lemur {
@@ -69,14 +76,43 @@ bool has_avx512() {
   return has_avx2() && all_set(saved_states(), states) && all_set(cpuid(7).ebx, f_dq_bw_vl);
 }
 
+bool has_vnni() { return has_avx512() && all_set(cpuid(7).ecx, 1u << 11); }
+
+// Tiles are large, so Linux wants to be asked before a process may use them.
+bool has_amx() {
+#if defined(__linux__)
+  const std::uint32_t tile_int8 = 1u << 24 | 1u << 25;
+  constexpr long kRequestPermission = 0x1023, kTileData = 18;
+  return has_avx512() && all_set(saved_states(), 3u << 17) && all_set(cpuid(7).edx, tile_int8) &&
+         syscall(SYS_arch_prctl, kRequestPermission, kTileData) == 0;
+#else
+  return false;
+#endif
+}
+
+#elif defined(LEMUR_ANN_ARM64)
+
+bool has_dotprod() {
+#if defined(__linux__)
+  return (getauxval(AT_HWCAP) & HWCAP_ASIMDDP) != 0;
+#elif defined(__APPLE__)
+  return true;  // every Apple processor that macOS runs on
+#else
+  return false;
+#endif
+}
+
 #endif
 
 std::vector<const KernelTable*> supported_tables() {
   std::vector<const KernelTable*> tables;
 #ifdef LEMUR_ANN_DETECT_X86
+  if (has_amx()) tables.push_back(&kAmxKernels);
+  if (has_vnni()) tables.push_back(&kAvx512VnniKernels);
   if (has_avx512()) tables.push_back(&kAvx512Kernels);
   if (has_avx2()) tables.push_back(&kAvx2Kernels);
 #elif defined(LEMUR_ANN_ARM64)
+  if (has_dotprod()) tables.push_back(&kNeonDotprodKernels);
   tables.push_back(&kNeonKernels);
 #endif
   tables.push_back(&kScalarKernels);
@@ -89,7 +125,8 @@ const KernelTable& find(const std::string& isa, const char* source) {
     if (isa == table->isa) return *table;
     names += names.empty() ? table->isa : std::string(", ") + table->isa;
   }
-  const bool known = isa == "avx512" || isa == "avx2" || isa == "neon";
+  bool known = false;
+  for (const char* name : {"amx", "avx512_vnni", "avx512", "avx2", "neon_dotprod", "neon"}) known |= isa == name;
   throw std::invalid_argument(std::string(source) + " is '" + isa + "', " +
                               (known ? "which this machine does not support" : "which is not an instruction set") +
                               "; expected one of: " + names);

@@ -6,6 +6,7 @@
 #include <string>
 
 #include "lemur/cpu.hpp"
+#include "lemur/int8.hpp"
 #include "lemur/parallel.hpp"
 
 namespace lemur {
@@ -145,33 +146,84 @@ std::vector<std::int64_t> cut_into_tasks(const DocumentsView& documents) {
   return cuts;
 }
 
-}  // namespace
+constexpr std::int64_t kGroupPanels = 2;  // panels that stay in the first-level cache over a run of documents
+constexpr std::int64_t kGroupTokens = kGroupPanels * kPanelTokens;
 
-void token_maxima(const float* x, std::int64_t num_x, std::int64_t dim, const DocumentsView& documents, float* out,
-                  int num_threads) {
-  check_dim(dim, documents);
+// Copies the maxima of one group of panels, best[i * width + t], to where they belong.
+void store_group(const float* best, std::int64_t width, std::int64_t num_tokens, std::int64_t num_documents,
+                 const MaximaLayout& out) {
+  if (out.token_stride == 1) {
+    for (std::int64_t i = 0; i < num_documents; ++i)
+      std::copy_n(best + i * width, num_tokens, out.data + i * out.document_stride);
+    return;
+  }
+  for (std::int64_t t = 0; t < num_tokens; ++t)
+    for (std::int64_t i = 0; i < num_documents; ++i)
+      out.data[t * out.token_stride + i * out.document_stride] = best[i * width + t];
+}
+
+MaximaLayout part(const MaximaLayout& out, std::int64_t token, std::int64_t document) {
+  return {out.data + token * out.token_stride + document * out.document_stride, out.token_stride, out.document_stride};
+}
+
+void token_maxima_float32(const float* x, std::int64_t num_x, std::int64_t dim, const DocumentsView& documents,
+                          const MaximaLayout& out, int num_threads) {
   const std::vector<float> panels = pack(x, num_x, dim);
-  const std::int64_t num_panels = panels_of(num_x);
   const std::vector<std::int64_t> cuts = cut_into_tasks(documents);
   const KernelTable& kernels = active_kernels();
-  constexpr std::int64_t kGroupPanels = 2;  // panels that stay in the first-level cache over a run of documents
   parallel_for(static_cast<std::int64_t>(cuts.size()) - 1, num_threads, [&] {
     return [&, run = FloatRun(), best = std::vector<float>()](std::int64_t task) mutable {
-      const std::int64_t begin = cuts[task], width = cuts[task + 1] - begin;
+      const std::int64_t begin = cuts[task], size = cuts[task + 1] - begin;
       const auto& matrices = run.read(kernels, documents, begin, cuts[task + 1]);
-      for (std::int64_t p = 0; p < num_panels; p += kGroupPanels) {
-        const std::int64_t group = std::min(kGroupPanels, num_panels - p), rows = group * kPanelTokens;
-        best.assign(static_cast<std::size_t>(width * rows), kNone);
-        for (std::int64_t i = 0; i < width; ++i)
-          kernels.update_maxima(panels.data() + p * dim * kPanelTokens, group, matrices[i].tokens,
-                                matrices[i].num_tokens, dim, best.data() + i * rows);
-        for (std::int64_t t = 0; t < rows && p * kPanelTokens + t < num_x; ++t) {
-          float* row = out + (p * kPanelTokens + t) * documents.size() + begin;
-          for (std::int64_t i = 0; i < width; ++i) row[i] = best[i * rows + t];
-        }
+      for (std::int64_t t = 0; t < num_x; t += kGroupTokens) {
+        const std::int64_t num_tokens = std::min(kGroupTokens, num_x - t), num_panels = panels_of(num_tokens);
+        const std::int64_t width = num_panels * kPanelTokens;
+        best.assign(static_cast<std::size_t>(size * width), kNone);
+        for (std::int64_t i = 0; i < size; ++i)
+          kernels.update_maxima(panels.data() + t * dim, num_panels, matrices[i].tokens, matrices[i].num_tokens, dim,
+                                best.data() + i * width);
+        store_group(best.data(), width, num_tokens, size, part(out, t, begin));
       }
     };
   });
+}
+
+void token_maxima_int8(const float* x, std::int64_t num_x, std::int64_t dim, const DocumentsView& documents,
+                       const MaximaLayout& out, int num_threads) {
+  const Int8Panels panels(x, num_x, dim);
+  const std::vector<std::int64_t> cuts = cut_into_tasks(documents);
+  const KernelTable& kernels = active_kernels();
+  parallel_for(static_cast<std::int64_t>(cuts.size()) - 1, num_threads, [&] {
+    return [&, run = FloatRun(), rows = Int8Rows(dim), offsets = std::vector<std::int64_t>(),
+            best = std::vector<float>()](std::int64_t task) mutable {
+      const std::int64_t begin = cuts[task], size = cuts[task + 1] - begin;
+      rows.clear();
+      offsets.assign(1, 0);
+      for (const FloatRun::Matrix& matrix : run.read(kernels, documents, begin, cuts[task + 1])) {
+        rows.append(matrix.tokens, matrix.num_tokens);
+        offsets.push_back(offsets.back() + matrix.num_tokens);
+      }
+      const Int8Run codes = rows.run(offsets.data(), size);
+      for (std::int64_t t = 0; t < num_x; t += kGroupTokens) {
+        const std::int64_t num_tokens = std::min(kGroupTokens, num_x - t), num_panels = panels_of(num_tokens);
+        const std::int64_t width = num_panels * kPanelTokens;
+        best.resize(static_cast<std::size_t>(size * width));
+        kernels.int8_maxima(panels.panel(t / kPanelTokens), num_panels, codes, best.data());
+        for (std::int64_t i = 0; i < size; ++i)
+          for (std::int64_t j = 0; j < num_tokens; ++j) best[i * width + j] *= panels.scale(t + j);
+        store_group(best.data(), width, num_tokens, size, part(out, t, begin));
+      }
+    };
+  });
+}
+
+}  // namespace
+
+void token_maxima(const float* x, std::int64_t num_x, std::int64_t dim, const DocumentsView& documents,
+                  const MaximaLayout& out, Precision precision, int num_threads) {
+  check_dim(dim, documents);
+  const auto compute = precision == Precision::kInt8 ? token_maxima_int8 : token_maxima_float32;
+  compute(x, num_x, dim, documents, out, num_threads);
 }
 
 void scores(const RaggedView& queries, const DocumentsView& documents, float* out, int num_threads) {

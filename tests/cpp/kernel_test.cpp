@@ -66,7 +66,7 @@ void test_maxima(const std::string& isa, std::int64_t dim, std::int64_t num_x, b
   const std::string name = isa + " dim " + std::to_string(dim) + " x " + std::to_string(num_x) + (half ? " half" : "");
 
   std::vector<float> maxima(num_x * count), scores(count), candidate_scores(count);
-  lemur::token_maxima(x.data(), num_x, dim, documents, maxima.data(), 2);
+  lemur::token_maxima(x.data(), num_x, dim, documents, {maxima.data(), count, 1}, lemur::Precision::kFloat32, 2);
   for (std::size_t i = 0; i < maxima.size(); ++i)
     check(std::abs(maxima[i] - expected[i]) <= tolerance, name + " maxima");
 
@@ -128,7 +128,8 @@ void test_errors() {
   for (const std::int64_t candidate : {std::int64_t{-1}, std::int64_t{2}})
     check_throws<std::out_of_range>(
         [&] { lemur::candidate_scores(query, documents, &candidate, candidate_offsets, out, 1); }, "bad candidate");
-  check_throws<std::invalid_argument>([&] { lemur::token_maxima(tokens, 1, 3, documents, out, 1); }, "other dim");
+  check_throws<std::invalid_argument>(
+      [&] { lemur::token_maxima(tokens, 1, 3, documents, {out, 2, 1}, lemur::Precision::kFloat32, 1); }, "other dim");
   check_throws<std::invalid_argument>([] { lemur::force_isa("mmx"); }, "unknown isa");
 }
 

@@ -10,9 +10,18 @@
 
 namespace lemur {
 
-// out[i, l] = max over tokens d of document l of <x_i, d>; x is (num_x, dim), out is (num_x, documents.size()).
-void token_maxima(const float* x, std::int64_t num_x, std::int64_t dim, const DocumentsView& documents, float* out,
-                  int num_threads);
+enum class Precision { kFloat32, kInt8 };
+
+// Where element (token, document) of a result lies.
+struct MaximaLayout {
+  float* data;
+  std::int64_t token_stride, document_stride;
+};
+
+// out[i, l] = max over tokens d of document l of <x_i, d>; x is (num_x, dim). kInt8 rounds both sides to int8 codes
+// (int8.hpp) and is exact from there: the same bits on every instruction set.
+void token_maxima(const float* x, std::int64_t num_x, std::int64_t dim, const DocumentsView& documents,
+                  const MaximaLayout& out, Precision precision, int num_threads);
 
 // out[i, l] = MaxSim of query i and document l; out is (queries.size, documents.size()). Queries are float32.
 void scores(const RaggedView& queries, const DocumentsView& documents, float* out, int num_threads);

@@ -5,6 +5,7 @@
 
 #include "lemur/kernels/half.hpp"
 #include "lemur/kernels/inner_product.hpp"
+#include "lemur/kernels/int8_product.hpp"
 
 namespace lemur {
 namespace {
@@ -22,6 +23,29 @@ struct Avx2 {
   static void store(float* p, __m256 a) { _mm256_storeu_ps(p, a); }
 };
 
+struct Avx2Int8 {
+  using codes = __m256i;
+  using sums = __m256i;
+  using floats = __m256;
+  static constexpr int lanes = 8;
+  static constexpr int tile_panels = 1;
+  static constexpr int tile_tokens = 4;  // 4 x 2 sums, 2 query vectors, 3 of each document token: 13 of 16 registers
+  static __m256i load(const std::int8_t* p) { return _mm256_loadu_si256(reinterpret_cast<const __m256i*>(p)); }
+  static __m256i broadcast(const std::int8_t* p) { return _mm256_set1_epi32(load_group(p)); }
+  static __m256i start(std::int32_t) { return _mm256_setzero_si256(); }
+  static __m256i dot(__m256i sum, __m256i q, __m256i d) {
+    // |q| times d with the sign of q: 2 * 127 * 127 stays within 16 bits.
+    const __m256i pairs = _mm256_maddubs_epi16(_mm256_abs_epi8(q), _mm256_sign_epi8(d, q));
+    return _mm256_add_epi32(sum, _mm256_madd_epi16(pairs, _mm256_set1_epi16(1)));
+  }
+  static __m256i load_sums(const std::int32_t* p) { return _mm256_loadu_si256(reinterpret_cast<const __m256i*>(p)); }
+  static void store_sums(std::int32_t* p, __m256i a) { _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), a); }
+  static __m256 lowest() { return _mm256_set1_ps(negative_infinity()); }
+  static __m256 scale(__m256i a, float s) { return _mm256_mul_ps(_mm256_cvtepi32_ps(a), _mm256_set1_ps(s)); }
+  static __m256 max(__m256 a, __m256 b) { return _mm256_max_ps(a, b); }
+  static void store(float* p, __m256 a) { _mm256_storeu_ps(p, a); }
+};
+
 void widen(const std::uint16_t* half, std::int64_t size, float* out) {
   std::int64_t i = 0;
   for (; i + 8 <= size; i += 8)
@@ -31,7 +55,7 @@ void widen(const std::uint16_t* half, std::int64_t size, float* out) {
 
 }  // namespace
 
-const KernelTable kAvx2Kernels = {"avx2", update_maxima<Avx2>, products<Avx2>, widen};
+const KernelTable kAvx2Kernels = {"avx2", update_maxima<Avx2>, products<Avx2>, int8_maxima<Avx2Int8>, widen};
 
 }  // namespace lemur
 

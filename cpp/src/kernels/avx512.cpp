@@ -1,37 +1,30 @@
 // x86-64 with AVX-512 F, BW, DQ and VL.
 #if defined(__x86_64__) || defined(_M_X64)
 
-#include <immintrin.h>
-
-#include "lemur/kernels/half.hpp"
-#include "lemur/kernels/inner_product.hpp"
+#include "lemur/kernels/avx512.hpp"
 
 namespace lemur {
 namespace {
 
-struct Avx512 {
-  using type = __m512;
-  static constexpr int lanes = 16;
+struct Avx512Int8 : Avx512Floats {
+  using codes = __m512i;
   static constexpr int tile_panels = 2;
-  static constexpr int tile_tokens = 12;  // 12 x 2 sums, 2 query vectors, 1 broadcast: 27 of 32 registers
-  static __m512 zero() { return _mm512_setzero_ps(); }
-  static __m512 load(const float* p) { return _mm512_loadu_ps(p); }
-  static __m512 broadcast(const float* p) { return _mm512_set1_ps(*p); }
-  static __m512 fma(__m512 a, __m512 b, __m512 c) { return _mm512_fmadd_ps(a, b, c); }
-  static __m512 max(__m512 a, __m512 b) { return _mm512_max_ps(a, b); }
-  static void store(float* p, __m512 a) { _mm512_storeu_ps(p, a); }
+  static constexpr int tile_tokens =
+      8;  // 8 x 2 sums, 2 x 2 query vectors, 3 of each document token: 23 of 32 registers
+  static __m512i load(const std::int8_t* p) { return _mm512_loadu_si512(p); }
+  static __m512i broadcast(const std::int8_t* p) { return _mm512_set1_epi32(load_group(p)); }
+  static __m512i start(std::int32_t) { return _mm512_setzero_si512(); }
+  static __m512i dot(__m512i sum, __m512i q, __m512i d) {
+    // |q| times d with the sign of q: 2 * 127 * 127 stays within 16 bits.
+    const __m512i signed_d = _mm512_mask_sub_epi8(d, _mm512_movepi8_mask(q), _mm512_setzero_si512(), d);
+    const __m512i pairs = _mm512_maddubs_epi16(_mm512_abs_epi8(q), signed_d);
+    return _mm512_add_epi32(sum, _mm512_madd_epi16(pairs, _mm512_set1_epi16(1)));
+  }
 };
-
-void widen(const std::uint16_t* half, std::int64_t size, float* out) {
-  std::int64_t i = 0;
-  for (; i + 16 <= size; i += 16)
-    _mm512_storeu_ps(out + i, _mm512_cvtph_ps(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(half + i))));
-  for (; i < size; ++i) out[i] = half_to_float(half[i]);
-}
 
 }  // namespace
 
-const KernelTable kAvx512Kernels = {"avx512", update_maxima<Avx512>, products<Avx512>, widen};
+const KernelTable kAvx512Kernels = {"avx512", update_maxima<Avx512>, products<Avx512>, int8_maxima<Avx512Int8>, widen};
 
 }  // namespace lemur
 

@@ -1,6 +1,7 @@
 // Any processor. Plain C++ at the compiler's baseline.
 #include "lemur/kernels/half.hpp"
 #include "lemur/kernels/inner_product.hpp"
+#include "lemur/kernels/int8_product.hpp"
 
 namespace lemur {
 namespace {
@@ -18,12 +19,36 @@ struct Scalar {
   static void store(float* p, float a) { *p = a; }
 };
 
+struct ScalarInt8 {
+  struct codes {
+    const std::int8_t* p;  // a group of four
+  };
+  using sums = std::int32_t;
+  using floats = float;
+  static constexpr int lanes = 1;
+  static constexpr int tile_panels = 1;
+  static constexpr int tile_tokens = 1;
+  static codes load(const std::int8_t* p) { return {p}; }
+  static codes broadcast(const std::int8_t* p) { return {p}; }
+  static std::int32_t start(std::int32_t) { return 0; }
+  static std::int32_t dot(std::int32_t sum, codes q, codes d) {
+    for (int k = 0; k < 4; ++k) sum += q.p[k] * d.p[k];
+    return sum;
+  }
+  static std::int32_t load_sums(const std::int32_t* p) { return *p; }
+  static void store_sums(std::int32_t* p, std::int32_t a) { *p = a; }
+  static float lowest() { return negative_infinity(); }
+  static float scale(std::int32_t a, float s) { return static_cast<float>(a) * s; }
+  static float max(float a, float b) { return a > b ? a : b; }
+  static void store(float* p, float a) { *p = a; }
+};
+
 void widen(const std::uint16_t* half, std::int64_t size, float* out) {
   for (std::int64_t i = 0; i < size; ++i) out[i] = half_to_float(half[i]);
 }
 
 }  // namespace
 
-const KernelTable kScalarKernels = {"scalar", update_maxima<Scalar>, products<Scalar>, widen};
+const KernelTable kScalarKernels = {"scalar", update_maxima<Scalar>, products<Scalar>, int8_maxima<ScalarInt8>, widen};
 
 }  // namespace lemur

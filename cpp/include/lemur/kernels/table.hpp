@@ -11,6 +11,21 @@ namespace lemur {
 // + 15.
 constexpr std::int64_t kPanelTokens = 16;
 
+// Documents as int8 codes: component k of row r is codes[r * stride + k] * scales[r]. Document i is the rows offsets[i]
+// .. offsets[i + 1]. `stride` is a multiple of kInt8Stride; codes from dim on are 0, and kInt8Padding rows can be read
+// beyond the last.
+struct Int8Run {
+  const std::int8_t* codes;
+  const float* scales;
+  const std::int32_t* sums;  // of each row's codes
+  const std::int64_t* offsets;
+  std::int64_t num_documents;
+  std::int64_t dim;
+  std::int64_t stride;
+};
+constexpr std::int64_t kInt8Stride = 64;
+constexpr std::int64_t kInt8Padding = 32;
+
 struct KernelTable {
   const char* isa;
 
@@ -25,6 +40,12 @@ struct KernelTable {
   void (*products)(const float* panels, std::int64_t num_panels, const float* rows, std::int64_t num_rows,
                    std::int64_t stride, std::int64_t depth, float* out);
 
+  // best[i * num_panels * 16 + t] = max over rows r of document i of <codes of query token t, codes of r> * scales[r];
+  // -infinity for a document without rows. The panels of 16 query tokens hold int8 in groups of four components: byte 4
+  // * t + k % 4 of group k / 4, stride / 4 groups a panel. Sums of codes are exact integers, so every instruction set
+  // gives the same bits.
+  void (*int8_maxima)(const std::int8_t* panels, std::int64_t num_panels, const Int8Run& run, float* best);
+
   // float32 values of `size` IEEE half-precision numbers.
   void (*widen)(const std::uint16_t* half, std::int64_t size, float* out);
 };
@@ -32,6 +53,9 @@ struct KernelTable {
 extern const KernelTable kScalarKernels;
 extern const KernelTable kAvx2Kernels;
 extern const KernelTable kAvx512Kernels;
+extern const KernelTable kAvx512VnniKernels;
+extern const KernelTable kAmxKernels;
 extern const KernelTable kNeonKernels;
+extern const KernelTable kNeonDotprodKernels;
 
 }  // namespace lemur

@@ -1,0 +1,46 @@
+// Tokens as int8 codes with one scale each: component k of a token is about code[k] * scale, scale = max |component| /
+// 127. An inner product of two tokens x and y is then off by 0.004 |x| |y| at most, and far less on the average.
+#pragma once
+
+#include <cstdint>
+#include <vector>
+
+#include "lemur/kernels/table.hpp"
+
+namespace lemur {
+
+// Rows of codes laid out as kernels read documents (Int8Run in kernels/table.hpp).
+class Int8Rows {
+ public:
+  explicit Int8Rows(std::int64_t dim) : dim_(dim), stride_((dim + kInt8Stride - 1) / kInt8Stride * kInt8Stride) {}
+
+  void clear() { num_rows_ = 0; }
+  void append(const float* rows, std::int64_t num_rows);
+
+  // The rows as documents offsets[i] .. offsets[i + 1].
+  Int8Run run(const std::int64_t* offsets, std::int64_t num_documents) const {
+    return {codes_.data(), scales_.data(), sums_.data(), offsets, num_documents, dim_, stride_};
+  }
+
+ private:
+  std::int64_t dim_, stride_, num_rows_ = 0;
+  std::vector<std::int8_t> codes_;
+  std::vector<float> scales_;
+  std::vector<std::int32_t> sums_;
+};
+
+// Query tokens in panels of 16, as kernels read them.
+class Int8Panels {
+ public:
+  Int8Panels(const float* tokens, std::int64_t num_tokens, std::int64_t dim);
+
+  const std::int8_t* panel(std::int64_t p) const { return codes_.data() + p * stride_ * kPanelTokens; }
+  float scale(std::int64_t token) const { return scales_[token]; }
+
+ private:
+  std::int64_t stride_;
+  std::vector<std::int8_t> codes_;
+  std::vector<float> scales_;
+};
+
+}  // namespace lemur

@@ -1,0 +1,47 @@
+// What all instruction sets with AVX-512 share: float32 products and half-precision conversion.
+#pragma once
+
+#include <immintrin.h>
+
+#include "lemur/kernels/half.hpp"
+#include "lemur/kernels/inner_product.hpp"
+#include "lemur/kernels/int8_product.hpp"
+
+namespace lemur {
+namespace {
+
+struct Avx512 {
+  using type = __m512;
+  static constexpr int lanes = 16;
+  static constexpr int tile_panels = 2;
+  static constexpr int tile_tokens = 12;  // 12 x 2 sums, 2 query vectors, 1 broadcast: 27 of 32 registers
+  static __m512 zero() { return _mm512_setzero_ps(); }
+  static __m512 load(const float* p) { return _mm512_loadu_ps(p); }
+  static __m512 broadcast(const float* p) { return _mm512_set1_ps(*p); }
+  static __m512 fma(__m512 a, __m512 b, __m512 c) { return _mm512_fmadd_ps(a, b, c); }
+  static __m512 max(__m512 a, __m512 b) { return _mm512_max_ps(a, b); }
+  static void store(float* p, __m512 a) { _mm512_storeu_ps(p, a); }
+};
+
+void widen(const std::uint16_t* half, std::int64_t size, float* out) {
+  std::int64_t i = 0;
+  for (; i + 16 <= size; i += 16)
+    _mm512_storeu_ps(out + i, _mm512_cvtph_ps(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(half + i))));
+  for (; i < size; ++i) out[i] = half_to_float(half[i]);
+}
+
+// The float32 end of an int8 kernel.
+struct Avx512Floats {
+  using floats = __m512;
+  using sums = __m512i;
+  static constexpr int lanes = 16;
+  static __m512i load_sums(const std::int32_t* p) { return _mm512_loadu_si512(p); }
+  static void store_sums(std::int32_t* p, __m512i a) { _mm512_storeu_si512(p, a); }
+  static __m512 lowest() { return _mm512_set1_ps(negative_infinity()); }
+  static __m512 scale(__m512i a, float s) { return _mm512_mul_ps(_mm512_cvtepi32_ps(a), _mm512_set1_ps(s)); }
+  static __m512 max(__m512 a, __m512 b) { return _mm512_max_ps(a, b); }
+  static void store(float* p, __m512 a) { _mm512_storeu_ps(p, a); }
+};
+
+}  // namespace
+}  // namespace lemur

@@ -1,0 +1,118 @@
+// The int8 kernel, written once over a small integer vector type V (lanes, load, broadcast, start, dot,
+// load_sums, store_sums, scale, max, store), laid out as in inner_product.hpp: query tokens across the lanes, document
+// tokens broadcast.
+#pragma once
+
+#include "lemur/kernels/table.hpp"
+
+namespace lemur {
+namespace {  // internal linkage: every instruction set keeps its own copy
+
+inline float negative_infinity() {
+  union {
+    std::uint32_t bits;
+    float value;
+  } out;
+  out.bits = 0xff800000u;
+  return out.value;
+}
+
+// Four codes as they lie in memory.
+inline std::int32_t load_group(const std::int8_t* p) {
+  union {
+    std::int8_t bytes[4];
+    std::int32_t value;
+  } out;
+  for (int i = 0; i < 4; ++i) out.bytes[i] = p[i];
+  return out.value;
+}
+
+// Follows the rows of a run in order, and keeps the running maxima of the document they belong to.
+template <class V, int kVectors>
+class RunMaxima {
+ public:
+  RunMaxima(const Int8Run& run, float* best, std::int64_t best_stride)
+      : run_(run), best_(best), best_stride_(best_stride) {
+    clear();
+  }
+
+  // The products of one row, in order of rows.
+  void add(std::int64_t row, const std::int32_t* sums) {
+    while (row == run_.offsets[document_ + 1]) finish_document();
+    for (int v = 0; v < kVectors; ++v)
+      maxima_[v] = V::max(maxima_[v], V::scale(V::load_sums(sums + v * V::lanes), run_.scales[row]));
+  }
+
+  void finish() {
+    while (document_ < run_.num_documents) finish_document();
+  }
+
+ private:
+  void clear() {
+    for (int v = 0; v < kVectors; ++v) maxima_[v] = V::lowest();
+  }
+
+  void finish_document() {
+    for (int v = 0; v < kVectors; ++v) V::store(best_ + document_ * best_stride_ + v * V::lanes, maxima_[v]);
+    ++document_;
+    clear();
+  }
+
+  const Int8Run& run_;
+  float* best_;
+  std::int64_t best_stride_;
+  std::int64_t document_ = 0;
+  typename V::floats maxima_[kVectors];
+};
+
+// Maxima of P panels over a run, kRows rows at a time: block(rows, out) writes their sums of codes, (kRows, P * 16).
+template <class V, int P, int kRows, class Block>
+inline void run_maxima(const Int8Run& run, float* best, std::int64_t best_stride, const Block& block) {
+  constexpr int kWidth = P * static_cast<int>(kPanelTokens), kVectors = kWidth / V::lanes;
+  const std::int64_t num_rows = run.offsets[run.num_documents];
+  RunMaxima<V, kVectors> maxima(run, best, best_stride);
+  alignas(64) std::int32_t out[kRows * kWidth];
+  for (std::int64_t first = run.offsets[0]; first < num_rows; first += kRows) {
+    block(run.codes + first * run.stride, run.sums + first, out);
+    const std::int64_t end = first + kRows < num_rows ? first + kRows : num_rows;
+    for (std::int64_t row = first; row < end; ++row) maxima.add(row, out + (row - first) * kWidth);
+  }
+  maxima.finish();
+}
+
+template <class V, int P>
+inline void int8_panels(const std::int8_t* panels, const Int8Run& run, float* best, std::int64_t best_stride) {
+  constexpr int J = V::tile_tokens;
+  constexpr int kVectorsPerPanel = static_cast<int>(kPanelTokens) / V::lanes, kVectors = P * kVectorsPerPanel;
+  const std::int64_t stride = run.stride, groups = (run.dim + 3) / 4;
+  const auto block = [=](const std::int8_t* rows, const std::int32_t* row_sums, std::int32_t* out) {
+    typename V::sums sums[J][kVectors];
+    for (int j = 0; j < J; ++j)
+      for (int v = 0; v < kVectors; ++v) sums[j][v] = V::start(row_sums[j]);
+    for (std::int64_t k = 0; k < groups; ++k) {
+      typename V::codes q[kVectors];
+      for (int v = 0; v < kVectors; ++v)
+        q[v] = V::load(panels + (v / kVectorsPerPanel) * stride * kPanelTokens + k * 4 * kPanelTokens +
+                       (v % kVectorsPerPanel) * V::lanes * 4);
+      for (int j = 0; j < J; ++j) {
+        const typename V::codes d = V::broadcast(rows + j * stride + 4 * k);
+        for (int v = 0; v < kVectors; ++v) sums[j][v] = V::dot(sums[j][v], q[v], d);
+      }
+    }
+    for (int j = 0; j < J; ++j)
+      for (int v = 0; v < kVectors; ++v) V::store_sums(out + (j * kVectors + v) * V::lanes, sums[j][v]);
+  };
+  run_maxima<V, P, J>(run, best, best_stride, block);
+}
+
+template <class V>
+void int8_maxima(const std::int8_t* panels, std::int64_t num_panels, const Int8Run& run, float* best) {
+  std::int64_t p = 0;
+  const std::int64_t width = num_panels * kPanelTokens, panel_bytes = run.stride * kPanelTokens;
+  for (; p + V::tile_panels <= num_panels; p += V::tile_panels)
+    int8_panels<V, V::tile_panels>(panels + p * panel_bytes, run, best + p * kPanelTokens, width);
+  for (; p < num_panels; ++p) int8_panels<V, 1>(panels + p * panel_bytes, run, best + p * kPanelTokens, width);
+}
+
+}  // namespace
+}  // namespace lemur

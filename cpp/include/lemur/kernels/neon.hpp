@@ -1,0 +1,52 @@
+// What all 64-bit Arm kernels share: float32 products and half-precision conversion.
+#pragma once
+
+#include <arm_neon.h>
+
+#include "lemur/kernels/half.hpp"
+#include "lemur/kernels/inner_product.hpp"
+#include "lemur/kernels/int8_product.hpp"
+
+namespace lemur {
+namespace {
+
+struct Neon {
+  using type = float32x4_t;
+  static constexpr int lanes = 4;
+  static constexpr int tile_panels = 1;
+  static constexpr int tile_tokens = 6;  // 6 x 4 sums, 4 query vectors, 1 broadcast: 29 of 32 registers
+  static float32x4_t zero() { return vdupq_n_f32(0.0f); }
+  static float32x4_t load(const float* p) { return vld1q_f32(p); }
+  static float32x4_t broadcast(const float* p) { return vld1q_dup_f32(p); }
+  static float32x4_t fma(float32x4_t a, float32x4_t b, float32x4_t c) { return vfmaq_f32(c, a, b); }
+  static float32x4_t max(float32x4_t a, float32x4_t b) { return vmaxq_f32(a, b); }
+  static void store(float* p, float32x4_t a) { vst1q_f32(p, a); }
+};
+
+void widen(const std::uint16_t* half, std::int64_t size, float* out) {
+  std::int64_t i = 0;
+  for (; i + 4 <= size; i += 4) vst1q_f32(out + i, vcvt_f32_f16(vreinterpret_f16_u16(vld1_u16(half + i))));
+  for (; i < size; ++i) out[i] = half_to_float(half[i]);
+}
+
+// An int8 kernel but for its product.
+struct NeonInt8 {
+  using codes = int8x16_t;
+  using sums = int32x4_t;
+  using floats = float32x4_t;
+  static constexpr int lanes = 4;
+  static constexpr int tile_panels = 1;
+  static constexpr int tile_tokens = 4;
+  static int8x16_t load(const std::int8_t* p) { return vld1q_s8(p); }
+  static int8x16_t broadcast(const std::int8_t* p) { return vreinterpretq_s8_s32(vdupq_n_s32(load_group(p))); }
+  static int32x4_t start(std::int32_t) { return vdupq_n_s32(0); }
+  static int32x4_t load_sums(const std::int32_t* p) { return vld1q_s32(p); }
+  static void store_sums(std::int32_t* p, int32x4_t a) { vst1q_s32(p, a); }
+  static float32x4_t lowest() { return vdupq_n_f32(negative_infinity()); }
+  static float32x4_t scale(int32x4_t a, float s) { return vmulq_n_f32(vcvtq_f32_s32(a), s); }
+  static float32x4_t max(float32x4_t a, float32x4_t b) { return vmaxq_f32(a, b); }
+  static void store(float* p, float32x4_t a) { vst1q_f32(p, a); }
+};
+
+}  // namespace
+}  // namespace lemur

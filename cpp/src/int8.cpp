@@ -1,0 +1,61 @@
+#include "lemur/int8.hpp"
+
+#include <algorithm>
+#include <cmath>
+
+namespace lemur {
+namespace {
+
+constexpr float kLargestCode = 127.0f;
+constexpr float kSmallest = 1e-30f;  // a row of smaller components counts as zero: 127 / kSmallest is still finite
+
+// Writes the codes of `dim` components and returns their scale; rounds half to even.
+float quantise(const float* row, std::int64_t dim, std::int8_t* codes) {
+  float largest = 0.0f;
+  for (std::int64_t k = 0; k < dim; ++k) largest = std::max(largest, std::fabs(row[k]));
+  if (!(largest > kSmallest)) {
+    std::fill_n(codes, dim, std::int8_t{0});
+    return 1.0f;
+  }
+  const float inverse = kLargestCode / largest;
+  constexpr float kRound = 12582912.0f;  // 1.5 * 2^23: adding it leaves no bits for a fraction
+  for (std::int64_t k = 0; k < dim; ++k) {
+    const float scaled = row[k] * inverse;
+    const float shifted = scaled + kRound;
+    codes[k] = static_cast<std::int8_t>(static_cast<std::int32_t>(shifted - kRound));
+  }
+  return largest / kLargestCode;
+}
+
+}  // namespace
+
+void Int8Rows::append(const float* rows, std::int64_t num_rows) {
+  const std::int64_t total = num_rows_ + num_rows, readable = total + kInt8Padding;
+  codes_.resize(static_cast<std::size_t>(readable * stride_));
+  scales_.resize(static_cast<std::size_t>(readable));
+  sums_.resize(static_cast<std::size_t>(readable));
+  for (std::int64_t r = 0; r < num_rows; ++r) {
+    std::int8_t* codes = codes_.data() + (num_rows_ + r) * stride_;
+    scales_[num_rows_ + r] = quantise(rows + r * dim_, dim_, codes);
+    std::fill(codes + dim_, codes + stride_, std::int8_t{0});
+    std::int32_t sum = 0;
+    for (std::int64_t k = 0; k < dim_; ++k) sum += codes[k];
+    sums_[num_rows_ + r] = sum;
+  }
+  num_rows_ = total;
+}
+
+Int8Panels::Int8Panels(const float* tokens, std::int64_t num_tokens, std::int64_t dim)
+    : stride_((dim + kInt8Stride - 1) / kInt8Stride * kInt8Stride) {
+  const std::int64_t num_panels = (num_tokens + kPanelTokens - 1) / kPanelTokens;
+  codes_.assign(static_cast<std::size_t>(num_panels * kPanelTokens * stride_), 0);
+  scales_.assign(static_cast<std::size_t>(num_panels * kPanelTokens), 1.0f);
+  std::vector<std::int8_t> row(static_cast<std::size_t>(dim));
+  for (std::int64_t t = 0; t < num_tokens; ++t) {
+    scales_[t] = quantise(tokens + t * dim, dim, row.data());
+    std::int8_t* panel = codes_.data() + t / kPanelTokens * stride_ * kPanelTokens + t % kPanelTokens * 4;
+    for (std::int64_t k = 0; k < dim; ++k) panel[k / 4 * 4 * kPanelTokens + k % 4] = row[k];
+  }
+}
+
+}  // namespace lemur
