@@ -11,7 +11,6 @@ all documents lie on one sphere, so that the order by L2 distance, which graphs 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -22,19 +21,17 @@ FLOOR = 1e-4  # of the mean eigenvalue of C_q: directions the queries hardly use
 
 @dataclass
 class Reduction:
-    """A linear map for documents and one for queries, and the radius of the sphere documents are lifted to.
+    """A linear map for documents and one for queries.
 
     Attributes:
         mean: float32 (num_features,), subtracted from weights.
         document_map: float32 (num_features, rank), B above.
         query_map: float32 (num_features, rank), A above.
-        radius: 0 until :meth:`set_radius`.
     """
 
     mean: npt.NDArray[np.float32]
     document_map: npt.NDArray[np.float32]
     query_map: npt.NDArray[np.float32]
-    radius: float = 0.0
 
     @classmethod
     def learn(cls, weights: npt.NDArray[np.float32], query_features: npt.NDArray[np.float32], rank: int | None) -> Reduction:
@@ -63,32 +60,20 @@ class Reduction:
         """This reduction followed by further linear maps, (rank, new rank) each."""
         return Reduction(self.mean, self.document_map @ document_map, self.query_map @ query_map)
 
-    @property
-    def rank(self) -> int:
-        """Dimension of a reduced vector, without the appended coordinate."""
-        return int(self.document_map.shape[1])
-
-    def set_radius(self, reduced: npt.NDArray[np.float32]) -> None:
-        """Choose the radius for these reduced documents, with headroom for later ones."""
-        largest = float(np.sqrt(np.einsum("ij,ij->i", reduced, reduced).max(initial=0.0)))
-        self.radius = HEADROOM * max(largest, 1e-6)
-
     def reduce_documents(self, weights: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
         """(n, num_features) weights to (n, rank) vectors."""
         reduced: npt.NDArray[np.float32] = np.matmul(weights - self.mean, self.document_map)
         return reduced
 
-    def augment(self, reduced: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
-        """(n, rank) vectors to (n, rank + 1) vectors of norm ``radius``; beyond the radius the coordinate is 0."""
-        squares = np.einsum("ij,ij->i", reduced, reduced)
-        last = np.sqrt(np.maximum(self.radius**2 - squares, 0.0)).astype(np.float32)
-        return np.concatenate([reduced, last[:, None]], axis=1)
 
-    def arrays(self) -> dict[str, npt.NDArray[Any]]:
-        """For storage."""
-        return {
-            "reduction_mean": self.mean,
-            "document_map": self.document_map,
-            "query_map": self.query_map,
-            "radius": np.float64(self.radius).reshape(1),
-        }
+def radius_for(reduced: npt.NDArray[np.float32]) -> float:
+    """The radius of the sphere for documents like these (n, rank), with headroom for others."""
+    largest = float(np.sqrt(np.einsum("ij,ij->i", reduced, reduced).max(initial=0.0)))
+    return HEADROOM * max(largest, 1e-6)
+
+
+def augment(reduced: npt.NDArray[np.float32], radius: float) -> npt.NDArray[np.float32]:
+    """(n, rank) vectors to (n, rank + 1) vectors of norm ``radius``; beyond the radius the coordinate is 0."""
+    squares = np.einsum("ij,ij->i", reduced, reduced)
+    last = np.sqrt(np.maximum(radius**2 - squares, 0.0)).astype(np.float32)
+    return np.concatenate([reduced, last[:, None]], axis=1)

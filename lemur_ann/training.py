@@ -45,6 +45,7 @@ def train_feature_map(
     learning_rate: float = 3e-3,
     batch_size: int = 512,
     gradient_clip: float | None = 0.5,
+    precision: str = "int8",
     seed: int = 0,
     device: str = "cpu",
     num_threads: int = 1,
@@ -61,13 +62,14 @@ def train_feature_map(
         learning_rate: Adam's, decayed to zero along a cosine.
         batch_size: tokens a step.
         gradient_clip: largest norm of a step's gradient; None for no limit.
+        precision: of the targets, "int8" or "float32".
         seed: for the order of tokens and the output layer, which exists for training alone.
         device: a torch device.
         num_threads: threads for the targets.
         progress: where to report.
     """
     progress = progress or Progress()
-    sample = _core.token_maxima(tokens[:TARGET_ROWS], documents, num_threads)
+    sample = _core.token_maxima(tokens[:TARGET_ROWS], documents, num_threads, precision)
     mean = float(sample.mean(dtype=np.float64))
     std = max(float(sample.std(dtype=np.float64)), 1e-6)
     result = Training(feature_map, mean, std)
@@ -75,7 +77,7 @@ def train_feature_map(
         return result
 
     def data(x: npt.NDArray[np.float32]) -> _Data:
-        return _Data(x, documents, mean, std, device, num_threads, progress)
+        return _Data(x, documents, mean, std, precision, device, num_threads, progress)
 
     training = data(tokens)
     validation = None if validation_tokens is None or not len(validation_tokens) else data(validation_tokens)
@@ -132,6 +134,7 @@ class _Data:
         documents: _core.Documents,
         mean: float,
         std: float,
+        precision: str,
         device: str,
         num_threads: int,
         progress: Progress,
@@ -140,7 +143,7 @@ class _Data:
         self.y = torch.empty((len(tokens), len(documents)), dtype=torch.float16, device=device)
         task = progress.task("targets", len(tokens))
         for begin in range(0, len(tokens), TARGET_ROWS):
-            block = _core.token_maxima(tokens[begin : begin + TARGET_ROWS], documents, num_threads)
+            block = _core.token_maxima(tokens[begin : begin + TARGET_ROWS], documents, num_threads, precision)
             self.y[begin : begin + TARGET_ROWS] = torch.from_numpy((block - np.float32(mean)) / np.float32(std))
             task.advance(len(block))
 
