@@ -123,8 +123,11 @@ class LemurEncoder:
         prefix = "feature_map."
         state = {n.removeprefix(prefix): torch.from_numpy(a) for n, a in arrays.items() if n.startswith(prefix)}
         feature_map.load_state_dict(state)
+        feature_map = feature_map.to(options.device).freeze()
+        if "cholesky" in arrays:
+            arrays = _from_format_1(arrays, feature_map)
         return cls(
-            feature_map.to(options.device).freeze(),
+            feature_map,
             Targets(arrays["sample_tokens"], float(arrays["target_mean"][0]), options.target_precision),
             arrays["projection"],
             arrays["offset"],
@@ -132,6 +135,15 @@ class LemurEncoder:
             float(arrays["radius"][0]),
             training,
         )
+
+
+def _from_format_1(arrays: dict[str, npt.NDArray[Any]], feature_map: FeatureMap) -> dict[str, npt.NDArray[Any]]:
+    """Arrays of the first format, which kept the factor of the solve and the reduction apart."""
+    document_map = torch.from_numpy(arrays["document_map"])
+    solved = torch.cholesky_solve(document_map.double(), torch.from_numpy(arrays["cholesky"]))
+    features = feature_map.token_features(arrays["sample_tokens"]).cpu()
+    projection = (features.double() @ solved / float(arrays["target_std"][0])).float().numpy()
+    return {**arrays, "projection": projection, "offset": arrays["reduction_mean"] @ arrays["document_map"]}
 
 
 def fit_encoder(

@@ -489,7 +489,10 @@ class LemurIndex:
         manifest = storage.read_manifest(folder)
         storage.check_files(folder, manifest, verify=verify)
         try:
-            index = cls(**manifest["options"])
+            options = manifest["options"]
+            if manifest["format_version"] == 1:  # which learned from float32 targets
+                options = {**options, "target_precision": "float32"}
+            index = cls(**options)
         except (TypeError, ValueError) as error:
             raise CorruptIndex(f"{folder} has options this version cannot read: {error}") from error
         if device is not None:
