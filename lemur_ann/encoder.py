@@ -14,13 +14,14 @@ from lemur_ann.distillation import MIN_DOCUMENTS, MIN_QUERIES, distil
 from lemur_ann.features import FeatureMap, check_device
 from lemur_ann.inputs import QueryBatch, to_offsets
 from lemur_ann.options import Options
-from lemur_ann.progress import Progress
+from lemur_ann.progress import Clock, Progress
 from lemur_ann.reduction import Reduction, augment, radius_for
 from lemur_ann.targets import Targets
 from lemur_ann.tokens import TokenStore
-from lemur_ann.training import Training, train_feature_map
-from lemur_ann.weights import WeightSolver
+from lemur_ann.training import TARGET_ROWS, Training, train_feature_map
+from lemur_ann.weights import WeightSolver, draw_sample
 
+MAX_POOL_TOKENS = 262_144  # of the training queries, from which the samples are drawn
 VALIDATION_SHARE = 0.05  # of the training queries, at most
 MAX_VALIDATION_QUERIES = 128
 NUM_REDUCTION_DOCUMENTS = 16_384  # whose weights decide the reduction
@@ -165,18 +166,24 @@ def fit_encoder(
     num_validation = min(int(len(queries) * VALIDATION_SHARE), MAX_VALIDATION_QUERIES)
     held_out = random.choice(len(queries), num_validation, replace=False)
     is_held_out = np.repeat(np.isin(np.arange(len(queries)), held_out), np.diff(queries.offsets))
-    learned_from = random.permutation(np.flatnonzero(~is_held_out))
-    training_tokens = _float32(queries.tokens[learned_from[: options.num_training_tokens]])
+    pool = queries.tokens[random.permutation(np.flatnonzero(~is_held_out))[:MAX_POOL_TOKENS]]
     sample_documents = _choose(live, options.num_training_documents, random)
 
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(options.seed)
-        feature_map = FeatureMap(queries.tokens.shape[1], options.num_features, kind="trained" if options.epochs else "random")
+        feature_map = FeatureMap(pool.shape[1], options.num_features, kind="trained" if options.epochs else "random")
+    feature_map.to(options.device)
+    clock = Clock()
+    rows, weights = np.arange(min(len(pool), TARGET_ROWS)), None
+    if options.epochs:
+        rows, weights = draw_sample(feature_map, pool, options.num_training_tokens, random)
+    clock.lap("draw training tokens")
     training = train_feature_map(
-        training_tokens,
+        _float32(pool[rows]),
         store.select(sample_documents),
-        feature_map.to(options.device),
+        feature_map,
         validation_tokens=_float32(queries.tokens[is_held_out]),
+        token_weights=weights,
         epochs=options.epochs,
         precision=options.target_precision,
         seed=options.seed,
@@ -184,18 +191,23 @@ def fit_encoder(
         num_threads=num_threads,
         progress=progress,
     )
-    sample_tokens = _float32(queries.tokens[learned_from[: options.num_sample_tokens]])
-    targets = Targets(sample_tokens, training.target_mean, options.target_precision)
-    solver = WeightSolver(feature_map.freeze(), targets, training.target_std, ridge=options.ridge)
-    reduction, radius = _reduce(store, live, queries, solver, options, random, num_threads, progress, real_queries)
+    clock.lap("train")
+    feature_map.freeze()
+    rows, weights = draw_sample(feature_map, pool, options.num_sample_tokens, random)
+    clock.lap("draw sample tokens")
+    targets = Targets(_float32(pool[rows]), training.target_mean, options.target_precision)
+    solver = WeightSolver(feature_map, targets, training.target_std, token_weights=weights, ridge=options.ridge)
+    reduction, radius = _reduce(store, live, queries, solver, options, random, num_threads, progress, clock, real_queries)
+    projection = solver.projection(reduction.document_map)
+    clock.lap("projection")
     return LemurEncoder(
         feature_map,
         targets,
-        solver.projection(reduction.document_map),
+        projection,
         reduction.mean @ reduction.document_map,
         reduction.query_map,
         radius,
-        _summary(training),
+        {**_summary(training), "seconds": clock.seconds},
     )
 
 
@@ -208,6 +220,7 @@ def _reduce(
     random: np.random.Generator,
     num_threads: int,
     progress: Progress,
+    clock: Clock,
     distilled: bool,
 ) -> tuple[Reduction, float]:
     """Learn the reduction, and the radius, from the weights of a sample."""
@@ -217,9 +230,11 @@ def _reduce(
     for block, solved in solver.solve(store, sample, num_threads):
         weights[block] = solved
         task.advance(len(solved))
+    clock.lap("sample weights")
     used = _take_queries(queries, _choose(np.arange(len(queries)), NUM_REDUCTION_QUERIES, random))
     features = solver.feature_map.query_features(used.tokens, used.offsets)
-    reduction = _learn_reduction(weights, features.cpu().numpy(), options, progress, distilled=distilled)
+    clock.lap("query features")
+    reduction = _learn_reduction(weights, features.cpu().numpy(), options, progress, clock, distilled=distilled)
     return reduction, radius_for(reduction.reduce_documents(weights))
 
 
@@ -228,14 +243,18 @@ def _learn_reduction(
     features: npt.NDArray[np.float32],
     options: Options,
     progress: Progress,
+    clock: Clock,
     *,
     distilled: bool,
 ) -> Reduction:
     rank = options.rank
     enough = len(weights) >= MIN_DOCUMENTS and len(features) >= MIN_QUERIES
     if rank is None or rank >= weights.shape[1] or not (distilled and enough and options.distillation_steps):
-        return Reduction.learn(weights, features, rank)
+        reduction = Reduction.learn(weights, features, rank)
+        clock.lap("reduction")
+        return reduction
     wide = Reduction.learn(weights, features, min(TEACHER_RANKS * rank, weights.shape[1] - 1))
+    clock.lap("reduction")
     maps = distil(
         wide.reduce_documents(weights),
         features @ wide.query_map,
@@ -245,6 +264,7 @@ def _learn_reduction(
         device=options.device,
         progress=progress,
     )
+    clock.lap("distillation")
     return wide.then(*maps)
 
 

@@ -1,8 +1,8 @@
 """From learned weights to vectors a graph can search: centre, reduce for the queries' metric, augment.
 
 Documents go through ``w -> (w - mean) B`` and queries through ``f -> f A``; with C_q the second moment of query features, C_w
-the covariance of weights, and V the leading eigenvectors of C_q^(1/2) C_w C_q^(1/2), A = C_q^(-1/2) V and B = C_q^(1/2) V. Of
-all maps of that rank this one keeps E[(<f, w - mean> - <f A, (w - mean) B>)^2] smallest.
+the covariance of weights, R R' = C_q, and V the leading eigenvectors of R' C_w R, A = R'^-1 V and B = R V. Of all maps of that
+rank this one keeps E[(<f, w - mean> - <f A, (w - mean) B>)^2] smallest.
 
 Then a coordinate is appended: sqrt(radius^2 - |v|^2) to each document, 0 to each query. Inner products stay as they are, and
 all documents lie on one sphere, so that the order by L2 distance, which graphs need, is the order by inner product.
@@ -14,9 +14,10 @@ from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
+import torch
 
 HEADROOM = 1.1  # radius over the largest norm seen; later documents up to it keep the order exact
-FLOOR = 1e-4  # of the mean eigenvalue of C_q: directions the queries hardly use are not amplified further
+FLOOR = 1e-4  # of the mean diagonal of C_q: directions the queries hardly use are not amplified further
 
 
 @dataclass
@@ -44,17 +45,17 @@ class Reduction:
         if rank is None or rank >= num_features:
             identity = np.eye(num_features, dtype=np.float32)
             return cls(mean, identity, identity)
-        centred = (weights - mean).astype(np.float64)
+        centred = torch.from_numpy(weights - mean).double()
         covariance = centred.T @ centred / max(len(weights), 1)
-        features = query_features.astype(np.float64)
-        values, vectors = np.linalg.eigh(features.T @ features / max(len(features), 1))
-        values = np.maximum(values, 0) + FLOOR * max(float(values.mean()), np.finfo(np.float64).tiny)
-        root = np.sqrt(values)
-        half = (vectors * root) @ vectors.T
-        _, leading = np.linalg.eigh(half @ covariance @ half)
-        leading = leading[:, ::-1][:, :rank]
-        query_map = (vectors / root) @ (vectors.T @ leading)
-        return cls(mean, (half @ leading).astype(np.float32), query_map.astype(np.float32))
+        features = torch.from_numpy(query_features).double()
+        moment = features.T @ features / max(len(features), 1)
+        diagonal = moment.diagonal()
+        diagonal += FLOOR * diagonal.mean().clamp_min(torch.finfo(torch.float64).tiny)
+        root = torch.linalg.cholesky(moment)
+        _, vectors = torch.linalg.eigh(root.T @ covariance @ root)
+        leading = vectors.flip(1)[:, :rank]
+        query_map = torch.linalg.solve_triangular(root.T, leading, upper=True)
+        return cls(mean, (root @ leading).float().numpy(), query_map.float().numpy())
 
     def then(self, document_map: npt.NDArray[np.float32], query_map: npt.NDArray[np.float32]) -> Reduction:
         """This reduction followed by further linear maps, (rank, new rank) each."""

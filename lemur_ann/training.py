@@ -41,6 +41,7 @@ def train_feature_map(
     feature_map: FeatureMap,
     *,
     validation_tokens: npt.NDArray[np.float32] | None = None,
+    token_weights: npt.NDArray[np.float32] | None = None,
     epochs: int = 10,
     learning_rate: float = 3e-3,
     batch_size: int = 512,
@@ -58,6 +59,7 @@ def train_feature_map(
         documents: the sample of documents whose token maxima are predicted.
         feature_map: what to train. A random map is left as it is.
         validation_tokens: float32 (n, dim), to choose the best epoch by; the training loss decides where there are none.
+        token_weights: float32 (num_tokens,), of each token's error in the loss, of mean 1; None for equal weights.
         epochs: passes over the tokens; 0 only measures the mean and deviation of the targets.
         learning_rate: Adam's, decayed to zero along a cosine.
         batch_size: tokens a step.
@@ -90,6 +92,8 @@ def train_feature_map(
     steps = math.ceil(len(tokens) / batch_size)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, epochs * steps)
     low_precision = autocast(device)
+    weights = torch.ones(len(tokens)) if token_weights is None else torch.from_numpy(token_weights)
+    weights = weights.to(device)
     task = progress.task("training", epochs * steps)
     best = math.inf
     for epoch in range(epochs):
@@ -97,12 +101,14 @@ def train_feature_map(
         order = torch.randperm(len(tokens), generator=generator)
         total = 0.0
         for step in range(steps):
-            x, y = training.batch(order[step * batch_size : (step + 1) * batch_size])
+            rows = order[step * batch_size : (step + 1) * batch_size].to(device)
+            x, y = training.batch(rows)
             optimizer.zero_grad(set_to_none=True)
             with low_precision():
                 predicted = model(x)
-            loss = nn.functional.mse_loss(predicted.float(), y)
-            loss.backward()  # type: ignore[no-untyped-call]
+            errors = (predicted.float() - y).square_().mean(1)
+            loss = (errors * weights[rows]).mean()
+            loss.backward()
             if gradient_clip is not None:
                 nn.utils.clip_grad_norm_(model.parameters(), gradient_clip)
             optimizer.step()

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from functools import cached_property
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -19,6 +20,9 @@ from lemur_ann.targets import Targets
 from lemur_ann.tokens import TokenStore
 
 ROWS_PER_PRODUCT = 4096  # bounds the float64 copy of the features
+LEVERAGE_TOKENS = 32_768  # whose features decide the leverage of all
+LEVERAGE_RIDGE = 1e-6
+SKETCH_ROWS = 64
 
 
 class WeightSolver:
@@ -28,19 +32,31 @@ class WeightSolver:
         feature_map: psi.
         targets: token maxima over a sample of tokens from the queries' distribution, centred.
         target_std: divides the token maxima.
+        token_weights: float32 (num_sample_tokens,), how many tokens each one of the sample stands for; None for one each.
         ridge: added to the diagonal of the Gram matrix, relative to its mean.
     """
 
-    def __init__(self, feature_map: FeatureMap, targets: Targets, target_std: float, *, ridge: float = 1e-6) -> None:
+    def __init__(
+        self,
+        feature_map: FeatureMap,
+        targets: Targets,
+        target_std: float,
+        *,
+        token_weights: npt.NDArray[np.float32] | None = None,
+        ridge: float = 1e-6,
+    ) -> None:
         self.feature_map = feature_map
         self.targets = targets
         self.target_std = target_std
         self.ridge = ridge
+        weights = np.ones(len(targets.sample_tokens), np.float32) if token_weights is None else token_weights
+        self._root_weights = torch.from_numpy(np.sqrt(weights))[:, None]
 
     @cached_property
     def _features(self) -> torch.Tensor:
-        """psi of the sample tokens, float32 (num_sample_tokens, num_features)."""
-        return self.feature_map.token_features(self.targets.sample_tokens)
+        """psi of the sample tokens times the roots of their weights, float32 (num_sample_tokens, num_features)."""
+        features = self.feature_map.token_features(self.targets.sample_tokens)
+        return features * self._root_weights.to(features.device)
 
     @cached_property
     def _cholesky(self) -> torch.Tensor:
@@ -77,5 +93,61 @@ class WeightSolver:
         out = np.empty((len(self._features), solved.shape[1]), np.float32)
         for begin in range(0, len(out), ROWS_PER_PRODUCT):
             rows = slice(begin, begin + ROWS_PER_PRODUCT)
-            out[rows] = (self._features[rows].double() @ solved).float().cpu().numpy()
+            product = (self._features[rows].double() @ solved).float().cpu()
+            out[rows] = (product * self._root_weights[rows]).numpy()
         return out
+
+
+@torch.inference_mode()
+def draw_sample(
+    feature_map: FeatureMap, tokens: npt.NDArray[Any], count: int, random: np.random.Generator
+) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.float32]]:
+    """Tokens to solve over, drawn by their statistical leverage: f (F'F)^-1 f for a token of features f.
+
+    Most query tokens resemble many others and say little; few say much. A token's chance is proportional to the mean of its
+    leverage and the average one, and its weight the inverse of its chance, so that weighted least squares over the sample
+    estimates least squares over all tokens (Drineas, Mahoney and Muthukrishnan, SIAM J. Matrix Anal. Appl. 30(2), 2008).
+
+    Args:
+        feature_map: psi.
+        tokens: (num_tokens, dim) to draw from, in random order.
+        count: how many to draw.
+        random: for the draw.
+
+    Returns:
+        int64 (count,) rows of tokens in random order, and float32 (count,) weights of mean 1; all rows, with weights of 1,
+        where there are not more than count.
+    """
+    if count >= len(tokens):
+        return np.arange(len(tokens)), np.ones(len(tokens), np.float32)
+    size = feature_map.num_features
+    gram = torch.zeros((size, size), dtype=torch.float64, device=feature_map.device)
+    for begin in range(0, min(len(tokens), LEVERAGE_TOKENS), ROWS_PER_PRODUCT):
+        features = feature_map.token_features(tokens[begin : min(begin + ROWS_PER_PRODUCT, LEVERAGE_TOKENS)])
+        gram += (features.T @ features).double()
+    gram.diagonal().add_(LEVERAGE_RIDGE * gram.diagonal().mean().clamp_min(torch.finfo(torch.float32).tiny))
+    # |S L^-1 f|^2 for a random S of few rows is f (L L')^-1 f, near enough (Johnson-Lindenstrauss).
+    sketch = torch.from_numpy(random.normal(size=(SKETCH_ROWS, size)) / np.sqrt(SKETCH_ROWS)).to(gram.device)
+    sketch = torch.linalg.solve_triangular(torch.linalg.cholesky(gram), sketch, upper=False, left=False).float()
+    leverage = np.empty(len(tokens))
+    for begin in range(0, len(tokens), ROWS_PER_PRODUCT):
+        features = feature_map.token_features(tokens[begin : begin + ROWS_PER_PRODUCT])
+        leverage[begin : begin + len(features)] = (features @ sketch.T).square().sum(1).cpu().numpy()
+    chance = _inclusion(leverage / max(leverage.mean(), np.finfo(float).tiny) + 1.0, count)
+    # Systematic sampling: one draw in each unit of the running sum takes exactly `count` rows.
+    order = random.permutation(len(tokens))
+    marks = np.floor(np.cumsum(chance[order]) + random.uniform())
+    rows = order[np.diff(marks, prepend=0.0) > 0][:count]
+    weights = 1.0 / chance[rows]
+    return rows, (weights / weights.mean()).astype(np.float32)
+
+
+def _inclusion(size: npt.NDArray[np.float64], count: int) -> npt.NDArray[np.float64]:
+    """Chances in proportion to ``size`` that sum to ``count``, none above 1."""
+    chance: npt.NDArray[np.float64] = count * size / size.sum()
+    while np.any(chance > 1):
+        certain = chance >= 1
+        rest = ~certain
+        chance[certain] = 1.0
+        chance[rest] = (count - certain.sum()) * size[rest] / size[rest].sum()
+    return chance
