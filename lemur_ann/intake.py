@@ -75,6 +75,8 @@ def _from_stream(
             arrivals.append(batch)
             file.append(batch.tokens, batch.offsets)
         chunks = file.mapped()
+    if not chunks:
+        return [], metadata
     all_ids, tables = arrivals.finish()
     batches = []
     row = 0

@@ -354,6 +354,8 @@ def test_streams_of_nothing(make_matrices, folder):
     index = LemurIndex().add(iter(()), directory=folder).add(table(make_matrices(3))[:0].to_reader(), directory=folder)
     assert len(index) == 0
     assert index.dim is None
+    index.add(table(make_matrices(2))).add(iter(()), directory=folder)
+    assert index.metadata("doc-1").column("title").to_pylist() == ["title 1"]
 
 
 # Where the tokens are
