@@ -20,9 +20,11 @@ from lemur_ann.errors import CorruptIndex, NotFitted
 from lemur_ann.evaluation import Evaluation
 from lemur_ann.hits import Hits
 from lemur_ann.ids import IdMap
-from lemur_ann.inputs import DocumentBatch, QueryBatch, ids_of, is_single_query, read_documents, read_queries, to_offsets
+from lemur_ann.inputs import DocumentBatch, QueryBatch, ids_of, is_single_query, read_queries, to_offsets
+from lemur_ann.intake import take_in
 from lemur_ann.options import Options
 from lemur_ann.progress import progress as progress_lines
+from lemur_ann.sources import opened
 from lemur_ann.tokens import TokenStore
 
 if TYPE_CHECKING:
@@ -177,6 +179,7 @@ class LemurIndex:
         ids: Any = None,
         offsets: Any = None,
         query_offsets: Any = None,
+        directory: str | PathLike[str] | None = None,
         num_threads: int | None = None,
         progress: bool | None = None,
     ) -> LemurIndex:
@@ -185,13 +188,19 @@ class LemurIndex:
         Args:
             documents: Arrow data (table, record batches, reader, dataset, or anything with the Arrow PyCapsule interface) with
                 a column ``tokens``, list<fixed_size_list<float32 or float16>[dim]>, an optional column ``id`` (string or
-                integer), and other columns kept as metadata; or a sequence of (num_tokens, dim) NumPy or torch matrices; or
-                one flat matrix with ``offsets``. None learns from the documents that :meth:`add` brought.
+                integer), and other columns kept as metadata; the path of a Parquet file or of a folder of them; a sequence or
+                an iterator of (num_tokens, dim) NumPy or torch matrices; or one flat matrix with ``offsets``. None learns from
+                the documents that :meth:`add` brought. Tables, sequences and arrays stay in memory where they lie. Of a stream
+                (path, dataset, reader or other Arrow stream, iterator) the tokens go to a temporary file, mapped and never held
+                in memory whole; its ids and metadata are held in memory, and its first documents decide the token dtype.
             queries: token embeddings of training queries, in the same forms: from the query encoder, of queries like those to
-                come, and not the ones to measure with. A few thousand are plenty. Without them recall is far lower, and a
-                warning says so.
+                come, and not the ones to measure with. A few thousand are plenty, and all are held in memory. Without them
+                recall is far lower, and a warning says so.
             ids: one string or integer for each document; 0, 1, 2, ... where None. Arrow data has a column for it.
             offsets, query_offsets: int (num_documents + 1,) and (num_queries + 1,), with flat matrices only.
+            directory: the folder for the temporary file of a stream's tokens, on a disk with room for all of them; None means
+                that of Python's ``tempfile``, which on some systems is in memory. The file has no name there, and its space is
+                free once the index is gone.
             num_threads: None means all cores.
             progress: show progress bars; None means when standard error is a terminal.
 
@@ -200,9 +209,11 @@ class LemurIndex:
 
         Raises:
             ValueError, TypeError: bad documents, queries or ids, and nothing has changed.
+            OSError: there is no such path, or no room for a stream's tokens; nothing has changed.
         """
         threads = validate.num_threads(num_threads)
         store, id_map, metadata = self._store, self._ids, self._metadata
+        training = None if queries is None else read_queries(opened(queries), offsets=query_offsets)
         if documents is not None:
             if len(self):
                 raise ValueError(
@@ -210,19 +221,17 @@ class LemurIndex:
                     "fit(queries=...) without documents learns anew from those it holds"
                 )
             store, id_map = TokenStore(), IdMap()
-            batches = _named(_with_dtype(read_documents(documents, ids=ids, offsets=offsets), None), id_map)
-            metadata = _joined_metadata(None, 0, batches)
+            batches, metadata = take_in(
+                documents, ids=ids, offsets=offsets, directory=directory, store=store, id_map=id_map, metadata=None
+            )
             _append(store, id_map, batches)
         elif ids is not None or offsets is not None:
             raise TypeError("ids= and offsets= go with documents, and documents is None")
         live = np.setdiff1d(np.arange(len(store)), id_map.deleted)
         if len(live) == 0:
             raise ValueError("fit needs at least one document, got none")
-        training: QueryBatch | None = None
-        if queries is not None:
-            training = read_queries(queries, offsets=query_offsets)
-            if len(training) and training.tokens.shape[1] != store.dim:
-                raise ValueError(f"queries have dim {training.tokens.shape[1]}, documents have dim {store.dim}")
+        if training is not None and len(training) and training.tokens.shape[1] != store.dim:
+            raise ValueError(f"queries have dim {training.tokens.shape[1]}, documents have dim {store.dim}")
 
         from lemur_ann.encoder import fit_encoder
 
@@ -238,8 +247,16 @@ class LemurIndex:
         self._encoder, self._candidates = encoder, candidates
         return self
 
-    def add(self, documents: Any, *, ids: Any = None, offsets: Any = None, num_threads: int | None = None) -> LemurIndex:
-        """Add documents, in any form that :meth:`fit` takes; the learned map stays as it is.
+    def add(
+        self,
+        documents: Any,
+        *,
+        ids: Any = None,
+        offsets: Any = None,
+        directory: str | PathLike[str] | None = None,
+        num_threads: int | None = None,
+    ) -> LemurIndex:
+        """Add documents, in any form that :meth:`fit` takes, with the same arguments; the learned map stays as it is.
 
         Documents join in the index's token dtype: float32 tokens are rounded where it holds float16. Metadata columns that
         either side lacks are null there.
@@ -249,12 +266,19 @@ class LemurIndex:
 
         Raises:
             ValueError, TypeError: bad documents, or an id that names a document already; nothing has changed.
+            OSError: there is no such path, or no room for a stream's tokens; nothing has changed.
         """
         threads = validate.num_threads(num_threads)
-        batches = _with_dtype(read_documents(documents, ids=ids, offsets=offsets, dim=self.dim), self._store.dtype)
-        batches = _named(batches, self._ids)
-        metadata = _joined_metadata(self._metadata, len(self._store), batches)
         rows = len(self._store)
+        batches, metadata = take_in(
+            documents,
+            ids=ids,
+            offsets=offsets,
+            directory=directory,
+            store=self._store,
+            id_map=self._ids,
+            metadata=self._metadata,
+        )
         if self._encoder is not None and self._candidates is not None and batches:
             new = TokenStore([(batch.tokens, batch.offsets) for batch in batches])
             vectors = self._encoder.encode_documents(new, num_threads=threads)
@@ -516,67 +540,9 @@ class LemurIndex:
         return index
 
 
-def _named(batches: list[DocumentBatch], id_map: IdMap) -> list[DocumentBatch]:
-    """The batches with ids for all, after checking that each id is new."""
-    if not batches:
-        return []
-    if batches[0].ids is None:
-        ids = id_map.next_ids(sum(len(batch) for batch in batches))
-        begin = 0
-        for batch in batches:
-            batch.ids = ids.slice(begin, len(batch))
-            begin += len(batch)
-    id_map.check_new(pa.concat_arrays([batch.ids for batch in batches]))
-    return batches
-
-
-def _with_dtype(batches: list[DocumentBatch], dtype: np.dtype[Any] | None) -> list[DocumentBatch]:
-    """All batches in one token dtype: the store's, or where it has none yet float32 if any batch is."""
-    if dtype is None:
-        dtype = np.result_type(*(batch.tokens.dtype for batch in batches)) if batches else np.dtype(np.float32)
-    converted = []
-    for batch in batches:
-        with np.errstate(over="ignore"):
-            tokens = batch.tokens.astype(dtype, copy=False)
-        row = validate.first_bad_row(tokens) if tokens.dtype != batch.tokens.dtype else None
-        if row is not None:
-            raise ValueError(f"token {row} of the documents exceeds the range of {dtype}, in which the index holds tokens")
-        converted.append(DocumentBatch(batch.ids, tokens, batch.offsets, batch.metadata))
-    return converted
-
-
 def _append(store: TokenStore, id_map: IdMap, batches: list[DocumentBatch]) -> None:
     """Put checked batches into a store and an id map."""
     for batch in batches:
         assert batch.ids is not None
         store.append(batch.tokens, batch.offsets)
         id_map.append(batch.ids)
-
-
-def _joined_metadata(existing: pa.Table | None, num_rows: int, batches: list[DocumentBatch]) -> pa.Table | None:
-    """The metadata of ``num_rows`` documents and of new batches; columns that a part lacks are null there."""
-    tables = [_no_columns(num_rows) if existing is None else existing]
-    tables += [_no_columns(len(batch)) if batch.metadata is None else batch.metadata for batch in batches]
-    known: dict[str, pa.DataType] = {}
-    for table in tables:
-        for field in table.schema:
-            before = known.get(field.name, pa.null())
-            if before != field.type and not pa.types.is_null(before) and not pa.types.is_null(field.type):
-                raise TypeError(f"metadata column {field.name!r} is {field.type}, index has it as {before}")
-            known[field.name] = before if pa.types.is_null(field.type) else field.type
-    if not known:
-        return None
-    schema = pa.schema(list(known.items()))
-    return pa.concat_tables([_with_columns(table, schema) for table in tables])
-
-
-def _no_columns(num_rows: int) -> pa.Table:
-    return pa.table({"row": pa.nulls(num_rows)}).select([])
-
-
-def _with_columns(table: pa.Table, schema: pa.Schema) -> pa.Table:
-    columns = [
-        table.column(field.name).cast(field.type) if field.name in table.column_names else pa.nulls(len(table), field.type)
-        for field in schema
-    ]
-    return pa.Table.from_arrays(columns, schema=schema)
