@@ -1,8 +1,9 @@
 """Tune the reduction for the top of the ranking.
 
 The least-squares map keeps the error small over all documents; retrieval cares for the first hundred. So two linear maps,
-starting from the least-squares ones, learn to rank a query's own top documents among random ones as the wider vectors do: KL
-divergence between the softmax of both scores, at a temperature of a share of the scores' deviation over random documents.
+starting from the least-squares ones, learn to rank each query's best documents, by their exact MaxSim, among themselves and
+among random ones, by their estimates: KL divergence between the softmax of both scores, at a temperature of a share of the
+scores' deviation over random documents.
 """
 
 from __future__ import annotations
@@ -15,16 +16,29 @@ from lemur_ann.progress import Progress
 from lemur_ann.training import autocast
 
 QUERIES_PER_STEP = 32
-OWN_DOCUMENTS = 128  # of a query's best, drawn anew each step from twice as many
+BEST_DOCUMENTS = 256  # of each query
+OWN_DOCUMENTS = 128  # of these, drawn anew each step
 RANDOM_DOCUMENTS = 2000
 TEMPERATURE = 0.3
-LEARNING_RATE = 3e-4
+LEARNING_RATE = 1e-3
 MIN_DOCUMENTS, MIN_QUERIES = 5000, 1000  # with fewer, the maps would learn the sample by heart
+
+
+def best_documents(
+    documents: npt.NDArray[np.float32], queries: npt.NDArray[np.float32], device: str = "cpu"
+) -> npt.NDArray[np.int64]:
+    """Ascending rows of the documents (n, width) with the largest inner product with each query (m, width)."""
+    rows = torch.from_numpy(documents).to(device)
+    count = min(BEST_DOCUMENTS, len(documents))
+    blocks = [(block.to(device) @ rows.T).topk(count, dim=1).indices for block in torch.split(torch.from_numpy(queries), 512)]
+    return torch.cat(blocks).sort(dim=1).values.cpu().numpy()
 
 
 def distil(
     documents: npt.NDArray[np.float32],
     queries: npt.NDArray[np.float32],
+    best: npt.NDArray[np.int64],
+    best_scores: npt.NDArray[np.float32],
     rank: int,
     *,
     steps: int,
@@ -36,7 +50,10 @@ def distil(
 
     Args:
         documents: float32 (num_documents, width), vectors whose leading coordinates matter most.
-        queries: float32 (num_queries, width); the teacher's scores are their inner products with documents.
+        queries: float32 (num_queries, width); their inner products with documents estimate scores.
+        best: int64 (num_queries, n), rows of each query's best documents.
+        best_scores: float32 (num_queries, n), their exact scores, in the unit of the estimates; a constant added to all
+            scores of a query changes nothing.
         rank: dimension of the result, below width.
         steps: of Adam.
         seed: for the draws.
@@ -51,12 +68,11 @@ def distil(
     # Documents and queries on one scale, coordinate by coordinate, so that one learning rate suits both maps.
     scale = (x_documents.std(0) / x_queries.std(0).clamp_min(1e-12)).sqrt().clamp_min(1e-12)
     x_documents, x_queries = x_documents / scale, x_queries * scale
-    own = min(OWN_DOCUMENTS, len(documents))
-    best = [(block @ x_documents.T).topk(min(2 * own, len(documents)), dim=1).indices for block in torch.split(x_queries, 512)]
-    tops = torch.cat(best)
+    tops, exact = torch.from_numpy(best).to(device), torch.from_numpy(best_scores).to(device)
+    own = min(OWN_DOCUMENTS, tops.shape[1])
     document_map = torch.eye(width, rank, device=device).requires_grad_()
     query_map = torch.eye(width, rank, device=device).requires_grad_()
-    optimizer = torch.optim.Adam([document_map, query_map], lr=LEARNING_RATE)
+    optimizer = torch.optim.Adam([document_map, query_map], lr=LEARNING_RATE, fused=True)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
     generator = torch.Generator().manual_seed(seed)
     low_precision = autocast(device)
@@ -67,8 +83,12 @@ def distil(
         others = torch.randint(len(x_documents), (RANDOM_DOCUMENTS,), generator=generator).to(device)
         query, near, far = x_queries[rows], x_documents[tops[rows][:, some]], x_documents[others]
         with torch.no_grad():
-            teacher = torch.cat([torch.bmm(near, query[:, :, None])[:, :, 0], query @ far.T], dim=1)
-            temperature = TEMPERATURE * teacher[:, own:].std(1, keepdim=True).clamp_min(1e-12)
+            far_teacher = query @ far.T
+            # exact scores are shifted to where the estimates of the same documents lie
+            near_teacher = exact[rows][:, some]
+            near_teacher = near_teacher + (torch.bmm(near, query[:, :, None])[:, :, 0] - near_teacher).mean(1, keepdim=True)
+            teacher = torch.cat([near_teacher, far_teacher], dim=1)
+            temperature = TEMPERATURE * far_teacher.std(1, keepdim=True).clamp_min(1e-12)
         with low_precision():
             small_query, small_near, small_far = query @ query_map, near @ document_map, far @ document_map
         small_query = small_query.float()

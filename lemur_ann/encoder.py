@@ -10,7 +10,8 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from lemur_ann.distillation import MIN_DOCUMENTS, MIN_QUERIES, distil
+from lemur_ann import _core, pseudo_queries
+from lemur_ann.distillation import MIN_DOCUMENTS, MIN_QUERIES, best_documents, distil
 from lemur_ann.features import FeatureMap, check_device
 from lemur_ann.inputs import QueryBatch, to_offsets
 from lemur_ann.options import Options
@@ -26,7 +27,6 @@ VALIDATION_SHARE = 0.05  # of the training queries, at most
 MAX_VALIDATION_QUERIES = 128
 NUM_REDUCTION_DOCUMENTS = 16_384  # whose weights decide the reduction
 NUM_REDUCTION_QUERIES = 20_000
-PSEUDO_QUERY_TOKENS = 32
 TEACHER_RANKS = 4  # the vectors distilled from are so many times wider
 
 NO_QUERIES_WARNING = (
@@ -155,14 +155,15 @@ def fit_encoder(
     *,
     num_threads: int,
     progress: Progress,
+    start: FeatureMap | None = None,
 ) -> LemurEncoder:
-    """Learn from the ``live`` documents of a store."""
+    """Learn from the ``live`` documents of a store, the feature map beginning as a copy of ``start`` where there is one."""
     check_device(options.device)
     random = np.random.default_rng(options.seed)
     real_queries = queries is not None and len(queries) > 0
     if queries is None or not real_queries:
         warnings.warn(NO_QUERIES_WARNING, UserWarning, stacklevel=3)
-        queries = pseudo_queries(store, live, options.num_training_tokens, random)
+        queries = pseudo_queries.from_tokens(store, live, options.num_training_tokens, random)
     num_validation = min(int(len(queries) * VALIDATION_SHARE), MAX_VALIDATION_QUERIES)
     held_out = random.choice(len(queries), num_validation, replace=False)
     is_held_out = np.repeat(np.isin(np.arange(len(queries)), held_out), np.diff(queries.offsets))
@@ -172,6 +173,9 @@ def fit_encoder(
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(options.seed)
         feature_map = FeatureMap(pool.shape[1], options.num_features, kind="trained" if options.epochs else "random")
+    warm_start = start is not None and start.config == feature_map.config
+    if start is not None and warm_start:
+        feature_map.load_state_dict(start.state_dict())
     feature_map.to(options.device)
     clock = Clock()
     rows, weights = np.arange(min(len(pool), TARGET_ROWS)), None
@@ -184,6 +188,7 @@ def fit_encoder(
         feature_map,
         validation_tokens=_float32(queries.tokens[is_held_out]),
         token_weights=weights,
+        warm_start=warm_start,
         epochs=options.epochs,
         precision=options.target_precision,
         seed=options.seed,
@@ -232,51 +237,38 @@ def _reduce(
         task.advance(len(solved))
     clock.lap("sample weights")
     used = _take_queries(queries, _choose(np.arange(len(queries)), NUM_REDUCTION_QUERIES, random))
-    features = solver.feature_map.query_features(used.tokens, used.offsets)
+    features = solver.feature_map.query_features(used.tokens, used.offsets).cpu().numpy()
     clock.lap("query features")
-    reduction = _learn_reduction(weights, features.cpu().numpy(), options, progress, clock, distilled=distilled)
-    return reduction, radius_for(reduction.reduce_documents(weights))
-
-
-def _learn_reduction(
-    weights: npt.NDArray[np.float32],
-    features: npt.NDArray[np.float32],
-    options: Options,
-    progress: Progress,
-    clock: Clock,
-    *,
-    distilled: bool,
-) -> Reduction:
     rank = options.rank
-    enough = len(weights) >= MIN_DOCUMENTS and len(features) >= MIN_QUERIES
+    enough = len(sample) >= MIN_DOCUMENTS and len(used) >= MIN_QUERIES
     if rank is None or rank >= weights.shape[1] or not (distilled and enough and options.distillation_steps):
         reduction = Reduction.learn(weights, features, rank)
         clock.lap("reduction")
-        return reduction
-    wide = Reduction.learn(weights, features, min(TEACHER_RANKS * rank, weights.shape[1] - 1))
-    clock.lap("reduction")
-    maps = distil(
-        wide.reduce_documents(weights),
-        features @ wide.query_map,
-        rank,
-        steps=options.distillation_steps,
-        seed=options.seed,
-        device=options.device,
-        progress=progress,
-    )
-    clock.lap("distillation")
-    return wide.then(*maps)
-
-
-def pseudo_queries(store: TokenStore, live: npt.NDArray[np.int64], num_tokens: int, random: np.random.Generator) -> QueryBatch:
-    """Queries made of random tokens of one document each, for want of real ones."""
-    chosen = _choose(live, max(num_tokens // PSEUDO_QUERY_TOKENS, 1), random)
-    matrices = []
-    for index in chosen:
-        tokens = store[int(index)]
-        rows = random.choice(len(tokens), min(len(tokens), PSEUDO_QUERY_TOKENS), replace=False)
-        matrices.append(tokens[np.sort(rows)])
-    return QueryBatch(np.concatenate(matrices), to_offsets([len(matrix) for matrix in matrices]))
+    else:
+        wide = Reduction.learn(weights, features, min(TEACHER_RANKS * rank, weights.shape[1] - 1))
+        x_documents, x_queries = wide.reduce_documents(weights), features @ wide.query_map
+        clock.lap("reduction")
+        best = best_documents(x_documents, x_queries, options.device)
+        bounds = np.arange(len(used) + 1) * best.shape[1]
+        exact = _core.candidate_scores(
+            _float32(used.tokens), used.offsets, store.documents, sample[best.reshape(-1)], bounds, num_threads
+        )
+        scores = exact.reshape(best.shape) / np.float32(solver.target_std)
+        clock.lap("exact scores")
+        maps = distil(
+            x_documents,
+            x_queries,
+            best,
+            scores,
+            rank,
+            steps=options.distillation_steps,
+            seed=options.seed,
+            device=options.device,
+            progress=progress,
+        )
+        clock.lap("distillation")
+        reduction = wide.then(*maps)
+    return reduction, radius_for(reduction.reduce_documents(weights))
 
 
 def _choose(indices: npt.NDArray[np.int64], count: int, random: np.random.Generator) -> npt.NDArray[np.int64]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import warnings
 from contextlib import nullcontext
 from dataclasses import dataclass, field
 from typing import Any
@@ -17,6 +18,7 @@ from lemur_ann.features import FeatureMap
 from lemur_ann.progress import Progress
 
 TARGET_ROWS = 4096  # rows of targets computed at a time
+PATIENCE = 3  # epochs without a better validation loss after which training ends
 
 
 @dataclass
@@ -33,6 +35,7 @@ class Training:
     training_loss: list[float] = field(default_factory=list)
     validation_loss: list[float] = field(default_factory=list)
     output_layer: torch.Tensor | None = None  # (num_documents, num_features) of the best epoch
+    interrupted: bool = False
 
 
 def train_feature_map(
@@ -42,6 +45,7 @@ def train_feature_map(
     *,
     validation_tokens: npt.NDArray[np.float32] | None = None,
     token_weights: npt.NDArray[np.float32] | None = None,
+    warm_start: bool = False,
     epochs: int = 10,
     learning_rate: float = 3e-3,
     batch_size: int = 512,
@@ -54,12 +58,16 @@ def train_feature_map(
 ) -> Training:
     """Train ``feature_map`` in place with Adam on mean squared error, and keep its best epoch.
 
+    Training ends early after PATIENCE epochs without a better loss; and where the user interrupts it, which is not an error:
+    the best state is kept, and a warning says so.
+
     Args:
         tokens: float32 (num_tokens, dim), in random order, drawn from the queries' distribution.
         documents: the sample of documents whose token maxima are predicted.
         feature_map: what to train. A random map is left as it is.
         validation_tokens: float32 (n, dim), to choose the best epoch by; the training loss decides where there are none.
         token_weights: float32 (num_tokens,), of each token's error in the loss, of mean 1; None for equal weights.
+        warm_start: whether the feature map has been trained before; the output layer then begins as its least-squares one.
         epochs: passes over the tokens; 0 only measures the mean and deviation of the targets.
         learning_rate: Adam's, decayed to zero along a cosine.
         batch_size: tokens a step.
@@ -87,44 +95,69 @@ def train_feature_map(
         torch.manual_seed(seed)
         output = nn.Linear(feature_map.num_features, len(documents), bias=False)
     model = nn.Sequential(feature_map, output).to(device)
+    if warm_start:
+        output.weight.data = _best_output(feature_map, training)
     generator = torch.Generator().manual_seed(seed)
-    optimizer = torch.optim.Adam(model.parameters(), lr=learning_rate)
+    optimizer = torch.optim.Adam(model.parameters(), lr=learning_rate, fused=True)
     steps = math.ceil(len(tokens) / batch_size)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, epochs * steps)
     low_precision = autocast(device)
     weights = torch.ones(len(tokens)) if token_weights is None else torch.from_numpy(token_weights)
     weights = weights.to(device)
     task = progress.task("training", epochs * steps)
-    best = math.inf
-    for epoch in range(epochs):
-        model.train()
-        order = torch.randperm(len(tokens), generator=generator)
-        total = 0.0
-        for step in range(steps):
-            rows = order[step * batch_size : (step + 1) * batch_size].to(device)
-            x, y = training.batch(rows)
-            optimizer.zero_grad(set_to_none=True)
-            with low_precision():
-                predicted = model(x)
-            errors = (predicted.float() - y).square_().mean(1)
-            loss = (errors * weights[rows]).mean()
-            loss.backward()
-            if gradient_clip is not None:
-                nn.utils.clip_grad_norm_(model.parameters(), gradient_clip)
-            optimizer.step()
-            schedule.step()
-            total += float(loss.detach()) * len(x)
-            task.advance(note=f"epoch {epoch + 1}/{epochs}  loss {float(loss.detach()):.4f}")
-        result.training_loss.append(total / len(tokens))
+    best, best_epoch, epoch = math.inf, 0, 0
+    best_state: dict[str, torch.Tensor] = {}
+
+    def end_epoch(total: float, count: int) -> None:
+        """Keep the state of this epoch if it is the best."""
+        nonlocal best, best_epoch, best_state
+        result.training_loss.append(total / count)
         if validation is not None:
             result.validation_loss.append(_loss(model, validation, batch_size, low_precision))
-            task.advance(0, note=f"epoch {epoch + 1}/{epochs}  validation loss {result.validation_loss[-1]:.4f}")
+            task.advance(0, note=f"epoch {epoch}/{epochs}  validation loss {result.validation_loss[-1]:.4f}")
         score = (result.validation_loss or result.training_loss)[-1]
         if score < best:
-            best = score
+            best, best_epoch = score, epoch
             best_state = {name: value.detach().clone() for name, value in model.state_dict().items()}
+
+    for epoch in range(1, epochs + 1):
+        model.train()
+        order = torch.randperm(len(tokens), generator=generator)
+        total, count = 0.0, 0
+        try:
+            for step in range(steps):
+                rows = order[step * batch_size : (step + 1) * batch_size].to(device)
+                x, y = training.batch(rows)
+                optimizer.zero_grad(set_to_none=True)
+                with low_precision():
+                    predicted = model(x)
+                errors = (predicted.float() - y).square_().mean(1)
+                loss = (errors * weights[rows]).mean()
+                loss.backward()
+                if gradient_clip is not None:
+                    nn.utils.clip_grad_norm_(model.parameters(), gradient_clip)
+                optimizer.step()
+                schedule.step()
+                total += float(loss.detach()) * len(x)
+                count += len(x)
+                task.advance(note=f"epoch {epoch}/{epochs}  loss {float(loss.detach()):.4f}")
+        except KeyboardInterrupt:
+            if count == 0 and best == math.inf:
+                raise
+            end_epoch(total, max(count, 1))
+            result.interrupted = True
+            warnings.warn(
+                f"training was interrupted in epoch {epoch} of {epochs}: going on with the best state so far, loss {best:.4f}. "
+                "The index will be usable; refit(queries, resume=True) trains on from there. Interrupt again to give up",
+                UserWarning,
+                stacklevel=3,
+            )
+            break
+        end_epoch(total, count)
+        if epoch - best_epoch >= PATIENCE:
+            break
     if not math.isfinite(best):
-        raise FloatingPointError(f"training diverged: loss {score} after {epochs} epochs at learning_rate {learning_rate}")
+        raise FloatingPointError(f"training diverged: no finite loss in {epochs} epochs at learning_rate {learning_rate}")
     model.load_state_dict(best_state)
     result.output_layer = output.weight.detach().cpu()
     feature_map.requires_grad_(False)
@@ -159,6 +192,20 @@ class _Data:
     def batch(self, rows: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         rows = rows.to(self.x.device)
         return self.x[rows], self.y[rows].float()
+
+
+@torch.no_grad()
+def _best_output(feature_map: FeatureMap, data: _Data) -> torch.Tensor:
+    """The output layer of least squared error for these features, float32 (num_documents, num_features)."""
+    gram = torch.zeros((feature_map.num_features,) * 2, dtype=torch.float64)
+    moments = torch.zeros((feature_map.num_features, data.y.shape[1]), dtype=torch.float64)
+    for begin in range(0, len(data), TARGET_ROWS):
+        x, y = data.batch(torch.arange(begin, min(begin + TARGET_ROWS, len(data))))
+        features = feature_map(x)
+        gram += (features.T @ features).double().cpu()
+        moments += (features.T @ y).double().cpu()
+    gram.diagonal().add_(1e-6 * gram.diagonal().mean())
+    return torch.cholesky_solve(moments, torch.linalg.cholesky(gram)).T.float().contiguous().to(data.x.device)
 
 
 @torch.inference_mode()

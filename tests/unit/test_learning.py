@@ -6,9 +6,8 @@ import numpy as np
 import pytest
 import torch
 
-from lemur_ann import _core, reference
-from lemur_ann.distillation import distil
-from lemur_ann.encoder import pseudo_queries
+from lemur_ann import _core, pseudo_queries, reference
+from lemur_ann.distillation import best_documents, distil
 from lemur_ann.features import FeatureMap
 from lemur_ann.reduction import HEADROOM, Reduction, augment, radius_for
 from lemur_ann.targets import Targets
@@ -208,10 +207,12 @@ def test_distillation_finds_more_of_the_top(rng):
 
     truncated = np.eye(24, 8, dtype=np.float32)
     before = found(truncated, truncated)
-    after = found(*distil(documents, queries, 8, steps=150))
+    best = best_documents(documents, queries)
+    scores = np.take_along_axis(queries @ documents.T, best, axis=1) + 7  # a constant makes no difference
+    after = found(*distil(documents, queries, best, scores, 8, steps=150))
     assert after > before
-    again = distil(documents, queries, 8, steps=5, seed=3)
-    for a, b in zip(again, distil(documents, queries, 8, steps=5, seed=3), strict=True):
+    again = distil(documents, queries, best, scores, 8, steps=5, seed=3)
+    for a, b in zip(again, distil(documents, queries, best, scores, 8, steps=5, seed=3), strict=True):
         np.testing.assert_array_equal(a, b)
 
 
@@ -237,7 +238,7 @@ def test_few_queries_do_not_break_the_reduction(rng):
 def test_pseudo_queries_come_from_one_document_each(make_matrices):
     matrices = make_matrices(20, high=60)
     store = TokenStore([(np.concatenate(matrices), np.concatenate([[0], np.cumsum([len(m) for m in matrices])]))])
-    batch = pseudo_queries(store, np.arange(20), 320, np.random.default_rng(0))
+    batch = pseudo_queries.from_tokens(store, np.arange(20), 320, np.random.default_rng(0))
     assert len(batch) == 10
     for i in range(10):
         query = batch.tokens[batch.offsets[i] : batch.offsets[i + 1]]

@@ -1,0 +1,86 @@
+"""Queries to learn from where there is no query log: documents' own sentences through the query encoder, or document tokens."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from lemur_ann.inputs import QueryBatch, read_queries, to_offsets
+from lemur_ann.progress import Progress
+from lemur_ann.tokens import TokenStore
+
+NUM_SENTENCES = 8192
+SENTENCES_PER_CALL = 256
+MIN_WORDS, MAX_WORDS = 3, 40
+TOKENS_PER_QUERY = 32
+
+
+def from_sentences(
+    texts: Sequence[str | None],
+    encode_query: Callable[[list[str]], Any],
+    random: np.random.Generator,
+    progress: Progress,
+    *,
+    dim: int,
+) -> QueryBatch:
+    """One sentence of each of a sample of texts, encoded.
+
+    Args:
+        texts: of the documents; None where there is none.
+        encode_query: takes a list of strings and gives their token embeddings, in any form that ``fit`` takes for queries.
+        random: for the draws.
+        progress: where to report.
+        dim: expected dimension of tokens.
+
+    Raises:
+        ValueError, TypeError: no text has a sentence of MIN_WORDS words, or the encoder gives something else than asked for.
+    """
+    chosen = []
+    for row in random.permutation(len(texts)):
+        candidates = sentences(texts[row] or "")
+        if candidates:
+            chosen.append(candidates[random.integers(len(candidates))])
+        if len(chosen) == NUM_SENTENCES:
+            break
+    if not chosen:
+        raise ValueError(f"encode_query has nothing to encode: no text of {len(texts)} has a sentence of {MIN_WORDS} words")
+    task = progress.task("queries from sentences", len(chosen))
+    parts = []
+    for begin in range(0, len(chosen), SENTENCES_PER_CALL):
+        asked = chosen[begin : begin + SENTENCES_PER_CALL]
+        try:
+            part = read_queries(encode_query(asked), dim=dim)
+        except (TypeError, ValueError) as error:
+            raise type(error)(f"encode_query: {error}") from error
+        if len(part) != len(asked):
+            raise ValueError(f"encode_query was given {len(asked)} texts and returned {len(part)} queries")
+        parts.append(part)
+        task.advance(len(asked))
+    lengths = np.concatenate([np.diff(part.offsets) for part in parts])
+    return QueryBatch(np.concatenate([part.tokens for part in parts]), to_offsets(lengths))
+
+
+def sentences(text: str) -> list[str]:
+    """The sentences of a text, cut at line ends and at full stops, question and exclamation marks before a space."""
+    found = []
+    for sentence in re.split(r"(?<=[.!?。！？])\s+|\n+", text):  # noqa: RUF001
+        words = sentence.split()
+        if len(words) >= MIN_WORDS:
+            found.append(" ".join(words[:MAX_WORDS]))
+    return found
+
+
+def from_tokens(store: TokenStore, live: npt.NDArray[np.int64], num_tokens: int, random: np.random.Generator) -> QueryBatch:
+    """Queries made of random tokens of one document each."""
+    count = max(num_tokens // TOKENS_PER_QUERY, 1)
+    chosen = live if count >= len(live) else np.sort(random.choice(live, count, replace=False))
+    matrices = []
+    for index in chosen:
+        tokens = store[int(index)]
+        rows = random.choice(len(tokens), min(len(tokens), TOKENS_PER_QUERY), replace=False)
+        matrices.append(tokens[np.sort(rows)])
+    return QueryBatch(np.concatenate(matrices), to_offsets([len(matrix) for matrix in matrices]))
