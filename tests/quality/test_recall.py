@@ -14,7 +14,7 @@ def candidate_recall(index, queries, count, top=10):
 
     batch = read_queries(queries)
     encoded = index.encoder.encode_queries(batch.tokens, batch.offsets)
-    found = index._candidates.search(encoded, count, count, num_threads=2)
+    found = index._learned.candidates.search(encoded, count, count, num_threads=2)
     exact = index.search(queries, k=top, exact=True)
     return np.mean([np.isin(h.ids, index._ids.take(np.asarray(f))).mean() for f, h in zip(found, exact, strict=True)])
 

@@ -397,7 +397,7 @@ def test_the_same_seed_learns_the_same_map(make_matrices):
 
     def vectors(seed):
         options = {"num_features": 32, "epochs": 2, "rank": 15, "candidates": "exact", "seed": seed}
-        return LemurIndex(**options).fit(documents, queries=queries, num_threads=1)._candidates.vectors
+        return LemurIndex(**options).fit(documents, queries=queries, num_threads=1)._learned.candidates.vectors
 
     np.testing.assert_array_equal(vectors(1), vectors(1))
     assert not np.array_equal(vectors(1), vectors(2))

@@ -52,7 +52,7 @@ def test_a_document_added_after_reload_gets_the_same_vector(saved, make_matrices
         loaded.add(new, ids=ids)
     rows = np.arange(len(index._store))
     np.testing.assert_array_equal(
-        loaded._candidates._graph.get_items(rows[-31:]), index._candidates._graph.get_items(rows[-31:])
+        loaded._learned.candidates._graph.get_items(rows[-31:]), index._learned.candidates._graph.get_items(rows[-31:])
     )
     before, after = (i.encoder.solver.solve(index._store, rows) for i in (index, loaded))
     for (_, a), (_, b) in zip(before, after, strict=True):
