@@ -21,9 +21,8 @@ LOW_RECALL = 0.9
 LOWER_RECALL = 0.05  # on recent documents than on older ones
 LOWER_CORRELATION = 0.1
 FEW_WANTED = 30  # places in the exact top k, too few for their recall to say much
-BEYOND_SHARE = 0.01  # of the recent documents
 
-OWN_QUERY_TOKENS = 32  # of a query made from the map's own sample
+OWN_QUERY_TOKENS = 16  # of a query made from the map's own sample; Health says why
 ROWS_PER_STEP = 4096  # vectors looked at together
 
 
@@ -39,8 +38,10 @@ class MapFit:
         recall: share of those that are among the candidates; None where num_wanted is 0. The rerank is exact, so this is also
             recall@k of whole searches.
         recall_interval: its 95% confidence interval over queries, by :func:`lemur_ann.metrics.share_found`; None with recall.
-        num_beyond_radius: documents whose vector is longer than the radius chosen when the map was learned. Their estimates
-            are as good as others', but a graph finds them less well: its distances make them seem worse than they are.
+        num_beyond_radius: documents whose vector is longer than the radius chosen when the map was learned. A scan is exact for
+            them too, but a graph's distances rank them lower than their estimates. The longest vectors are those of documents
+            that many queries want: of 2,500 real documents one such, 3% too long, was missed by 151 of the 175 queries that
+            want it.
     """
 
     num_documents: int
@@ -74,12 +75,15 @@ class Health:
     Attributes:
         documents: the fit on all documents.
         older, recent: the fit on a part of them.
-        queries: "given", or "own sample": random groups of 32 of the query tokens that the map was learned from. On 600 and on
-            6,000 real documents these gave the recall that whole queries of the training set give, because the map is linear
-            in a query's tokens; but any query the map was learned from gives more than a new one does, so the figures are
-            optimistic. For fair ones pass queries that it did not learn from.
+        queries: "given", or "own sample": random groups of 16 of the query tokens that the map kept. It keeps no whole queries,
+            so these are stand-ins. The tokens of one query resemble each other, and 16 unrelated ones are about as hard for the
+            map as a query of 32: on 6,000 real documents candidate recall was .92 with them and .91 with new queries, on 600
+            .94 and .91. (With 32 it was .99 and .97: what tells documents apart averages out.) Still, the map was learned from
+            these very tokens, so take the figures as optimistic, and they show nothing of queries that have changed. They serve
+            to compare recent documents with older ones; for a fair level pass queries that the map was not learned from.
         num_queries: how many of them.
-        k, num_candidates, ef_search: how it searched; ef_search is never below num_candidates.
+        k, candidates, num_candidates, ef_search: how it searched; candidates is "hnsw" or "exact", and ef_search is never below
+            num_candidates.
 
     ``str(health)`` is the verdict and a few lines of figures.
     """
@@ -90,6 +94,7 @@ class Health:
     queries: str
     num_queries: int
     k: int
+    candidates: str
     num_candidates: int
     ef_search: int
 
@@ -106,7 +111,7 @@ class Health:
         - The queries want recent documents in fewer than 30 places of their exact top k, so that recall says little of these,
           and the rank correlation on recent documents is more than 0.1 lower than on older ones. (Where the queries want them,
           recall alone decides: documents that are much alike are harder to rank, and that does no harm by itself.)
-        - More than 1% of the recent documents are beyond the radius.
+        - A recent document is beyond the radius, and the candidates come from a graph.
         - Recall on all documents is below 0.9 with its whole interval.
         """
         found = []
@@ -122,10 +127,9 @@ class Health:
                     f"rank correlation on recent documents is {lower:.2f} lower, and few are in these queries' top {self.k}: "
                     "refit, with queries for them"
                 )
-        if recent.num_beyond_radius > BEYOND_SHARE * recent.num_documents:
-            found.append(
-                f"{recent.num_beyond_radius:,} of {recent.num_documents:,} recent documents are beyond the radius: refit"
-            )
+        if recent.num_beyond_radius and self.candidates != "exact":
+            beyond = f"{recent.num_beyond_radius:,} of {recent.num_documents:,}"
+            found.append(f"recent documents beyond the radius, which a graph ranks too low: {beyond}: refit")
         if self.documents.recall_interval is not None and self.documents.recall_interval[1] < LOW_RECALL:
             found.append(
                 f"recall is {self.documents.recall:.2f}: raise num_candidates or ef_search, or refit with queries like these"
@@ -152,7 +156,7 @@ class Health:
 
 
 def own_queries(tokens: npt.NDArray[np.float32], num_queries: int, random: np.random.Generator) -> QueryBatch:
-    """At most ``num_queries`` queries, each a random group of 32 of the map's sample tokens (num_tokens, dim)."""
+    """At most ``num_queries`` queries, each a random group of 16 of the map's sample tokens (num_tokens, dim)."""
     size = min(OWN_QUERY_TOKENS, len(tokens))
     count = min(len(tokens) // size, num_queries)
     return QueryBatch(tokens[random.permutation(len(tokens))[: count * size]], to_offsets([size] * count))
@@ -176,6 +180,7 @@ def measure(
     first_recent: int,
     *,
     k: int,
+    kind: str,
     num_candidates: int,
     ef_search: int,
     num_documents: int,
@@ -192,6 +197,7 @@ def measure(
         exact_scores: for each query float32 (num_rows,), -inf where a document is deleted.
         live: document indices that are not deleted, ascending.
         first_recent: the first document index that the map was not learned from.
+        kind: the name of the kind of candidates.
         k, num_candidates, ef_search, num_documents, num_threads: as in :meth:`lemur_ann.LemurIndex.health`.
         own_sample: whether the queries are made of the map's own sample.
         random: for the samples of documents.
@@ -218,6 +224,7 @@ def measure(
         queries="own sample" if own_sample else "given",
         num_queries=len(queries),
         k=k,
+        candidates=kind,
         num_candidates=num_candidates,
         ef_search=ef_search,
     )

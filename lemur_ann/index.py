@@ -268,8 +268,9 @@ class LemurIndex:
 
         Args:
             queries: token embeddings of training queries, as for :meth:`fit`. None learns from the query tokens the old map
-                kept (at most its num_sample_tokens), each as a query of its own: they follow the documents of today, not the
-                queries of today, and are far better than the document tokens that fit() without queries learns from.
+                kept (at most its num_sample_tokens), each as a query of its own. They know nothing of queries that have
+                changed and are a little worse than whole queries, but far better than the document tokens that fit() without
+                queries learns from.
             query_offsets: int (num_queries + 1,), with a flat matrix only.
             num_threads, progress: as for :meth:`fit`.
             **options: options of the index to change, as :class:`LemurIndex` takes them, such as num_features, epochs or rank.
@@ -501,7 +502,7 @@ class LemurIndex:
 
         Args:
             queries: a batch, as for :meth:`search`, of queries like those of today that the index did not learn from. None
-                takes the query tokens that the map kept, in random groups of 32: the figures are optimistic then (see
+                takes the query tokens that the map kept, in random groups of 16: the figures are optimistic then (see
                 :class:`Health`), and know nothing of queries that have changed.
             k, num_candidates, ef_search, num_threads: as for :meth:`search`.
             num_documents: documents sampled for the rank correlation, at most: of all, of the older, and of the recent ones.
@@ -543,6 +544,7 @@ class LemurIndex:
                 live,
                 learned.num_rows,
                 k=k,
+                kind=learned.options.candidates,
                 num_candidates=count,
                 ef_search=beam,
                 num_documents=num_documents,

@@ -39,6 +39,14 @@ def test_demo_finds_what_exact_search_finds(demo_index, demo_data):
     assert share() >= share(exact=True) - 0.15
 
 
+def test_health_without_queries_is_near_that_with_queries(demo_index, demo_data):
+    """Groups of the map's own tokens stand in for queries: near what new ones show, and not below it."""
+    own, given = demo_index.health(), demo_index.health(demo_data.queries)
+    assert given.documents.recall == pytest.approx(demo_index.evaluate(demo_data.queries).recall)
+    assert given.documents.recall - 0.02 < own.documents.recall < given.documents.recall + 0.1
+    assert own.documents.correlation == pytest.approx(given.documents.correlation, abs=0.05)
+
+
 def test_learning_from_queries_beats_learning_from_documents(demo_index, demo_data):
     index = LemurIndex(epochs=4, num_features=1024, num_candidates=60, ef_search=None)
     with pytest.warns(UserWarning, match="Pass queries="):

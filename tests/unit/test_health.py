@@ -217,8 +217,8 @@ def test_its_own_sample(changing):
     assert index.health(num_queries=20, seed=1) != health
     sample = index.encoder.solver.sample_tokens
     batch = own_queries(sample, 10_000, np.random.default_rng(0))
-    assert len(batch) == len(sample) // 32
-    assert set(np.diff(batch.offsets)) == {32}
+    assert len(batch) == len(sample) // 16
+    assert set(np.diff(batch.offsets)) == {16}
     assert len(np.unique(batch.tokens, axis=0)) == len(batch.tokens)  # each token once
     few = own_queries(sample[:5], 3, np.random.default_rng(0))
     assert few.offsets.tolist() == [0, 5]
@@ -268,16 +268,26 @@ def test_only_recent_documents_are_left(changing):
     assert health.verdict == "the map fits"
 
 
-def test_documents_beyond_the_radius(changing):
+@pytest.mark.parametrize("candidates", ["hnsw", "exact"])
+def test_a_document_beyond_the_radius(changing, candidates):
+    """One that is about everything, a little stronger than others: many queries want it, and only a scan still finds it."""
     make, draw = changing
-    index = make(candidates="exact")
+    index = make(candidates=candidates)
     assert index.health(num_queries=5).documents.num_beyond_radius == 0
-    index.add([30 * matrix for matrix in draw(0, 4)])  # long tokens: long vectors
-    index.add(draw(0, 10))
-    health = index.health(num_queries=5)
-    assert (health.documents.num_beyond_radius, health.older.num_beyond_radius, health.recent.num_beyond_radius) == (4, 0, 4)
-    assert "4 of 14 recent documents are beyond the radius: refit" in health.verdict
-    assert "4 beyond the radius" in str(health)
+    index.add([1.1 * np.concatenate(draw(0, 60)), *draw(0, 9)])
+    health = index.health(draw(0, 60, 8))
+    assert (health.documents.num_beyond_radius, health.older.num_beyond_radius, health.recent.num_beyond_radius) == (1, 0, 1)
+    assert "1 beyond the radius" in str(health)
+    assert health.recent.num_wanted >= 60
+    if candidates == "exact":
+        assert health.recent.recall > 0.9
+        assert health.verdict == "the map fits"
+    else:
+        assert health.recent.recall < 0.5
+        assert health.problems[0].endswith("lower: refit")
+        assert health.problems[1].endswith("which a graph ranks too low: 1 of 10: refit")
+    index.refit(draw(0, 300, 8))
+    assert index.health(draw(0, 60, 8)).verdict == "the map fits"
 
 
 def test_after_load(changing, tmp_path):
@@ -351,14 +361,13 @@ def fit_of(recall=0.95, interval=(0.94, 0.96), correlation=0.95, wanted=1000, do
         (fit_of(), fit_of(correlation=0.5), []),  # recall tells that it does no harm
         (fit_of(), fit_of(correlation=0.5, wanted=29), ["rank correlation on recent documents is 0.45 lower, and few are in"]),
         (fit_of(), fit_of(None, None, None, 0), []),
-        (fit_of(), fit_of(beyond=5), []),
-        (fit_of(), fit_of(beyond=6), ["6 of 500 recent documents are beyond the radius: refit"]),
+        (fit_of(), fit_of(beyond=1), ["recent documents beyond the radius, which a graph ranks too low: 1 of 500: refit"]),
         (fit_of(0.88, (0.85, 0.91)), fit_of(), []),
         (fit_of(0.88, (0.86, 0.89)), fit_of(), ["recall is 0.88: raise num_candidates or ef_search, or refit with queries"]),
     ],
 )
 def test_thresholds(documents, recent, problems):
-    health = Health(documents, fit_of(), recent, "given", 100, 10, 100, 200)
+    health = Health(documents, fit_of(), recent, "given", 100, 10, "hnsw", 100, 200)
     assert len(health.problems) == len(problems)
     assert all(found.startswith(expected) for found, expected in zip(health.problems, problems, strict=True))
     assert (health.verdict == "the map fits") == (not problems)
