@@ -33,6 +33,7 @@ from lemur_ann.errors import NotFitted
 from lemur_ann.features import FeatureMap
 from lemur_ann.inputs import to_offsets
 from lemur_ann.progress import progress
+from lemur_ann.targets import Targets
 from lemur_ann.tokens import TokenStore
 from lemur_ann.training import train_feature_map
 from lemur_ann.weights import WeightSolver
@@ -151,6 +152,7 @@ class Lemur:
                     learning_rate=lr,
                     batch_size=batch_size,
                     gradient_clip=grad_clip,
+                    precision="float32",
                     seed=seed,
                     device=str(self.device),
                     num_threads=validate.num_threads(None),
@@ -186,8 +188,8 @@ class Lemur:
         if store.dim != self.mlp.feature_map.dim:
             raise ValueError(f"documents have dim {store.dim}, the features were learned for dim {self.mlp.feature_map.dim}")
         if sample_size not in self._solvers:
-            sample = self._learn[:sample_size]
-            self._solvers[sample_size] = WeightSolver(self.mlp.feature_map, sample, float(self.mean), float(self.std))
+            targets = Targets(self._learn[:sample_size], float(self.mean), "float32")
+            self._solvers[sample_size] = WeightSolver(self.mlp.feature_map, targets, float(self.std))
         weights = torch.empty((len(store), self.mlp.feature_map.num_features))
         for block, solved in self._solvers[sample_size].solve(store, np.arange(len(store)), validate.num_threads(None)):
             weights[block] = torch.from_numpy(solved)

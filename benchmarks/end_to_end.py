@@ -162,7 +162,7 @@ def main() -> None:
     psi = index.encoder.feature_map
     features = psi.query_features(batch.tokens, batch.offsets).numpy()
     encoded = index.encoder.encode_queries(batch.tokens, batch.offsets)
-    reduced = index._learned.candidates._graph.get_items(np.arange(len(index)))
+    reduced = index._learned.candidates.take(np.arange(len(index)))
     scans = {
         "full weights, float32": scan_recall(features, weights, exact),
         f"reduced to rank {options.rank}": scan_recall(encoded, reduced, exact),

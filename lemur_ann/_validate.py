@@ -42,6 +42,18 @@ def num_threads(value: int | None) -> int:
     return os.cpu_count() or 1
 
 
+def directory(value: Any) -> str | None:
+    """The path of a folder; None is none."""
+    if value is None:
+        return None
+    if not isinstance(value, (str, os.PathLike)):
+        raise TypeError(f"directory must be a path, got {type(value).__name__}")
+    if not os.path.isdir(value):
+        kind = NotADirectoryError if os.path.exists(value) else FileNotFoundError
+        raise kind(f"directory must be a folder, and {os.fspath(value)!r} is not")
+    return str(os.fspath(value))
+
+
 def as_array(value: Any, name: str) -> npt.NDArray[Any]:
     """A NumPy array of anything array-like; torch tensors come to the CPU, bfloat16 becomes float32."""
     if type(value).__module__.partition(".")[0] == "torch" and hasattr(value, "detach"):

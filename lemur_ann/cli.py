@@ -17,6 +17,7 @@ import lemur_ann
 from lemur_ann import storage
 from lemur_ann.evaluation import Evaluation
 from lemur_ann.health import Health, MapFit
+from lemur_ann.sources import open_path, record_batches
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -106,9 +107,7 @@ def build(
     threads: Threads = None,
 ) -> None:
     """Learn from DOCS and training queries, index DOCS, and save the index."""
-    table = _read(documents)
-    if number_ids and "id" in table.column_names:
-        table = table.rename_columns(["source_id" if name == "id" else name for name in table.column_names])
+    dataset = open_path(documents)
     storage.check_replaceable(out)
     index = lemur_ann.LemurIndex(
         epochs=epochs,
@@ -124,7 +123,12 @@ def build(
     )
     start = time.perf_counter()
     try:
-        index.fit(table, queries=None if queries is None else _read(queries), num_threads=threads)
+        index.fit(
+            _numbered(dataset) if number_ids else dataset,
+            queries=queries,
+            directory=next(folder for folder in out.resolve().parents if folder.is_dir()),  # where there must be room anyway
+            num_threads=threads,
+        )
     except ValueError as error:
         hint = "; --number-ids numbers the documents instead" if "is repeated in row" in str(error) else ""
         raise ValueError(f"{error}{hint}") from None
@@ -267,13 +271,19 @@ def info(path: IndexDir) -> None:
 
 def _read(path: Path) -> pa.Table:
     """A Parquet or Arrow IPC file, or a folder of Parquet files."""
-    import pyarrow.dataset as ds
+    return open_path(path).to_table()
 
-    kind = "ipc" if path.suffix in (".arrow", ".feather", ".ipc") else "parquet"
-    try:
-        return ds.dataset(path, format=kind).to_table()
-    except pa.ArrowInvalid as error:
-        raise ValueError(f"{path} cannot be read as {kind}: {error}") from error
+
+def _numbered(dataset: Any) -> pa.RecordBatchReader:
+    """The dataset with its column ``id`` called ``source_id``."""
+
+    def renamed(names: list[str]) -> list[str]:
+        return ["source_id" if name == "id" else name for name in names]
+
+    fields = zip(renamed(dataset.schema.names), dataset.schema.types, strict=True)
+    batches = record_batches(dataset) or iter(())
+    tables = (pa.record_batch(batch.columns, names=renamed(batch.schema.names)) for batch in batches)
+    return pa.RecordBatchReader.from_batches(pa.schema(list(fields)), tables)
 
 
 def _query_names(table: pa.Table) -> list[str]:

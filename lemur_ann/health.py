@@ -69,8 +69,8 @@ class MapFit:
 class Health:
     """What :meth:`lemur_ann.LemurIndex.health` found.
 
-    Recent documents are those added since the map was learned, older ones the others. In an index saved by version 0.1.0 all
-    that it held count as older.
+    Recent documents are those added since the map was learned, older ones the others. An index saved before
+    that was kept counts all that it held as older.
 
     Attributes:
         documents: the fit on all documents.
@@ -111,7 +111,7 @@ class Health:
         - The queries want recent documents in fewer than 30 places of their exact top k, so that recall says little of these,
           and the rank correlation on recent documents is more than 0.1 lower than on older ones. (Where the queries want them,
           recall alone decides: documents that are much alike are harder to rank, and that does no harm by itself.)
-        - A recent document is beyond the radius, and the candidates come from a graph.
+        - A document is beyond the radius, and the candidates come from a graph.
         - Recall on all documents is below 0.9 with its whole interval.
         """
         found = []
@@ -127,9 +127,9 @@ class Health:
                     f"rank correlation on recent documents is {lower:.2f} lower, and few are in these queries' top {self.k}: "
                     "refit, with queries for them"
                 )
-        if recent.num_beyond_radius and self.candidates != "exact":
-            beyond = f"{recent.num_beyond_radius:,} of {recent.num_documents:,}"
-            found.append(f"recent documents beyond the radius, which a graph ranks too low: {beyond}: refit")
+        if self.documents.num_beyond_radius and self.candidates != "exact":
+            beyond = f"{self.documents.num_beyond_radius:,} of {self.documents.num_documents:,}"
+            found.append(f"documents beyond the radius, which a graph ranks too low: {beyond}: refit")
         if self.documents.recall_interval is not None and self.documents.recall_interval[1] < LOW_RECALL:
             found.append(
                 f"recall is {self.documents.recall:.2f}: raise num_candidates or ef_search, or refit with queries like these"

@@ -63,13 +63,15 @@ class IdMap:
             raise ValueError(f"no integers are left for ids after {first - 1}; pass ids=")
         return pa.array(range(first, first + count), pa.int64())
 
-    def check_new(self, ids: pa.Array) -> None:
-        """Refuse ids of another kind, repeated ones, and those that name a document already."""
+    def check_new(self, ids: pa.Array, seen: set[Any] | None = None) -> None:
+        """Refuse ids of another kind, repeated ones, and those that name a document already.
+
+        ``seen`` holds the ids of rows before these, and then these too.
+        """
         if self._type is not None and ids.type != self._type:
             raise TypeError(f"ids are {_kind(ids.type)}, index has ids that are {_kind(self._type)}")
-        values = ids.to_pylist()
-        seen: set[Any] = set()
-        for row, doc_id in enumerate(values):
+        seen = set() if seen is None else seen
+        for row, doc_id in enumerate(ids.to_pylist(), start=len(seen)):
             if doc_id in seen:
                 raise ValueError(f"id {doc_id!r} is repeated in row {row}, expected each id once")
             seen.add(doc_id)

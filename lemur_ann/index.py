@@ -21,17 +21,18 @@ from lemur_ann.evaluation import Evaluation
 from lemur_ann.health import Health, measure, own_queries, sample_queries
 from lemur_ann.hits import Hits
 from lemur_ann.ids import IdMap
-from lemur_ann.inputs import DocumentBatch, QueryBatch, ids_of, is_single_query, read_documents, read_queries, to_offsets
+from lemur_ann.inputs import DocumentBatch, QueryBatch, ids_of, is_single_query, read_queries, to_offsets
+from lemur_ann.intake import take_in
 from lemur_ann.options import Options
 from lemur_ann.progress import Progress
 from lemur_ann.progress import progress as progress_lines
+from lemur_ann.sources import opened
 from lemur_ann.tokens import TokenStore
 
 if TYPE_CHECKING:
     from lemur_ann.encoder import LemurEncoder
 
 SCORES_PER_BLOCK = 2**24  # of an exact search: 64 MiB
-ROWS_PER_STEP = 4096  # between two updates of a progress bar
 
 
 @dataclass(frozen=True)
@@ -60,6 +61,8 @@ class LemurIndex:
         num_training_tokens: query tokens to train on, at most.
         num_training_documents: documents whose token maxima training predicts, at most.
         num_sample_tokens: query tokens over which document weights are solved, at most.
+        target_precision: "int8" computes the token maxima that are learned from in int8, with the same bits on every machine;
+            "float32" exactly, in three to four times the time.
         ridge: regularisation of that solve, relative to the mean diagonal of its Gram matrix.
         rank: dimension of the vectors in the candidate index (plus one appended coordinate, so one less than a multiple of 16
             is fastest); None keeps all num_features.
@@ -92,6 +95,7 @@ class LemurIndex:
         num_training_tokens: int = 100_000,
         num_training_documents: int = 8192,
         num_sample_tokens: int = 32_768,
+        target_precision: str = "int8",
         ridge: float = 1e-6,
         rank: int | None = 255,
         distillation_steps: int = 1000,
@@ -109,6 +113,7 @@ class LemurIndex:
             num_training_tokens=num_training_tokens,
             num_training_documents=num_training_documents,
             num_sample_tokens=num_sample_tokens,
+            target_precision=target_precision,
             ridge=ridge,
             rank=rank,
             distillation_steps=distillation_steps,
@@ -199,6 +204,7 @@ class LemurIndex:
         ids: Any = None,
         offsets: Any = None,
         query_offsets: Any = None,
+        directory: str | PathLike[str] | None = None,
         num_threads: int | None = None,
         progress: bool | None = None,
     ) -> LemurIndex:
@@ -207,13 +213,19 @@ class LemurIndex:
         Args:
             documents: Arrow data (table, record batches, reader, dataset, or anything with the Arrow PyCapsule interface) with
                 a column ``tokens``, list<fixed_size_list<float32 or float16>[dim]>, an optional column ``id`` (string or
-                integer), and other columns kept as metadata; or a sequence of (num_tokens, dim) NumPy or torch matrices; or
-                one flat matrix with ``offsets``. None learns from the documents that :meth:`add` brought.
+                integer), and other columns kept as metadata; the path of a Parquet file or of a folder of them; a sequence or
+                an iterator of (num_tokens, dim) NumPy or torch matrices; or one flat matrix with ``offsets``. None learns from
+                the documents that :meth:`add` brought. Tables, sequences and arrays stay in memory where they lie. Of a stream
+                (path, dataset, reader or other Arrow stream, iterator) the tokens go to a temporary file, mapped and never held
+                in memory whole; its ids and metadata are held in memory, and its first documents decide the token dtype.
             queries: token embeddings of training queries, in the same forms: from the query encoder, of queries like those to
-                come, and not the ones to measure with. A few thousand are plenty. Without them recall is far lower, and a
-                warning says so.
+                come, and not the ones to measure with. A few thousand are plenty, and all are held in memory. Without them
+                recall is far lower, and a warning says so.
             ids: one string or integer for each document; 0, 1, 2, ... where None. Arrow data has a column for it.
             offsets, query_offsets: int (num_documents + 1,) and (num_queries + 1,), with flat matrices only.
+            directory: the folder for the temporary file of a stream's tokens, on a disk with room for all of them; None means
+                that of Python's ``tempfile``, which on some systems is in memory. The file has no name there, and its space is
+                free once the index is gone.
             num_threads: None means all cores.
             progress: show progress bars; None means when standard error is a terminal.
 
@@ -222,9 +234,11 @@ class LemurIndex:
 
         Raises:
             ValueError, TypeError: bad documents, queries or ids, and nothing has changed.
+            OSError: there is no such path, or no room for a stream's tokens; nothing has changed.
         """
         threads = validate.num_threads(num_threads)
         store, id_map, metadata = self._store, self._ids, self._metadata
+        training = None if queries is None else read_queries(opened(queries), offsets=query_offsets)
         if documents is not None:
             if len(self):
                 raise ValueError(
@@ -232,21 +246,23 @@ class LemurIndex:
                     "fit(queries=...) without documents learns anew from those it holds"
                 )
             store, id_map = TokenStore(), IdMap()
-            batches = _named(_with_dtype(read_documents(documents, ids=ids, offsets=offsets), None), id_map)
-            metadata = _joined_metadata(None, 0, batches)
+            batches, metadata = take_in(
+                documents, ids=ids, offsets=offsets, directory=directory, store=store, id_map=id_map, metadata=None
+            )
             _append(store, id_map, batches)
         elif ids is not None or offsets is not None:
             raise TypeError("ids= and offsets= go with documents, and documents is None")
         live = _live(store, id_map)
         if len(live) == 0:
             raise ValueError("fit needs at least one document, got none")
-        training = None if queries is None else _training_queries(queries, query_offsets, store)
+        if training is not None and len(training) and training.tokens.shape[1] != store.dim:
+            raise ValueError(f"queries have dim {training.tokens.shape[1]}, documents have dim {store.dim}")
 
         from lemur_ann.encoder import fit_encoder
 
         with progress_lines(progress) as lines:
-            found = fit_encoder(store, live, training, self.options, num_threads=threads, progress=lines)
-            learned = _with_candidates(*found, self.options, len(store), live, threads, lines)
+            encoder = fit_encoder(store, live, training, self.options, num_threads=threads, progress=lines)
+            learned = _with_candidates(encoder, self.options, store, len(store), id_map, threads, lines)
         self._store, self._ids, self._metadata = store, id_map, metadata
         self._learned = learned
         return self
@@ -298,29 +314,36 @@ class LemurIndex:
         if queries is None:
             if query_offsets is not None:
                 raise TypeError("query_offsets= goes with queries, and queries is None")
-            sample = learned.encoder.solver.sample_tokens
+            sample = learned.encoder.targets.sample_tokens
             training = QueryBatch(sample, np.arange(len(sample) + 1, dtype=np.int64))
         else:
-            training = _training_queries(queries, query_offsets, store)
+            training = read_queries(opened(queries), offsets=query_offsets, dim=store.dim)
             if len(training) == 0:
                 raise ValueError("refit needs at least one query, got none; queries=None learns from the old map's sample")
 
         from lemur_ann.encoder import fit_encoder
 
         with progress_lines(progress) as lines:
-            found = fit_encoder(store, live, training, changed, num_threads=threads, progress=lines)
-            learned = _with_candidates(*found, changed, rows, live, threads, lines)
+            encoder = fit_encoder(store, live, training, changed, num_threads=threads, progress=lines)
+            learned = _with_candidates(encoder, changed, store, rows, self._ids, threads, lines)
         if len(self._store) != rows:
             raise RuntimeError(
                 f"the index held {rows} rows when refit began and holds {len(self._store)} now; the old map stays: "
                 "add documents before or after refit"
             )
-        learned.candidates.delete(self._ids.deleted)  # also those deleted meanwhile
         self._learned = learned
         return self
 
-    def add(self, documents: Any, *, ids: Any = None, offsets: Any = None, num_threads: int | None = None) -> LemurIndex:
-        """Add documents, in any form that :meth:`fit` takes; the learned map stays as it is.
+    def add(
+        self,
+        documents: Any,
+        *,
+        ids: Any = None,
+        offsets: Any = None,
+        directory: str | PathLike[str] | None = None,
+        num_threads: int | None = None,
+    ) -> LemurIndex:
+        """Add documents, in any form that :meth:`fit` takes, with the same arguments; the learned map stays as it is.
 
         Documents join in the index's token dtype: float32 tokens are rounded where it holds float16. Metadata columns that
         either side lacks are null there.
@@ -330,12 +353,19 @@ class LemurIndex:
 
         Raises:
             ValueError, TypeError: bad documents, or an id that names a document already; nothing has changed.
+            OSError: there is no such path, or no room for a stream's tokens; nothing has changed.
         """
         threads = validate.num_threads(num_threads)
-        batches = _with_dtype(read_documents(documents, ids=ids, offsets=offsets, dim=self.dim), self._store.dtype)
-        batches = _named(batches, self._ids)
-        metadata = _joined_metadata(self._metadata, len(self._store), batches)
         rows = len(self._store)
+        batches, metadata = take_in(
+            documents,
+            ids=ids,
+            offsets=offsets,
+            directory=directory,
+            store=self._store,
+            id_map=self._ids,
+            metadata=self._metadata,
+        )
         if self._learned is not None and batches:
             new = TokenStore([(batch.tokens, batch.offsets) for batch in batches])
             candidates = self._learned.candidates
@@ -528,7 +558,7 @@ class LemurIndex:
         if len(live) == 0:
             raise ValueError("health needs at least one document, and the index holds none")
         if queries is None:
-            batch = own_queries(learned.encoder.solver.sample_tokens, num_queries, random)
+            batch = own_queries(learned.encoder.targets.sample_tokens, num_queries, random)
         else:
             batch = read_queries([queries] if is_single_query(queries) else queries, dim=self.dim)
             if len(batch) == 0:
@@ -639,7 +669,10 @@ class LemurIndex:
         manifest = storage.read_manifest(folder)
         storage.check_files(folder, manifest, verify=verify)
         try:
-            index = cls(**manifest["options"])
+            options = manifest["options"]
+            if manifest["format_version"] == 1:  # which learned from float32 targets
+                options = {**options, "target_precision": "float32"}
+            index = cls(**options)
         except (TypeError, ValueError) as error:
             raise CorruptIndex(f"{folder} has options this version cannot read: {error}") from error
         if device is not None:
@@ -654,8 +687,8 @@ class LemurIndex:
             from lemur_ann.encoder import LemurEncoder
 
             arrays = storage.read_arrays(folder / storage.LEARNED)
-            training = {"num_rows": len(index._store), **manifest["training"]}  # version 0.1.0 did not write num_rows
-            encoder = LemurEncoder.from_arrays(arrays, manifest["feature_map"], training, index._options.device)
+            training = {"num_rows": len(index._store), **manifest["training"]}  # older indexes have no num_rows
+            encoder = LemurEncoder.from_arrays(arrays, manifest["feature_map"], training, index._options)
             candidates = kind_of(index._options.candidates).load(folder, encoder.dim, deleted)
             if candidates.num_rows < len(index._store):
                 raise CorruptIndex(f"{folder} has candidates for {candidates.num_rows} of {len(index._store)} documents")
@@ -669,33 +702,22 @@ def _live(store: TokenStore, id_map: IdMap) -> npt.NDArray[np.int64]:
     return np.setdiff1d(np.arange(len(store)), id_map.deleted)
 
 
-def _training_queries(queries: Any, offsets: Any, store: TokenStore) -> QueryBatch:
-    """Checked queries to learn from, of the dim of the documents."""
-    training = read_queries(queries, offsets=offsets)
-    if len(training) and training.tokens.shape[1] != store.dim:
-        raise ValueError(f"queries have dim {training.tokens.shape[1]}, documents have dim {store.dim}")
-    return training
-
-
 def _with_candidates(
     encoder: LemurEncoder,
-    vectors: npt.NDArray[np.float32],
     options: Options,
+    store: TokenStore,
     num_rows: int,
-    live: npt.NDArray[np.int64],
+    id_map: IdMap,
     num_threads: int,
     progress: Progress,
 ) -> _Learned:
-    """A new candidate index for what was just learned: ``vectors`` are those of the ``live`` documents of ``num_rows``."""
-    candidates = kind_of(options.candidates).create(encoder.dim, asdict(options))
+    """A new candidate index of the first ``num_rows`` documents, for the map that was just learned."""
+    candidates = kind_of(options.candidates).create(encoder.dim, asdict(options), num_rows)
     task = progress.task(f"{options.candidates} index", num_rows)
-    rows = np.zeros((num_rows, encoder.dim), np.float32)  # deleted documents keep their row
-    rows[live] = vectors
-    for begin in range(0, num_rows, ROWS_PER_STEP):
-        block = rows[begin : begin + ROWS_PER_STEP]
-        candidates.add(block, first=begin, num_threads=num_threads)
-        task.advance(len(block))
-    candidates.delete(np.setdiff1d(np.arange(num_rows), live))
+    for block, vectors in encoder.encode_blocks(store, np.arange(num_rows), num_threads=num_threads):
+        candidates.add(vectors, first=block.start, num_threads=num_threads)  # deleted documents keep their row
+        task.advance(len(vectors))
+    candidates.delete(id_map.deleted)
     encoder.training["num_rows"] = num_rows
     return _Learned(options, encoder, candidates)
 
@@ -708,67 +730,9 @@ def _search_options(options: Options, k: int, num_candidates: int | None, ef_sea
     return count, count if beam is None else max(validate.positive_int(beam, "ef_search"), count)
 
 
-def _named(batches: list[DocumentBatch], id_map: IdMap) -> list[DocumentBatch]:
-    """The batches with ids for all, after checking that each id is new."""
-    if not batches:
-        return []
-    if batches[0].ids is None:
-        ids = id_map.next_ids(sum(len(batch) for batch in batches))
-        begin = 0
-        for batch in batches:
-            batch.ids = ids.slice(begin, len(batch))
-            begin += len(batch)
-    id_map.check_new(pa.concat_arrays([batch.ids for batch in batches]))
-    return batches
-
-
-def _with_dtype(batches: list[DocumentBatch], dtype: np.dtype[Any] | None) -> list[DocumentBatch]:
-    """All batches in one token dtype: the store's, or where it has none yet float32 if any batch is."""
-    if dtype is None:
-        dtype = np.result_type(*(batch.tokens.dtype for batch in batches)) if batches else np.dtype(np.float32)
-    converted = []
-    for batch in batches:
-        with np.errstate(over="ignore"):
-            tokens = batch.tokens.astype(dtype, copy=False)
-        row = validate.first_bad_row(tokens) if tokens.dtype != batch.tokens.dtype else None
-        if row is not None:
-            raise ValueError(f"token {row} of the documents exceeds the range of {dtype}, in which the index holds tokens")
-        converted.append(DocumentBatch(batch.ids, tokens, batch.offsets, batch.metadata))
-    return converted
-
-
 def _append(store: TokenStore, id_map: IdMap, batches: list[DocumentBatch]) -> None:
     """Put checked batches into a store and an id map."""
     for batch in batches:
         assert batch.ids is not None
         store.append(batch.tokens, batch.offsets)
         id_map.append(batch.ids)
-
-
-def _joined_metadata(existing: pa.Table | None, num_rows: int, batches: list[DocumentBatch]) -> pa.Table | None:
-    """The metadata of ``num_rows`` documents and of new batches; columns that a part lacks are null there."""
-    tables = [_no_columns(num_rows) if existing is None else existing]
-    tables += [_no_columns(len(batch)) if batch.metadata is None else batch.metadata for batch in batches]
-    known: dict[str, pa.DataType] = {}
-    for table in tables:
-        for field in table.schema:
-            before = known.get(field.name, pa.null())
-            if before != field.type and not pa.types.is_null(before) and not pa.types.is_null(field.type):
-                raise TypeError(f"metadata column {field.name!r} is {field.type}, index has it as {before}")
-            known[field.name] = before if pa.types.is_null(field.type) else field.type
-    if not known:
-        return None
-    schema = pa.schema(list(known.items()))
-    return pa.concat_tables([_with_columns(table, schema) for table in tables])
-
-
-def _no_columns(num_rows: int) -> pa.Table:
-    return pa.table({"row": pa.nulls(num_rows)}).select([])
-
-
-def _with_columns(table: pa.Table, schema: pa.Schema) -> pa.Table:
-    columns = [
-        table.column(field.name).cast(field.type) if field.name in table.column_names else pa.nulls(len(table), field.type)
-        for field in schema
-    ]
-    return pa.Table.from_arrays(columns, schema=schema)

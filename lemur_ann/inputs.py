@@ -1,15 +1,14 @@
 """Every form in which documents and queries may be passed, as flat token matrices with offsets.
 
 Accepted: Arrow tables, record batches, readers and datasets (and anything with the Arrow PyCapsule interface) with a column
-``tokens``; sequences of (num_tokens, dim) NumPy or torch matrices; one array of shape (n, num_tokens, dim); one flat matrix
-with offsets. Arrow buffers and flat matrices are used where they lie.
+``tokens``; sequences and iterators of (num_tokens, dim) NumPy or torch matrices; one array of shape (n, num_tokens, dim); one
+flat matrix with offsets. Arrow buffers and flat matrices are used where they lie.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from itertools import islice
 from typing import Any
 
 import numpy as np
@@ -17,8 +16,10 @@ import pyarrow as pa
 
 from lemur_ann import _validate as validate
 from lemur_ann._validate import Offsets, Tokens
+from lemur_ann.sources import is_stream, record_batches
 
-DOCUMENTS_PER_BATCH = 4096  # sequences of matrices are laid end to end this many at a time
+DOCUMENTS_PER_BATCH = 4096  # sequences of matrices are laid end to end this many at a time,
+BYTES_PER_BATCH = 2**22  # and matrices of an iterator no more than this
 
 TOKENS_TYPE = "list<fixed_size_list<float32 or float16>[dim]>"
 
@@ -53,7 +54,14 @@ def read_documents(documents: Any, *, ids: Any = None, offsets: Any = None, dim:
     Raises:
         ValueError, TypeError: what was expected and what came, with the row and the id of the document at fault.
     """
-    return list(_checked(_document_batches(documents, ids, offsets, "documents", "offsets", with_ids=True), "document", dim))
+    return list(iterate_documents(documents, ids=ids, offsets=offsets, dim=dim))
+
+
+def iterate_documents(
+    documents: Any, *, ids: Any = None, offsets: Any = None, dim: int | None = None
+) -> Iterator[DocumentBatch]:
+    """The same, one checked batch after the other; of a stream no more is read than that."""
+    return _checked(_document_batches(documents, ids, offsets, "documents", "offsets", with_ids=True), "document", dim)
 
 
 def read_queries(queries: Any, *, offsets: Any = None, dim: int | None = None) -> QueryBatch:
@@ -76,14 +84,14 @@ def is_single_query(query: Any) -> bool:
 def _document_batches(
     documents: Any, ids: Any, offsets: Any, name: str, offsets_name: str, *, with_ids: bool
 ) -> Iterator[DocumentBatch]:
-    arrow = _arrow_batches(documents)
+    arrow = record_batches(documents, None if with_ids else ["tokens"])
     if arrow is not None:
         if ids is not None or offsets is not None:
             raise TypeError(f"{name} in Arrow form carry ids and offsets as columns; ids= and {offsets_name}= must be None")
         row = 0
-        for table in arrow:
-            yield from _from_arrow(table, name, row, with_ids=with_ids)
-            row += len(table)
+        for batch in arrow:
+            yield from _from_arrow(pa.Table.from_batches([batch]), name, row, with_ids=with_ids)
+            row += len(batch)
         return
     if isinstance(documents, (str, bytes, dict)):
         raise TypeError(f"{name} must be token embeddings, got {type(documents).__name__}")
@@ -108,38 +116,39 @@ def _document_batches(
 
 
 def _from_matrices(matrices: Iterable[Any], ids: Any, name: str) -> Iterator[DocumentBatch]:
-    if ids is not None:
-        matrices = list(matrices)
-        ids = _ids_array(ids, len(matrices))
-    items = iter(matrices)
+    streamed = is_stream(matrices)
+    all_ids: Any = _ids_array(ids, None if streamed else len(matrices))  # type: ignore[arg-type]
     row = 0
-    dim = None
-    while part := list(islice(items, DOCUMENTS_PER_BATCH)):
-        checked = []
-        for i, item in enumerate(part):
-            checked.append(validate.token_matrix(item, f"{name}[{row + i}]", allow_empty=True))
-            dim = dim or checked[-1].shape[1]
-            if checked[-1].shape[1] != dim:
-                raise ValueError(f"{name}[{row + i}] has dim {checked[-1].shape[1]}, those before have dim {dim}")
-        lengths = np.array([len(matrix) for matrix in checked])
-        yield DocumentBatch(None if ids is None else ids.slice(row, len(part)), np.concatenate(checked), to_offsets(lengths))
+    for part in _parts(matrices, name, streamed=streamed):
+        own = None if all_ids is None else all_ids.slice(row, len(part))
+        if own is not None and len(own) < len(part):
+            raise ValueError(
+                f"expected one id for each document, got {len(all_ids)} ids and at least {row + len(part)} documents"
+            )
+        yield DocumentBatch(own, np.concatenate(part), to_offsets([len(matrix) for matrix in part]))
         row += len(part)
+    if all_ids is not None and len(all_ids) != row:
+        raise ValueError(f"expected one id for each of {row} documents, got {len(all_ids)} ids")
 
 
-def _arrow_batches(data: Any) -> Iterator[pa.Table] | None:
-    """Arrow data as tables, one per record batch; None where ``data`` is not Arrow."""
-    if isinstance(data, pa.Table):
-        return (pa.Table.from_batches([batch]) for batch in data.to_batches())
-    if isinstance(data, pa.RecordBatch):
-        return iter([pa.Table.from_batches([data])])
-    if isinstance(data, pa.RecordBatchReader) or hasattr(data, "to_batches"):
-        batches = data if isinstance(data, pa.RecordBatchReader) else data.to_batches()  # a Dataset or Scanner
-        return (pa.Table.from_batches([batch]) for batch in batches)
-    if hasattr(data, "__arrow_c_stream__"):
-        return _arrow_batches(pa.RecordBatchReader.from_stream(data))
-    if hasattr(data, "__arrow_c_array__"):
-        return _arrow_batches(pa.record_batch(data))
-    return None
+def _parts(matrices: Iterable[Any], name: str, *, streamed: bool) -> Iterator[list[Tokens]]:
+    """Checked matrices, as many as make a batch; those of a stream are of one dtype, which so depends on no block size."""
+    part: list[Tokens] = []
+    size_bytes = 0
+    for row, item in enumerate(matrices):
+        matrix = validate.token_matrix(item, f"{name}[{row}]", allow_empty=True)
+        if row == 0:
+            dim = matrix.shape[1]
+        if matrix.shape[1] != dim:
+            raise ValueError(f"{name}[{row}] has dim {matrix.shape[1]}, those before have dim {dim}")
+        too_large = streamed and size_bytes + matrix.nbytes > BYTES_PER_BATCH
+        if part and (len(part) == DOCUMENTS_PER_BATCH or too_large or (streamed and matrix.dtype != part[0].dtype)):
+            yield part
+            part, size_bytes = [], 0
+        part.append(matrix)
+        size_bytes += matrix.nbytes
+    if part:
+        yield part
 
 
 def _from_arrow(table: pa.Table, name: str, first_row: int, *, with_ids: bool) -> Iterator[DocumentBatch]:
@@ -226,8 +235,8 @@ def _vectors_from_arrow(inner: pa.Array, name: str) -> Tokens:
     return validate.token_matrix(values.to_numpy().reshape(-1, dim), name, allow_empty=True)
 
 
-def _ids_array(ids: Any, expected: int, first_row: int = 0) -> pa.Array | None:
-    """Ids as one large_string or int64 Arrow array without nulls."""
+def _ids_array(ids: Any, expected: int | None, first_row: int = 0) -> pa.Array | None:
+    """Ids as one large_string or int64 Arrow array without nulls; ``expected=None`` where documents are yet to be counted."""
     if ids is None:
         return None
     if isinstance(ids, pa.ChunkedArray):
@@ -236,7 +245,7 @@ def _ids_array(ids: Any, expected: int, first_row: int = 0) -> pa.Array | None:
         ids = _python_ids(ids)
     if pa.types.is_dictionary(ids.type):
         ids = ids.dictionary_decode()
-    if len(ids) != expected:
+    if expected is not None and len(ids) != expected:
         raise ValueError(f"expected one id for each of {expected} documents, got {len(ids)} ids")
     if ids.null_count:
         raise ValueError(f"id is null in row {first_row + int(np.flatnonzero(ids.is_null().to_numpy(False))[0])}")

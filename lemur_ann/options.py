@@ -18,6 +18,7 @@ class Options:
     num_training_tokens: int = 100_000
     num_training_documents: int = 8192
     num_sample_tokens: int = 32_768
+    target_precision: str = "int8"
     ridge: float = 1e-6
     rank: int | None = 255
     distillation_steps: int = 1000
@@ -42,6 +43,8 @@ class Options:
         if isinstance(self.ridge, (str, bytes)) or not float(self.ridge) > 0:
             raise ValueError(f"ridge must be a number above 0, got {self.ridge!r}")
         self._set("ridge", float(self.ridge))
+        if self.target_precision not in ("int8", "float32"):
+            raise ValueError(f"target_precision must be 'int8' or 'float32', got {self.target_precision!r}")
         if self.candidates not in KINDS:
             raise ValueError(f"candidates must be one of {', '.join(KINDS)}, got {self.candidates!r}")
         self._set("device", str(self.device))

@@ -1,8 +1,8 @@
 """From learned weights to vectors a graph can search: centre, reduce for the queries' metric, augment.
 
 Documents go through ``w -> (w - mean) B`` and queries through ``f -> f A``; with C_q the second moment of query features, C_w
-the covariance of weights, and V the leading eigenvectors of C_q^(1/2) C_w C_q^(1/2), A = C_q^(-1/2) V and B = C_q^(1/2) V. Of
-all maps of that rank this one keeps E[(<f, w - mean> - <f A, (w - mean) B>)^2] smallest.
+the covariance of weights, R R' = C_q, and V the leading eigenvectors of R' C_w R, A = R'^-1 V and B = R V. Of all maps of that
+rank this one keeps E[(<f, w - mean> - <f A, (w - mean) B>)^2] smallest.
 
 Then a coordinate is appended: sqrt(radius^2 - |v|^2) to each document, 0 to each query. Inner products stay as they are, and
 all documents lie on one sphere, so that the order by L2 distance, which graphs need, is the order by inner product.
@@ -11,30 +11,28 @@ all documents lie on one sphere, so that the order by L2 distance, which graphs 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+import torch
 
 HEADROOM = 1.1  # radius over the largest norm seen; later documents up to it keep the order exact
-FLOOR = 1e-4  # of the mean eigenvalue of C_q: directions the queries hardly use are not amplified further
+FLOOR = 1e-4  # of the mean diagonal of C_q: directions the queries hardly use are not amplified further
 
 
 @dataclass
 class Reduction:
-    """A linear map for documents and one for queries, and the radius of the sphere documents are lifted to.
+    """A linear map for documents and one for queries.
 
     Attributes:
         mean: float32 (num_features,), subtracted from weights.
         document_map: float32 (num_features, rank), B above.
         query_map: float32 (num_features, rank), A above.
-        radius: 0 until :meth:`set_radius`.
     """
 
     mean: npt.NDArray[np.float32]
     document_map: npt.NDArray[np.float32]
     query_map: npt.NDArray[np.float32]
-    radius: float = 0.0
 
     @classmethod
     def learn(cls, weights: npt.NDArray[np.float32], query_features: npt.NDArray[np.float32], rank: int | None) -> Reduction:
@@ -47,48 +45,36 @@ class Reduction:
         if rank is None or rank >= num_features:
             identity = np.eye(num_features, dtype=np.float32)
             return cls(mean, identity, identity)
-        centred = (weights - mean).astype(np.float64)
+        centred = torch.from_numpy(weights - mean).double()
         covariance = centred.T @ centred / max(len(weights), 1)
-        features = query_features.astype(np.float64)
-        values, vectors = np.linalg.eigh(features.T @ features / max(len(features), 1))
-        values = np.maximum(values, 0) + FLOOR * max(float(values.mean()), np.finfo(np.float64).tiny)
-        root = np.sqrt(values)
-        half = (vectors * root) @ vectors.T
-        _, leading = np.linalg.eigh(half @ covariance @ half)
-        leading = leading[:, ::-1][:, :rank]
-        query_map = (vectors / root) @ (vectors.T @ leading)
-        return cls(mean, (half @ leading).astype(np.float32), query_map.astype(np.float32))
+        features = torch.from_numpy(query_features).double()
+        moment = features.T @ features / max(len(features), 1)
+        diagonal = moment.diagonal()
+        diagonal += FLOOR * diagonal.mean().clamp_min(torch.finfo(torch.float64).tiny)
+        root = torch.linalg.cholesky(moment)
+        _, vectors = torch.linalg.eigh(root.T @ covariance @ root)
+        leading = vectors.flip(1)[:, :rank]
+        query_map = torch.linalg.solve_triangular(root.T, leading, upper=True)
+        return cls(mean, (root @ leading).float().numpy(), query_map.float().numpy())
 
     def then(self, document_map: npt.NDArray[np.float32], query_map: npt.NDArray[np.float32]) -> Reduction:
         """This reduction followed by further linear maps, (rank, new rank) each."""
         return Reduction(self.mean, self.document_map @ document_map, self.query_map @ query_map)
-
-    @property
-    def rank(self) -> int:
-        """Dimension of a reduced vector, without the appended coordinate."""
-        return int(self.document_map.shape[1])
-
-    def set_radius(self, reduced: npt.NDArray[np.float32]) -> None:
-        """Choose the radius for these reduced documents, with headroom for later ones."""
-        largest = float(np.sqrt(np.einsum("ij,ij->i", reduced, reduced).max(initial=0.0)))
-        self.radius = HEADROOM * max(largest, 1e-6)
 
     def reduce_documents(self, weights: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
         """(n, num_features) weights to (n, rank) vectors."""
         reduced: npt.NDArray[np.float32] = np.matmul(weights - self.mean, self.document_map)
         return reduced
 
-    def augment(self, reduced: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
-        """(n, rank) vectors to (n, rank + 1) vectors of norm ``radius``; beyond the radius the coordinate is 0."""
-        squares = np.einsum("ij,ij->i", reduced, reduced)
-        last = np.sqrt(np.maximum(self.radius**2 - squares, 0.0)).astype(np.float32)
-        return np.concatenate([reduced, last[:, None]], axis=1)
 
-    def arrays(self) -> dict[str, npt.NDArray[Any]]:
-        """For storage."""
-        return {
-            "reduction_mean": self.mean,
-            "document_map": self.document_map,
-            "query_map": self.query_map,
-            "radius": np.float64(self.radius).reshape(1),
-        }
+def radius_for(reduced: npt.NDArray[np.float32]) -> float:
+    """The radius of the sphere for documents like these (n, rank), with headroom for others."""
+    largest = float(np.sqrt(np.einsum("ij,ij->i", reduced, reduced).max(initial=0.0)))
+    return HEADROOM * max(largest, 1e-6)
+
+
+def augment(reduced: npt.NDArray[np.float32], radius: float) -> npt.NDArray[np.float32]:
+    """(n, rank) vectors to (n, rank + 1) vectors of norm ``radius``; beyond the radius the coordinate is 0."""
+    squares = np.einsum("ij,ij->i", reduced, reduced)
+    last = np.sqrt(np.maximum(radius**2 - squares, 0.0)).astype(np.float32)
+    return np.concatenate([reduced, last[:, None]], axis=1)

@@ -25,7 +25,7 @@ from lemur_ann._core import version as __version__
 from lemur_ann.errors import CorruptIndex
 
 FORMAT = "lemur_ann"
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 
 MANIFEST = "manifest.json"
 DOCUMENTS = "documents.arrow"

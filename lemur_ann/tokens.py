@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+import errno
+import mmap
+import os
+import tempfile
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO, cast
 
 import numpy as np
 import numpy.typing as npt
@@ -13,20 +18,24 @@ import pyarrow as pa
 from lemur_ann import _core
 from lemur_ann._validate import Offsets, Tokens
 from lemur_ann.errors import CorruptIndex
-from lemur_ann.inputs import tokens_from_arrow
+from lemur_ann.inputs import to_offsets, tokens_from_arrow
 
-VALUES_PER_BATCH = 2**27  # of the file: small enough for every Arrow implementation, large enough to be one read
+VALUES_PER_BATCH = 2**24  # of a token file: 64 MiB of float32, the memory it takes to write one
+BYTES_TO_MERGE = 2**20  # chunks below this may be merged, those above stay where they lie: it may be a file
+
+Chunk = tuple[Tokens, Offsets]
 
 
 class TokenStore:
     """Documents as chunks of (tokens, offsets), all of one dim and dtype; document i keeps its index for ever."""
 
-    def __init__(self, chunks: Sequence[tuple[Tokens, Offsets]] = ()) -> None:
+    def __init__(self, chunks: Sequence[Chunk] = ()) -> None:
         self._chunks = list(chunks)
+        self._bounds: Offsets | None = None
         self._documents: _core.Documents | None = None
 
     def __len__(self) -> int:
-        return sum(len(offsets) - 1 for _, offsets in self._chunks)
+        return int(self._firsts[-1])
 
     @property
     def dim(self) -> int | None:
@@ -50,25 +59,32 @@ class TokenStore:
             self._documents = _core.Documents(self._chunks)
         return self._documents
 
+    @property
+    def _firsts(self) -> npt.NDArray[np.int64]:
+        """Document indices at which the chunks begin, and the number of documents."""
+        if self._bounds is None:
+            self._bounds = to_offsets([len(offsets) - 1 for _, offsets in self._chunks])
+        return self._bounds
+
     def __getitem__(self, index: int) -> Tokens:
         """The (num_tokens, dim) matrix of one document, a view."""
-        for tokens, offsets in self._chunks:
-            if index < len(offsets) - 1:
-                return tokens[offsets[index] : offsets[index + 1]]
-            index -= len(offsets) - 1
-        raise IndexError("document index outside the store")
+        if not 0 <= index < len(self):
+            raise IndexError("document index outside the store")
+        i = int(np.searchsorted(self._firsts, index, side="right")) - 1
+        tokens, offsets = self._chunks[i]
+        index -= int(self._firsts[i])
+        return tokens[offsets[index] : offsets[index + 1]]
 
     def select(self, indices: npt.NDArray[np.int64]) -> _core.Documents:
         """Some documents, in ascending order of index, for the kernels; nothing is copied."""
         chunks = []
-        first = 0
-        for tokens, offsets in self._chunks:
-            size = len(offsets) - 1
-            inside = indices[(indices >= first) & (indices < first + size)] - first
+        cuts = np.searchsorted(indices, self._firsts)
+        for i in np.flatnonzero(np.diff(cuts)).tolist():
+            tokens, offsets = self._chunks[i]
+            inside = indices[cuts[i] : cuts[i + 1]] - self._firsts[i]
             # runs of neighbouring documents become one chunk each
             runs = np.split(inside, np.flatnonzero(np.diff(inside) != 1) + 1)
-            chunks += [(tokens, offsets[run[0] : run[-1] + 2]) for run in runs if len(run)]
-            first += size
+            chunks += [(tokens, offsets[run[0] : run[-1] + 2]) for run in runs]
         return _core.Documents(chunks)
 
     def append(self, tokens: Tokens, offsets: Offsets) -> None:
@@ -77,49 +93,150 @@ class TokenStore:
             return
         assert self.dtype in (None, tokens.dtype)
         chunk = (tokens, offsets)
-        # Chunks at least halve in size from first to last, so many small additions cost few copies and few chunks.
-        while self._chunks and len(self._chunks[-1][0]) < 2 * len(chunk[0]) and len(chunk[0]) < 2**20:
+        # Small chunks at least halve in size from first to last, so many small additions cost few copies and few chunks.
+        while (
+            self._chunks and len(self._chunks[-1][0]) < 2 * len(chunk[0]) and _is_small(chunk) and _is_small(self._chunks[-1])
+        ):
             chunk = _concatenate(self._chunks.pop(), chunk)
         self._chunks.append(chunk)
-        self._documents = None
+        self._bounds = self._documents = None
 
     def write(self, path: Path) -> None:
         """Write an Arrow IPC file with one column ``tokens``."""
-        dim = self.dim or 1
-        value_type = pa.from_numpy_dtype(self.dtype or np.dtype(np.float32))
-        schema = pa.schema([pa.field("tokens", pa.large_list(pa.list_(value_type, dim)), nullable=False)])
-        with pa.OSFile(str(path), "wb") as sink, pa.ipc.new_file(sink, schema) as writer:
+        with pa.OSFile(str(path), "wb") as sink:
+            writer = TokenWriter(sink, self.dim or 1, self.dtype or np.dtype(np.float32))
             for tokens, offsets in self._chunks:
-                for part_tokens, part_offsets in _parts(tokens, offsets, VALUES_PER_BATCH // dim):
-                    vectors = pa.FixedSizeListArray.from_arrays(pa.array(part_tokens.reshape(-1)), dim)
-                    column = pa.LargeListArray.from_arrays(pa.array(part_offsets), vectors)
-                    writer.write_batch(pa.record_batch([column], schema=schema))
+                writer.append(tokens, offsets)
+            writer.close()
 
     @classmethod
     def open(cls, path: Path) -> TokenStore:
         """Map a file that :meth:`write` made; tokens are read from it when they are first used."""
         try:
-            reader = pa.ipc.open_file(pa.memory_map(str(path)))
-            batches = [reader.get_batch(i) for i in range(reader.num_record_batches)]
-            store = cls([tokens_from_arrow(batch.column("tokens"), path.name) for batch in batches if len(batch)])
+            store = cls(_chunks(pa.memory_map(str(path)), path.name))
             _ = store.documents  # checks every offset
         except (pa.ArrowException, ValueError, TypeError, KeyError) as error:
             raise CorruptIndex(f"{path.name} is not a token file: {error}") from error
         return store
 
 
-def _concatenate(a: tuple[Tokens, Offsets], b: tuple[Tokens, Offsets]) -> tuple[Tokens, Offsets]:
+class TokenWriter:
+    """Writes documents as an Arrow IPC file with one column ``tokens``, in batches of whole documents.
+
+    One batch is held in memory, of VALUES_PER_BATCH values; a document longer than that is a batch of its own.
+    """
+
+    def __init__(self, sink: pa.NativeFile, dim: int, dtype: np.dtype[Any]) -> None:
+        kind = pa.large_list(pa.list_(pa.from_numpy_dtype(dtype), dim))
+        self._schema = pa.schema([pa.field("tokens", kind, nullable=False)])
+        self._writer = pa.ipc.new_file(sink, self._schema)
+        tokens_per_batch = max(VALUES_PER_BATCH // dim, 1)
+        self._tokens = np.empty((tokens_per_batch, dim), dtype)
+        self._offsets = np.zeros(tokens_per_batch + 1, np.int64)
+        self._size = 0
+
+    def append(self, tokens: Tokens, offsets: Offsets) -> None:
+        """Documents to come after those before; the arrays may change afterwards."""
+        assert tokens.dtype == self._tokens.dtype
+        begin = 0
+        while begin < len(offsets) - 1:
+            used = self._offsets[self._size]
+            end = int(np.searchsorted(offsets, offsets[begin] + len(self._tokens) - used, side="right")) - 1
+            end = min(end, begin + len(self._offsets) - 1 - self._size)
+            part = tokens[offsets[begin] : offsets[max(end, begin + 1)]]
+            bounds = offsets[begin : max(end, begin + 1) + 1] - offsets[begin]
+            if end > begin:
+                self._tokens[used : used + len(part)] = part
+                self._offsets[self._size + 1 : self._size + len(bounds)] = used + bounds[1:]
+                self._size += end - begin
+                begin = end
+            elif self._size:
+                self._flush()
+            else:
+                self._write(part, bounds)
+                begin += 1
+
+    def close(self) -> None:
+        """Write what is left and the end of the file; the sink stays open."""
+        self._flush()
+        self._writer.close()
+
+    def _flush(self) -> None:
+        if self._size:
+            self._write(self._tokens[: self._offsets[self._size]], self._offsets[: self._size + 1])
+            self._size = 0
+
+    def _write(self, tokens: Tokens, offsets: Offsets) -> None:
+        vectors = pa.FixedSizeListArray.from_arrays(pa.array(tokens.reshape(-1)), tokens.shape[1])
+        column = pa.LargeListArray.from_arrays(pa.array(offsets), vectors)
+        self._writer.write_batch(pa.record_batch([column], schema=self._schema))
+
+
+class TokenFile:
+    """A temporary token file for documents that come in a stream: written first, then mapped.
+
+    It has no name (on Windows: it goes when its last handle does), so that nothing is left behind by an error, an interrupt, a
+    killed process or the end of the index, and there is nothing to clean up: its space is free once nothing maps it.
+    """
+
+    def __init__(self, directory: str | os.PathLike[str] | None = None) -> None:
+        self._directory = directory
+        self._file = cast(BinaryIO, tempfile.TemporaryFile(dir=directory))  # noqa: SIM115 (closed by __exit__)
+        self._writer: TokenWriter | None = None
+
+    def __enter__(self) -> TokenFile:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._writer = None
+        pa.default_memory_pool().release_unused()  # what decoding the stream took
+        with suppress(OSError):  # a full disk refuses what is still to be written once more
+            self._file.close()
+
+    def append(self, tokens: Tokens, offsets: Offsets) -> None:
+        """Documents to come after those before, all of one dim and dtype; the arrays may change afterwards."""
+        with self._naming_the_folder():
+            if self._writer is None:
+                self._writer = TokenWriter(pa.PythonFile(self._file, mode="w"), tokens.shape[1], tokens.dtype)
+            self._writer.append(tokens, offsets)
+
+    def mapped(self) -> list[Chunk]:
+        """All documents, as views of the file, which needs this object no longer."""
+        if self._writer is None:
+            return []
+        with self._naming_the_folder():
+            self._writer.close()
+            self._file.flush()
+        try:
+            with pa.memory_map(f"/dev/fd/{self._file.fileno()}") as source:  # keeps no descriptor, unlike Python's mmap
+                whole = source.read_buffer()
+        except OSError:  # Windows, or a system without /dev/fd
+            whole = pa.py_buffer(mmap.mmap(self._file.fileno(), 0, access=mmap.ACCESS_READ))
+        return _chunks(whole, "the temporary token file")
+
+    @contextmanager
+    def _naming_the_folder(self) -> Iterator[None]:
+        try:
+            yield
+        except OSError as error:
+            folder = tempfile.gettempdir() if self._directory is None else os.fspath(self._directory)
+            reason = f"{error.strerror or error}, writing streamed tokens to a temporary file in {folder}"
+            raise OSError(error.errno or errno.EIO, f"{reason}; directory= names another folder") from error
+
+
+def _chunks(source: pa.Buffer | pa.NativeFile, name: str) -> list[Chunk]:
+    """The batches of a token file, as views."""
+    reader = pa.ipc.open_file(source)
+    batches = [reader.get_batch(i) for i in range(reader.num_record_batches)]
+    return [tokens_from_arrow(batch.column("tokens"), name) for batch in batches if len(batch)]
+
+
+def _is_small(chunk: Chunk) -> bool:
+    return chunk[0].nbytes < BYTES_TO_MERGE
+
+
+def _concatenate(a: Chunk, b: Chunk) -> Chunk:
     a_tokens = a[0][a[1][0] : a[1][-1]]
     b_tokens = b[0][b[1][0] : b[1][-1]]
     offsets = np.concatenate([a[1] - a[1][0], b[1][1:] - b[1][0] + len(a_tokens)])
     return np.concatenate([a_tokens, b_tokens]), offsets
-
-
-def _parts(tokens: Tokens, offsets: Offsets, tokens_per_part: int) -> Iterator[tuple[Tokens, Offsets]]:
-    """The chunk cut into parts of whole documents with about ``tokens_per_part`` tokens each."""
-    begin = 0
-    while begin < len(offsets) - 1:
-        end = int(np.searchsorted(offsets, offsets[begin] + tokens_per_part, side="right")) - 1
-        end = max(end, begin + 1)
-        yield tokens[offsets[begin] : offsets[end]], offsets[begin : end + 1] - offsets[begin]
-        begin = end

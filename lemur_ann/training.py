@@ -41,10 +41,12 @@ def train_feature_map(
     feature_map: FeatureMap,
     *,
     validation_tokens: npt.NDArray[np.float32] | None = None,
+    token_weights: npt.NDArray[np.float32] | None = None,
     epochs: int = 10,
     learning_rate: float = 3e-3,
     batch_size: int = 512,
     gradient_clip: float | None = 0.5,
+    precision: str = "int8",
     seed: int = 0,
     device: str = "cpu",
     num_threads: int = 1,
@@ -57,17 +59,19 @@ def train_feature_map(
         documents: the sample of documents whose token maxima are predicted.
         feature_map: what to train. A random map is left as it is.
         validation_tokens: float32 (n, dim), to choose the best epoch by; the training loss decides where there are none.
+        token_weights: float32 (num_tokens,), of each token's error in the loss, of mean 1; None for equal weights.
         epochs: passes over the tokens; 0 only measures the mean and deviation of the targets.
         learning_rate: Adam's, decayed to zero along a cosine.
         batch_size: tokens a step.
         gradient_clip: largest norm of a step's gradient; None for no limit.
+        precision: of the targets, "int8" or "float32".
         seed: for the order of tokens and the output layer, which exists for training alone.
         device: a torch device.
         num_threads: threads for the targets.
         progress: where to report.
     """
     progress = progress or Progress()
-    sample = _core.token_maxima(tokens[:TARGET_ROWS], documents, num_threads)
+    sample = _core.token_maxima(tokens[:TARGET_ROWS], documents, num_threads, precision)
     mean = float(sample.mean(dtype=np.float64))
     std = max(float(sample.std(dtype=np.float64)), 1e-6)
     result = Training(feature_map, mean, std)
@@ -75,7 +79,7 @@ def train_feature_map(
         return result
 
     def data(x: npt.NDArray[np.float32]) -> _Data:
-        return _Data(x, documents, mean, std, device, num_threads, progress)
+        return _Data(x, documents, mean, std, precision, device, num_threads, progress)
 
     training = data(tokens)
     validation = None if validation_tokens is None or not len(validation_tokens) else data(validation_tokens)
@@ -88,6 +92,8 @@ def train_feature_map(
     steps = math.ceil(len(tokens) / batch_size)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, epochs * steps)
     low_precision = autocast(device)
+    weights = torch.ones(len(tokens)) if token_weights is None else torch.from_numpy(token_weights)
+    weights = weights.to(device)
     task = progress.task("training", epochs * steps)
     best = math.inf
     for epoch in range(epochs):
@@ -95,12 +101,14 @@ def train_feature_map(
         order = torch.randperm(len(tokens), generator=generator)
         total = 0.0
         for step in range(steps):
-            x, y = training.batch(order[step * batch_size : (step + 1) * batch_size])
+            rows = order[step * batch_size : (step + 1) * batch_size].to(device)
+            x, y = training.batch(rows)
             optimizer.zero_grad(set_to_none=True)
             with low_precision():
                 predicted = model(x)
-            loss = nn.functional.mse_loss(predicted.float(), y)
-            loss.backward()  # type: ignore[no-untyped-call]
+            errors = (predicted.float() - y).square_().mean(1)
+            loss = (errors * weights[rows]).mean()
+            loss.backward()
             if gradient_clip is not None:
                 nn.utils.clip_grad_norm_(model.parameters(), gradient_clip)
             optimizer.step()
@@ -132,6 +140,7 @@ class _Data:
         documents: _core.Documents,
         mean: float,
         std: float,
+        precision: str,
         device: str,
         num_threads: int,
         progress: Progress,
@@ -140,7 +149,7 @@ class _Data:
         self.y = torch.empty((len(tokens), len(documents)), dtype=torch.float16, device=device)
         task = progress.task("targets", len(tokens))
         for begin in range(0, len(tokens), TARGET_ROWS):
-            block = _core.token_maxima(tokens[begin : begin + TARGET_ROWS], documents, num_threads)
+            block = _core.token_maxima(tokens[begin : begin + TARGET_ROWS], documents, num_threads, precision)
             self.y[begin : begin + TARGET_ROWS] = torch.from_numpy((block - np.float32(mean)) / np.float32(std))
             task.advance(len(block))
 

@@ -78,17 +78,15 @@ bool has_avx512() {
 
 bool has_vnni() { return has_avx512() && all_set(cpuid(7).ecx, 1u << 11); }
 
+#if defined(__linux__)
 // Tiles are large, so Linux wants to be asked before a process may use them.
 bool has_amx() {
-#if defined(__linux__)
   const std::uint32_t tile_int8 = 1u << 24 | 1u << 25;
   constexpr long kRequestPermission = 0x1023, kTileData = 18;
   return has_avx512() && all_set(saved_states(), 3u << 17) && all_set(cpuid(7).edx, tile_int8) &&
          syscall(SYS_arch_prctl, kRequestPermission, kTileData) == 0;
-#else
-  return false;
-#endif
 }
+#endif
 
 #elif defined(LEMUR_ANN_ARM64)
 
@@ -104,10 +102,12 @@ bool has_dotprod() {
 
 #endif
 
-std::vector<const KernelTable*> supported_tables() {
+std::vector<const KernelTable*> detect_tables() {
   std::vector<const KernelTable*> tables;
 #ifdef LEMUR_ANN_DETECT_X86
+#if defined(__linux__)
   if (has_amx()) tables.push_back(&kAmxKernels);
+#endif
   if (has_vnni()) tables.push_back(&kAvx512VnniKernels);
   if (has_avx512()) tables.push_back(&kAvx512Kernels);
   if (has_avx2()) tables.push_back(&kAvx2Kernels);
@@ -116,6 +116,11 @@ std::vector<const KernelTable*> supported_tables() {
   tables.push_back(&kNeonKernels);
 #endif
   tables.push_back(&kScalarKernels);
+  return tables;
+}
+
+const std::vector<const KernelTable*>& supported_tables() {
+  static const std::vector<const KernelTable*> tables = detect_tables();
   return tables;
 }
 

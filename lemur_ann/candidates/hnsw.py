@@ -23,10 +23,13 @@ class HnswCandidates:
         self._deleted = deleted
 
     @classmethod
-    def create(cls, dim: int, options: dict[str, Any]) -> HnswCandidates:
+    def create(cls, dim: int, options: dict[str, Any], capacity: int = 0) -> HnswCandidates:
         graph = hnswlib.Index("l2", dim)
         graph.init_index(
-            max_elements=1, M=options["M"], ef_construction=options["ef_construction"], random_seed=options["seed"]
+            max_elements=max(capacity, 1),
+            M=options["M"],
+            ef_construction=options["ef_construction"],
+            random_seed=options["seed"],
         )
         return cls(graph, np.empty(0, np.int64))
 

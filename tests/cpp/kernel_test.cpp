@@ -1,8 +1,10 @@
-// The core without Python: every kernel this machine has against a float64 oracle. Also cross-compiled for Arm.
+// The core without Python: every kernel this machine has against a float64 oracle, and in int8 against exact integers.
+// Also cross-compiled for Arm.
 #include <algorithm>
 #include <cmath>
 #include <cstdint>
 #include <cstdio>
+#include <cstring>
 #include <limits>
 #include <random>
 #include <string>
@@ -85,6 +87,88 @@ void test_maxima(const std::string& isa, std::int64_t dim, std::int64_t num_x, b
   }
 }
 
+// A token as int8.hpp says: codes of scale max |component| / 127, rounded half to even. The product of two float32
+// numbers is exact in float64, so every compiler makes the same codes of it.
+struct Codes {
+  std::vector<int> codes;
+  float scale = 1.0f;
+
+  Codes(const float* token, std::int64_t dim) : codes(dim) {
+    float largest = 0;
+    for (std::int64_t k = 0; k < dim; ++k) largest = std::max(largest, std::fabs(token[k]));
+    if (largest <= 1e-30f) return;
+    scale = largest / 127.0f;
+    const float inverse = 127.0f / largest;
+    for (std::int64_t k = 0; k < dim; ++k)
+      codes[k] = static_cast<int>(std::nearbyint(static_cast<double>(token[k]) * inverse));
+  }
+};
+
+std::vector<Codes> codes_of(const std::vector<float>& tokens, std::int64_t dim) {
+  std::vector<Codes> out;
+  for (std::size_t t = 0; t * dim < tokens.size(); ++t) out.emplace_back(tokens.data() + t * dim, dim);
+  return out;
+}
+
+// One number for all int8 results: runs on different processors are compared by it.
+std::uint64_t digest = 14695981039346656037u;  // FNV-1a
+
+void add_to_digest(const std::vector<float>& values) {
+  const auto* bytes = reinterpret_cast<const unsigned char*>(values.data());
+  for (std::size_t i = 0; i < values.size() * sizeof(float); ++i) digest = (digest ^ bytes[i]) * 1099511628211u;
+}
+
+// The same bits as the oracle, and so the same on every instruction set, in both layouts.
+void test_int8(const std::vector<std::int64_t>& lengths, std::int64_t dim, std::int64_t num_x, bool half) {
+  std::mt19937 random(static_cast<unsigned>(dim * 1000 + num_x));  // no distribution: those differ between libraries
+  const auto draw = [&] { return static_cast<int>(random() % 201) - 100; };
+  std::vector<std::int64_t> offsets{0};
+  for (const auto n : lengths) offsets.push_back(offsets.back() + n);
+  const std::int64_t count = static_cast<std::int64_t>(lengths.size());
+  std::vector<float> tokens(offsets.back() * dim), x(num_x * dim);
+  std::vector<std::uint16_t> half_tokens(tokens.size());
+  for (std::int64_t t = 0; t < offsets.back(); ++t) {
+    const bool zeros = t % 9 == 4, nearly_zeros = t % 9 == 7;  // all components 0, or below 1e-30
+    const int exponent = nearly_zeros ? -110 : static_cast<int>(t % 100) - 60;
+    for (std::int64_t k = 0; k < dim; ++k) {
+      const int value = zeros ? 0 : draw();
+      tokens[t * dim + k] = half ? static_cast<float>(value) : std::ldexp(static_cast<float>(value) / 7.0f, exponent);
+      half_tokens[t * dim + k] = half_of(value);
+    }
+  }
+  for (std::int64_t i = 0; i < num_x * dim; ++i) x[i] = i / dim % 16 == 5 ? 0.0f : static_cast<float>(draw()) / 7.0f;
+  const lemur::TokenView view{half ? static_cast<const void*>(half_tokens.data()) : tokens.data(),
+                              half ? lemur::TokenType::kFloat16 : lemur::TokenType::kFloat32, offsets.back(), dim};
+  const lemur::DocumentsView documents(
+      {{view, offsets.data(), 5}, {view, offsets.data() + 5, 0}, {view, offsets.data() + 5, count - 5}});
+
+  const std::vector<Codes> x_codes = codes_of(x, dim), codes = codes_of(tokens, dim);
+  std::vector<float> expected(num_x * count), transposed(num_x * count);
+  for (std::int64_t i = 0; i < num_x; ++i)
+    for (std::int64_t l = 0; l < count; ++l) {
+      float best = -std::numeric_limits<float>::infinity();
+      for (std::int64_t t = offsets[l]; t < offsets[l + 1]; ++t) {
+        std::int64_t sum = 0;
+        for (std::int64_t k = 0; k < dim; ++k) sum += x_codes[i].codes[k] * codes[t].codes[k];
+        best = std::max(best, static_cast<float>(sum) * codes[t].scale);
+      }
+      expected[i * count + l] = transposed[l * num_x + i] = best * x_codes[i].scale;
+    }
+  add_to_digest(expected);
+
+  const std::size_t bytes = expected.size() * sizeof(float);
+  for (const std::string& isa : lemur::supported_isas()) {
+    lemur::force_isa(isa);
+    std::vector<float> got(expected.size());
+    const std::string name = isa + " int8 dim " + std::to_string(dim) + " x " + std::to_string(num_x) +
+                             (half ? " half" : "") + " of " + std::to_string(count);
+    lemur::token_maxima(x.data(), num_x, dim, documents, {got.data(), count, 1}, lemur::Precision::kInt8, 1);
+    check(std::memcmp(got.data(), expected.data(), bytes) == 0, name);
+    lemur::token_maxima(x.data(), num_x, dim, documents, {got.data(), 1, num_x}, lemur::Precision::kInt8, 3);
+    check(std::memcmp(got.data(), transposed.data(), bytes) == 0, name + " by document");
+  }
+}
+
 void test_products(const std::string& isa) {
   const std::int64_t num_a = 50, depth = 600, num_b = 35;
   std::mt19937 random(5);
@@ -128,8 +212,9 @@ void test_errors() {
   for (const std::int64_t candidate : {std::int64_t{-1}, std::int64_t{2}})
     check_throws<std::out_of_range>(
         [&] { lemur::candidate_scores(query, documents, &candidate, candidate_offsets, out, 1); }, "bad candidate");
-  check_throws<std::invalid_argument>(
-      [&] { lemur::token_maxima(tokens, 1, 3, documents, {out, 2, 1}, lemur::Precision::kFloat32, 1); }, "other dim");
+  for (const auto precision : {lemur::Precision::kFloat32, lemur::Precision::kInt8})
+    check_throws<std::invalid_argument>(
+        [&] { lemur::token_maxima(tokens, 1, 3, documents, {out, 2, 1}, precision, 1); }, "other dim");
   check_throws<std::invalid_argument>([] { lemur::force_isa("mmx"); }, "unknown isa");
 }
 
@@ -144,6 +229,14 @@ int main() {
     test_products(isa);
     std::printf("%s ", isa.c_str());
   }
+  for (const std::int64_t dim : {1, 3, 8, 17, 64, 128, 131})
+    for (const std::int64_t num_x : {1, 15, 16, 17, 32, 40})
+      for (const bool half : {false, true})
+        test_int8({0, 1, 2, 3, 0, 0, 5, 6, 7, 11, 12, 13, 31, 32, 33, 0, 96, 97, 150, 0}, dim, num_x, half);
+  // more tokens than one thread takes at once, and documents without any token at all
+  test_int8({700, 1500, 0, 2100, 1, 999, 2047, 33}, 19, 33, false);
+  test_int8({0, 0, 0, 0, 0, 0}, 5, 3, false);
+  std::printf("int8 digest %016llx, ", static_cast<unsigned long long>(digest));
   test_errors();
   std::printf("%ld checks, %d failures\n", checks, failures);
   return failures == 0 ? 0 : 1;

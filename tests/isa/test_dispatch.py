@@ -10,6 +10,7 @@ import pytest
 
 from lemur_ann import _core, maxsim
 
+ALL = ["amx", "avx512_vnni", "avx512", "avx2", "neon_dotprod", "neon", "scalar"]
 PROGRAM = "import lemur_ann.maxsim as m; print(m.active_isa(), m.scores([[1.0, 2.0]], [[3.0, 4.0]], [0, 1])[0])"
 
 
@@ -36,11 +37,15 @@ def test_unknown_is_an_error():
     assert "LEMUR_ANN_ISA is 'avx1024', which is not an instruction set; expected one of: " in result.stderr
 
 
-def test_unsupported_is_an_error():
-    missing = next(name for name in ("neon", "avx512", "avx2") if name not in _core.supported_isas())
-    result = run(missing)
+@pytest.mark.parametrize("name", [name for name in ALL if name not in _core.supported_isas()])
+def test_unsupported_is_an_error(name):
+    result = run(name)
     assert result.returncode != 0
-    assert f"LEMUR_ANN_ISA is '{missing}', which this machine does not support" in result.stderr
+    assert f"LEMUR_ANN_ISA is '{name}', which this machine does not support" in result.stderr
+
+
+def test_fastest_first():
+    assert _core.supported_isas() == [name for name in ALL if name in _core.supported_isas()]
 
 
 def test_every_machine_has_scalar():

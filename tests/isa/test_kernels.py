@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from lemur_ann import maxsim, reference
+from lemur_ann import _core, maxsim, reference
 
 DIMS = [1, 2, 7, 16, 31, 48, 128, 130]
 LENGTHS = [1, 2, 3, 5, 6, 11, 12, 13, 25, 96, 97, 200]
@@ -37,6 +37,76 @@ def test_token_maxima(isa, dim, dtype, rng):
         np.testing.assert_allclose(got, expected, rtol=0, atol=tolerance(x, documents))
 
 
+def int8_maxima(x, documents, num_threads=2, by_document=False):
+    return _core.token_maxima(x, _core.Documents([flat(documents)]), num_threads, "int8", by_document)
+
+
+def int8_tolerance(x, document):
+    """The bound of cpp/include/lemur/int8.hpp for each row of x, with room for float32 scales."""
+    x, document = np.abs(x).astype(np.float64), np.abs(document).astype(np.float64)
+    largest = np.outer(x.max(axis=1), document.max(axis=1))
+    bound = np.outer(x.max(axis=1), document.sum(axis=1)) + np.outer(x.sum(axis=1), document.max(axis=1))
+    return (1.0001 * (bound / 254 + x.shape[1] * largest / 254**2)).max(axis=1)
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float16])
+@pytest.mark.parametrize("dim", DIMS)
+def test_int8_token_maxima(isa, dim, dtype, rng):
+    documents = [rng.normal(size=(n, dim)).astype(dtype) for n in LENGTHS]
+    for num_x in (1, 16, 33, 70):
+        x = rng.normal(size=(num_x, dim)).astype(np.float32)
+        got = int8_maxima(x, documents)
+        atol = np.stack([int8_tolerance(x, document) for document in documents], axis=1)
+        assert got.shape == atol.shape
+        assert np.all(np.abs(got - reference.token_maxima(x, documents)) <= atol)
+
+
+def test_int8_is_close_for_random_tokens(isa, make_matrices):
+    """Tokens of length 1, one a document: far less than the bound, which is for the worst case."""
+    x, documents = np.concatenate(make_matrices(200, dim=128, high=1)), make_matrices(500, dim=128, high=1)
+    errors = np.abs(int8_maxima(x, documents) - reference.token_maxima(x, documents))
+    assert np.sqrt(np.mean(errors**2)) < 0.001
+    assert errors.max() < 0.006
+
+
+@pytest.mark.parametrize("dim", [1, 33, 64, 131])
+def test_int8_has_the_same_bits_everywhere(isa, dim, make_matrices):
+    """On every instruction set, with any number of threads, in both layouts."""
+    documents = make_matrices(300, dim=dim, low=0, high=40)  # more tokens than one thread takes at once
+    for num_x in (1, 15, 16, 17, 40):
+        x = make_matrices(1, dim=dim, low=num_x, high=num_x)[0]
+        got = int8_maxima(x, documents, num_threads=1)
+        for num_threads in (1, 2, 7):
+            np.testing.assert_array_equal(int8_maxima(x, documents, num_threads), got)
+            np.testing.assert_array_equal(int8_maxima(x, documents, num_threads, by_document=True), got.T)
+        _core.force_isa("scalar")
+        np.testing.assert_array_equal(int8_maxima(x, documents), got)
+        _core.force_isa(isa)
+
+
+@pytest.mark.parametrize("precision", ["float32", "int8"])
+def test_token_maxima_by_document_is_the_transpose(isa, precision, make_matrices):
+    documents = _core.Documents([flat(make_matrices(9)), flat(make_matrices(4, dtype=np.float16))])
+    x = make_matrices(1, low=40, high=40)[0]
+    got = _core.token_maxima(x, documents, 2, precision, by_document=True)
+    assert got.shape == (13, 40)
+    np.testing.assert_array_equal(got.T, _core.token_maxima(x, documents, 2, precision))
+
+
+def test_int8_edges(isa):
+    """Documents without tokens, tokens of zeros, and products that are all negative."""
+    tokens = np.array([[-1, -1], [-2, -2], [0, 0]], np.float32)
+    x = np.array([[1, 1], [0, 0]], np.float32)
+    got = int8_maxima(x, [tokens[:0], tokens[:2], tokens[:0], tokens[2:], tokens[:0]])
+    np.testing.assert_array_equal(got, [[-np.inf, -2, -np.inf, 0, -np.inf], [-np.inf, 0, -np.inf, 0, -np.inf]])
+
+
+def test_precision_is_checked():
+    documents = _core.Documents([flat([np.ones((1, 2), np.float32)])])
+    with pytest.raises(ValueError, match=r"precision must be 'float32' or 'int8', got 'int4'"):
+        _core.token_maxima(np.ones((1, 2), np.float32), documents, 1, "int4")
+
+
 @pytest.mark.parametrize("dtype", [np.float32, np.float16])
 @pytest.mark.parametrize("num_tokens", QUERY_LENGTHS)
 def test_scores_and_rerank(isa, num_tokens, dtype, rng):
@@ -53,8 +123,6 @@ def test_scores_and_rerank(isa, num_tokens, dtype, rng):
 
 
 def test_fma_instruction_sets_agree_bit_for_bit(rng):
-    from lemur_ann import _core
-
     documents = [rng.normal(size=(n, 77)).astype(np.float32) for n in LENGTHS]
     query = rng.normal(size=(19, 77)).astype(np.float32)
     before = _core.active_isa()
@@ -71,8 +139,6 @@ def test_fma_instruction_sets_agree_bit_for_bit(rng):
 
 @pytest.mark.parametrize(("num_a", "num_b", "depth"), [(1, 1, 1), (5, 3, 700), (97, 33, 512), (100, 40, 1500), (12, 16, 31)])
 def test_products(isa, num_a, num_b, depth, rng):
-    from lemur_ann import _core
-
     a, b = rng.normal(size=(num_a, depth)).astype(np.float32), rng.normal(size=(depth, num_b)).astype(np.float32)
     got = _core.products(a, b, 2)
     np.testing.assert_allclose(got, a.astype(np.float64) @ b.astype(np.float64), rtol=0, atol=512 * 1e-6)

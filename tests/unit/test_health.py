@@ -215,7 +215,7 @@ def test_its_own_sample(changing):
     assert index.health(num_queries=20) == health
     assert index.health(num_queries=20, num_threads=1) == health
     assert index.health(num_queries=20, seed=1) != health
-    sample = index.encoder.solver.sample_tokens
+    sample = index.encoder.targets.sample_tokens
     batch = own_queries(sample, 10_000, np.random.default_rng(0))
     assert len(batch) == len(sample) // 16
     assert set(np.diff(batch.offsets)) == {16}
@@ -285,7 +285,7 @@ def test_a_document_beyond_the_radius(changing, candidates):
     else:
         assert health.recent.recall < 0.5
         assert health.problems[0].endswith("lower: refit")
-        assert health.problems[1].endswith("which a graph ranks too low: 1 of 10: refit")
+        assert health.problems[1].endswith("which a graph ranks too low: 1 of 510: refit")
     index.refit(draw(0, 300, 8))
     assert index.health(draw(0, 60, 8)).verdict == "the map fits"
 
@@ -306,7 +306,7 @@ def test_after_load(changing, tmp_path):
     assert loaded.health(queries).recent.num_documents == 0
 
 
-def test_an_index_of_version_0_1_0(changing, tmp_path):
+def test_an_older_index(changing, tmp_path):
     """It does not say how many rows it had when it learned: all that it holds count as older, all that comes as recent."""
     make, draw = changing
     index = make()
@@ -361,7 +361,7 @@ def fit_of(recall=0.95, interval=(0.94, 0.96), correlation=0.95, wanted=1000, do
         (fit_of(), fit_of(correlation=0.5), []),  # recall tells that it does no harm
         (fit_of(), fit_of(correlation=0.5, wanted=29), ["rank correlation on recent documents is 0.45 lower, and few are in"]),
         (fit_of(), fit_of(None, None, None, 0), []),
-        (fit_of(), fit_of(beyond=1), ["recent documents beyond the radius, which a graph ranks too low: 1 of 500: refit"]),
+        (fit_of(beyond=1), fit_of(beyond=1), ["documents beyond the radius, which a graph ranks too low: 1 of 500: refit"]),
         (fit_of(0.88, (0.85, 0.91)), fit_of(), []),
         (fit_of(0.88, (0.86, 0.89)), fit_of(), ["recall is 0.88: raise num_candidates or ef_search, or refit with queries"]),
     ],

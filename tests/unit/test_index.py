@@ -140,14 +140,15 @@ def test_delete_nearly_everything(small_index):
     assert len(index.search(queries[0])) == 0
 
 
-def test_added_documents_get_the_weights_of_a_fit(small_index):
-    """One solve each, with the same factorisation: alone or among others, a document gets the same vector."""
-    index, _documents, _ = small_index(epochs=0)
-    solver = index.encoder.solver
-    ((_, together),) = solver.solve(index._store, np.arange(200))
+@pytest.mark.parametrize("epochs", [0, 1])
+def test_added_documents_get_the_vectors_of_a_fit(small_index, epochs):
+    """Alone or among others, at once or later, on one thread or two, a document gets the same vector to the last bit."""
+    index, documents, _ = small_index(epochs=epochs)
+    fitted = index._learned.candidates.take(np.arange(200))
     for i in (0, 50, 199):
-        ((_, (alone,)),) = solver.solve(index._store, np.array([i]))
-        np.testing.assert_allclose(alone, together[i], atol=1e-6 * np.abs(together[i]).max())
+        index.delete([f"doc-{i}"])
+        index.add([documents[i]], ids=[f"doc-{i}"], num_threads=1 + i % 2)
+        np.testing.assert_array_equal(index._learned.candidates.take([len(index._store) - 1])[0], fitted[i])
 
 
 def test_default_ids(make_matrices):

@@ -10,7 +10,8 @@ from lemur_ann import _core, reference
 from lemur_ann.distillation import distil
 from lemur_ann.encoder import pseudo_queries
 from lemur_ann.features import FeatureMap
-from lemur_ann.reduction import HEADROOM, Reduction
+from lemur_ann.reduction import HEADROOM, Reduction, augment, radius_for
+from lemur_ann.targets import Targets
 from lemur_ann.tokens import TokenStore
 from lemur_ann.training import train_feature_map
 from lemur_ann.weights import WeightSolver
@@ -21,26 +22,35 @@ def documents_of(matrices):
     return _core.Documents([(np.concatenate(matrices), offsets)])
 
 
-def solved(solver, matrices):
+def store_of(matrices):
     offsets = np.concatenate([[0], np.cumsum([len(m) for m in matrices])])
-    store = TokenStore([(np.concatenate(matrices), offsets)])
-    return np.concatenate([weights for _, weights in solver.solve(store, np.arange(len(matrices)))])
+    return TokenStore([(np.concatenate(matrices), offsets)])
 
 
-def test_weights_come_block_by_block(make_matrices, rng, monkeypatch):
-    """Never the whole target matrix at once, and the same weights whatever the blocks."""
-    psi = FeatureMap(16, 12).requires_grad_(False)
-    solver = WeightSolver(psi, rng.normal(size=(100, 16)).astype(np.float32), 0.0, 1.0)
-    documents = make_matrices(20)
-    together = solved(solver, documents)
-    monkeypatch.setattr("lemur_ann.weights.DOCUMENTS_PER_SOLVE", 3)
-    np.testing.assert_allclose(solved(solver, documents), together, rtol=1e-6, atol=1e-9)
+@pytest.mark.parametrize("precision", ["int8", "float32"])
+def test_projected_targets_do_not_depend_on_blocks_or_threads(make_matrices, rng, monkeypatch, precision):
+    sample, matrix = (rng.normal(size=shape).astype(np.float32) for shape in ((100, 16), (100, 7)))
+    targets = Targets(sample, 0.5, precision)
+    store = store_of(make_matrices(20))
+    ((_, together),) = targets.projected(store, np.arange(20), matrix, 2)
+    monkeypatch.setattr("lemur_ann.targets.DOCUMENTS_PER_BLOCK", 3)
+    parts = list(targets.projected(store, np.arange(20), matrix, 1))
+    assert [block.stop for block, _ in parts] == [3, 6, 9, 12, 15, 18, 20]
+    np.testing.assert_array_equal(np.concatenate([part for _, part in parts]), together)
+
+
+def test_int8_targets_are_close_to_float32(make_matrices, rng):
+    sample = rng.normal(size=(200, 16)).astype(np.float32)
+    store = store_of(make_matrices(50))
+    ((_, exact),) = Targets(sample, 0.0, "float32").blocks(store, np.arange(50))
+    ((_, int8),) = Targets(sample, 0.0).blocks(store, np.arange(50))
+    assert 0 < np.std(int8 - exact) < 0.01 * np.std(exact)
 
 
 def test_all_zero_features_are_an_error():
     psi = FeatureMap(4, 8, kind="random")
     with pytest.raises(ValueError, match="all zero"):
-        WeightSolver(psi, np.zeros((5, 4), np.float32), 0.0, 1.0)
+        WeightSolver(psi, Targets(np.zeros((5, 4), np.float32), 0.0), 1.0).projection()
 
 
 def gelu(x):
@@ -84,20 +94,26 @@ def test_query_features_are_sums_over_tokens(make_matrices, monkeypatch, batch):
 
 
 def test_weights_are_ridge_regression_on_standardised_maxima(make_matrices, rng):
+    """And a projection is a linear map of the weights, without solving for them."""
     psi = FeatureMap(16, 12).requires_grad_(False)
-    documents = make_matrices(7)
+    store = store_of(make_matrices(7))
     sample = rng.normal(size=(200, 16)).astype(np.float32)
-    got = solved(WeightSolver(psi, sample, 0.3, 2.0, ridge=1e-3), documents)
+    solver = WeightSolver(psi, Targets(sample, 0.3, "float32"), 2.0, ridge=1e-3)
+    ((_, got),) = solver.solve(store, np.arange(7))
     features = psi.token_features(sample).numpy().astype(np.float64)
-    targets = (reference.token_maxima(sample, documents) - 0.3) / 2.0
+    targets = (reference.token_maxima(sample, [store[i] for i in range(7)]) - 0.3) / 2.0
     gram = features.T @ features
     expected = np.linalg.solve(gram + 1e-3 * np.trace(gram) / 12 * np.eye(12), features.T @ targets).T
     np.testing.assert_allclose(got, expected, rtol=1e-3, atol=1e-4)
+    linear = rng.normal(size=(12, 5)).astype(np.float32)
+    ((_, reduced),) = solver.targets.projected(store, np.arange(7), solver.projection(linear))
+    np.testing.assert_allclose(reduced, expected @ linear, rtol=1e-3, atol=1e-4)
 
 
 def test_more_features_than_sample_tokens_still_solve(make_matrices, rng):
     psi = FeatureMap(16, 64, kind="random")
-    weights = solved(WeightSolver(psi, rng.normal(size=(5, 16)).astype(np.float32), 0.0, 1.0), make_matrices(3))
+    solver = WeightSolver(psi, Targets(rng.normal(size=(5, 16)).astype(np.float32), 0.0), 1.0)
+    ((_, weights),) = solver.solve(store_of(make_matrices(3)), np.arange(3))
     assert np.all(np.isfinite(weights))
 
 
@@ -201,16 +217,15 @@ def test_distillation_finds_more_of_the_top(rng):
 
 def test_augmented_l2_order_is_inner_product_order(rng):
     reduced = rng.normal(size=(300, 7)).astype(np.float32) * rng.uniform(0.1, 3, size=(300, 1)).astype(np.float32)
-    reduction = Reduction(np.zeros(7, np.float32), np.eye(7, dtype=np.float32), np.eye(7, dtype=np.float32))
-    reduction.set_radius(reduced)
-    lifted = reduction.augment(reduced)
-    np.testing.assert_allclose(np.linalg.norm(lifted, axis=1), reduction.radius, rtol=1e-5)
+    radius = radius_for(reduced)
+    lifted = augment(reduced, radius)
+    np.testing.assert_allclose(np.linalg.norm(lifted, axis=1), radius, rtol=1e-5)
     query = np.append(rng.normal(size=7), 0)
     by_distance = np.argsort(np.linalg.norm(lifted - query, axis=1))
     np.testing.assert_array_equal(by_distance, np.argsort(-(lifted @ query)))
     longer = reduced * (HEADROOM - 0.01)  # later documents, within the headroom
-    np.testing.assert_allclose(np.linalg.norm(reduction.augment(longer), axis=1), reduction.radius, rtol=1e-5)
-    assert np.all(np.isfinite(reduction.augment(reduced * 100)))
+    np.testing.assert_allclose(np.linalg.norm(augment(longer, radius), axis=1), radius, rtol=1e-5)
+    assert np.all(np.isfinite(augment(reduced * 100, radius)))
 
 
 def test_few_queries_do_not_break_the_reduction(rng):

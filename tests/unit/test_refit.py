@@ -134,11 +134,11 @@ def test_another_kind_of_candidates(small_index, make_matrices, tmp_path):
 
 def test_without_queries_it_learns_from_the_tokens_it_kept(small_index):
     index, _, queries = small_index()
-    sample = index.encoder.solver.sample_tokens
+    sample = index.encoder.targets.sample_tokens
     with warnings.catch_warnings():
         warnings.simplefilter("error")  # not from document tokens, as fit() without queries does
         index.refit()
-    kept = index.encoder.solver.sample_tokens
+    kept = index.encoder.targets.sample_tokens
     assert set(map(bytes, kept)) <= set(map(bytes, sample))
     assert len(kept) >= 0.95 * len(sample)
     assert index.evaluate(queries, k=5, num_candidates=80).recall > 0.8
@@ -270,7 +270,7 @@ def test_documents_added_meanwhile_are_not_lost(small_index, make_matrices, monk
         ({"candidates": "faiss"}, ValueError, "candidates must be one of hnsw, exact, got 'faiss'"),
         ({"num_threads": 0}, ValueError, "num_threads must be at least 1, got 0"),
         ({"queries": []}, ValueError, "refit needs at least one query, got none; queries=None learns from"),
-        ({"queries": [np.ones((2, 8), np.float32)]}, ValueError, "queries have dim 8, documents have dim 16"),
+        ({"queries": [np.ones((2, 8), np.float32)]}, ValueError, "query 0 has dim 8, index has dim 16"),
         ({"queries": [np.full((1, 16), np.nan, np.float32)]}, ValueError, "query 0 has a NaN"),
         ({"query_offsets": [0, 1]}, TypeError, "query_offsets= goes with queries"),
     ],
@@ -298,4 +298,4 @@ def test_flat_queries(small_index, make_matrices):
     index, _, _ = small_index()
     flat = np.concatenate(make_matrices(30, low=4, high=4))
     index.refit(flat, query_offsets=np.arange(0, 121, 4))
-    assert len(index.encoder.solver.sample_tokens) == 116  # a query of thirty is held out
+    assert len(index.encoder.targets.sample_tokens) == 116  # a query of thirty is held out

@@ -1,5 +1,7 @@
 // Tokens as int8 codes with one scale each: component k of a token is about code[k] * scale, scale = max |component| /
-// 127. An inner product of two tokens x and y is then off by 0.004 |x| |y| at most, and far less on the average.
+// 127. With |x|_1 the sum and max |x| the largest of the magnitudes, an inner product of two tokens x and y is then off
+// by at most (max |x| |y|_1 + |x|_1 max |y|) / 254 + dim max |x| max |y| / 254^2: about 0.001 |x| |y| on the average
+// for normally distributed components from 64 dimensions on, but more where few components outweigh all others.
 #pragma once
 
 #include <cstdint>

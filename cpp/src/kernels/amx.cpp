@@ -1,5 +1,5 @@
-// x86-64 with AVX-512 and the int8 tiles of AMX.
-#if defined(__x86_64__) || defined(_M_X64)
+// x86-64 with AVX-512 and the int8 tiles of AMX, under Linux: elsewhere nobody has tried them.
+#if defined(__x86_64__) && defined(__linux__)
 
 #include "lemur/kernels/amx_int8.hpp"
 #include "lemur/kernels/avx512.hpp"

@@ -1,0 +1,217 @@
+"""From documents in any form to documents that may join an index: checked, with ids and metadata, in one token dtype.
+
+What is in memory stays where it lies. What comes as a stream (see ``sources.is_stream``) goes batch by batch through the same
+checks into a temporary token file, which is then mapped: of the tokens, memory holds one batch that came and one batch of the
+file. Ids and metadata are held in memory either way. Nothing of the index changes here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from os import PathLike
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+from lemur_ann import _validate as validate
+from lemur_ann.ids import IdMap
+from lemur_ann.inputs import DocumentBatch, iterate_documents, read_documents
+from lemur_ann.sources import is_stream, opened
+from lemur_ann.tokens import TokenFile, TokenStore
+
+BATCHES_TO_JOIN = 256  # metadata of so many batches of a stream becomes one table
+
+
+def take_in(
+    documents: Any,
+    *,
+    ids: Any,
+    offsets: Any,
+    directory: str | PathLike[str] | None,
+    store: TokenStore,
+    id_map: IdMap,
+    metadata: pa.Table | None,
+) -> tuple[list[DocumentBatch], pa.Table | None]:
+    """Check documents that are to join a store, an id map and metadata, none of which changes.
+
+    Returns:
+        the documents, all with ids and in the store's dtype, and the metadata of old and new documents together.
+
+    Raises:
+        ValueError, TypeError: what was expected and what came, with the row and the id of the document at fault.
+        OSError: the temporary file cannot be written.
+    """
+    directory = validate.directory(directory)
+    documents = opened(documents)
+    if is_stream(documents):
+        return _from_stream(documents, ids, offsets, directory, store, id_map, metadata)
+    batches = _with_dtype(read_documents(documents, ids=ids, offsets=offsets, dim=store.dim), store.dtype)
+    batches = _named(batches, id_map)
+    return batches, joined_metadata(metadata, len(store), [_rows_of(batch.metadata, len(batch)) for batch in batches])
+
+
+def _from_stream(
+    documents: Any,
+    ids: Any,
+    offsets: Any,
+    directory: str | PathLike[str] | None,
+    store: TokenStore,
+    id_map: IdMap,
+    metadata: pa.Table | None,
+) -> tuple[list[DocumentBatch], pa.Table | None]:
+    dtype = store.dtype
+    arrivals = _Arrivals(id_map, metadata)
+    with TokenFile(directory) as file:
+        for batch in iterate_documents(documents, ids=ids, offsets=offsets, dim=store.dim):
+            if dtype is None:
+                dtype = batch.tokens.dtype
+            elif store.dtype is None and not np.can_cast(batch.tokens.dtype, dtype):
+                raise ValueError(
+                    f"documents from row {arrivals.num_rows} on are {batch.tokens.dtype}, those before are {dtype}, and the "
+                    f"first of a stream decide; convert all to one dtype ({batch.tokens.dtype} holds both)"
+                )
+            (batch,) = _with_dtype([batch], dtype, arrivals.num_rows)
+            arrivals.append(batch)
+            file.append(batch.tokens, batch.offsets)
+        chunks = file.mapped()
+    if not chunks:
+        return [], metadata
+    all_ids, tables = arrivals.finish()
+    batches = []
+    row = 0
+    for tokens, bounds in chunks:
+        batches.append(DocumentBatch(all_ids[row : row + len(bounds) - 1], tokens, bounds))
+        row += len(bounds) - 1
+    return batches, joined_metadata(metadata, len(store), tables)
+
+
+class _Arrivals:
+    """Ids and metadata of a stream's documents, checked as they come, so that an hour's stream fails at its first bad row."""
+
+    def __init__(self, id_map: IdMap, metadata: pa.Table | None) -> None:
+        self.num_rows = 0
+        self._id_map = id_map
+        self._seen: set[Any] = set()
+        self._id_type: pa.DataType | None = None
+        self._kinds = {} if metadata is None else _merged_kinds({}, metadata.schema)
+        self._recent: list[pa.Table] = []
+        self._tables: list[pa.Table] = []
+
+    def append(self, batch: DocumentBatch) -> None:
+        """Check and copy the ids and metadata of the next documents."""
+        kind = None if batch.ids is None else batch.ids.type
+        if self.num_rows and kind != self._id_type:
+            raise TypeError(
+                f"documents from row {self.num_rows} on have {_ids_of(kind)}, those before {_ids_of(self._id_type)}"
+            )
+        self._id_type = kind
+        if batch.ids is not None:
+            self._id_map.check_new(batch.ids, self._seen)
+        elif self.num_rows == 0:
+            self._id_map.next_ids(0)  # refuses where ids are needed
+        rows = _rows_of(batch.metadata, len(batch))
+        self._kinds = _merged_kinds(self._kinds, rows.schema)
+        if batch.ids is not None:
+            rows = rows.append_column("id", batch.ids)
+        self._recent.append(_copied(rows))
+        self.num_rows += len(batch)
+        if len(self._recent) == BATCHES_TO_JOIN:
+            self._join()
+
+    def finish(self) -> tuple[pa.Array, list[pa.Table]]:
+        """All ids, and the metadata."""
+        self._join()
+        if self._id_type is None:
+            return self._id_map.next_ids(self.num_rows), self._tables
+        ids = pa.chunked_array([chunk for table in self._tables for chunk in table.column("id").chunks], self._id_type)
+        return ids.combine_chunks(), [table.drop_columns("id") for table in self._tables]
+
+    def _join(self) -> None:
+        if self._recent:
+            self._tables.append(_concatenated(self._recent).combine_chunks())
+            self._recent = []
+
+
+def _ids_of(kind: pa.DataType | None) -> str:
+    return "no ids" if kind is None else "integer ids" if pa.types.is_integer(kind) else "string ids"
+
+
+def _copied(table: pa.Table) -> pa.Table:
+    """In buffers of its own: the columns of a batch may share one with its tokens, which would stay in memory with them."""
+    if table.num_columns == 0:
+        return table
+    sink = pa.BufferOutputStream()
+    with pa.ipc.new_stream(sink, table.schema) as writer:
+        writer.write_table(table)
+    return pa.ipc.open_stream(sink.getvalue()).read_all()
+
+
+def _named(batches: list[DocumentBatch], id_map: IdMap) -> list[DocumentBatch]:
+    """The batches with ids for all, after checking that each id is new."""
+    if not batches:
+        return []
+    if batches[0].ids is None:
+        ids = id_map.next_ids(sum(len(batch) for batch in batches))
+        begin = 0
+        for batch in batches:
+            batch.ids = ids.slice(begin, len(batch))
+            begin += len(batch)
+    id_map.check_new(pa.concat_arrays([batch.ids for batch in batches]))
+    return batches
+
+
+def _with_dtype(batches: list[DocumentBatch], dtype: np.dtype[Any] | None, first_row: int = 0) -> list[DocumentBatch]:
+    """All batches in one token dtype: the store's, or where it has none yet float32 if any batch is."""
+    if dtype is None:
+        dtype = np.result_type(*(batch.tokens.dtype for batch in batches)) if batches else np.dtype(np.float32)
+    converted = []
+    for batch in batches:
+        with np.errstate(over="ignore"):
+            tokens = batch.tokens.astype(dtype, copy=False)
+        row = validate.first_bad_row(tokens) if tokens.dtype != batch.tokens.dtype else None
+        if row is not None:
+            document = first_row + int(np.searchsorted(batch.offsets, row, side="right")) - 1
+            raise ValueError(f"document {document} exceeds the range of {dtype}, in which the index holds tokens")
+        converted.append(DocumentBatch(batch.ids, tokens, batch.offsets, batch.metadata))
+        first_row += len(batch)
+    return converted
+
+
+def joined_metadata(existing: pa.Table | None, num_rows: int, new: list[pa.Table]) -> pa.Table | None:
+    """The metadata of ``num_rows`` documents and of new ones; columns that a part lacks are null there."""
+    table = _concatenated([_rows_of(existing, num_rows), *new])
+    return table if table.num_columns else None
+
+
+def _rows_of(metadata: pa.Table | None, num_rows: int) -> pa.Table:
+    return pa.table({"row": pa.nulls(num_rows)}).select([]) if metadata is None else metadata
+
+
+def _concatenated(tables: list[pa.Table]) -> pa.Table:
+    kinds: dict[str, pa.DataType] = {}
+    for table in tables:
+        kinds = _merged_kinds(kinds, table.schema)
+    if not kinds:
+        return _rows_of(None, sum(len(table) for table in tables))
+    schema = pa.schema(list(kinds.items()))
+    return pa.concat_tables([_with_columns(table, schema) for table in tables])
+
+
+def _merged_kinds(known: dict[str, pa.DataType], schema: Iterable[pa.Field]) -> dict[str, pa.DataType]:
+    """The types of metadata columns by name; null gives way to any other type."""
+    kinds = dict(known)
+    for field in schema:
+        before = kinds.get(field.name, pa.null())
+        if before != field.type and not pa.types.is_null(before) and not pa.types.is_null(field.type):
+            raise TypeError(f"metadata column {field.name!r} is {field.type}, index has it as {before}")
+        kinds[field.name] = before if pa.types.is_null(field.type) else field.type
+    return kinds
+
+
+def _with_columns(table: pa.Table, schema: pa.Schema) -> pa.Table:
+    columns = [
+        table.column(field.name).cast(field.type) if field.name in table.column_names else pa.nulls(len(table), field.type)
+        for field in schema
+    ]
+    return pa.Table.from_arrays(columns, schema=schema)
