@@ -162,7 +162,7 @@ def main() -> None:
     psi = index.encoder.feature_map
     features = psi.query_features(batch.tokens, batch.offsets).numpy()
     encoded = index.encoder.encode_queries(batch.tokens, batch.offsets)
-    reduced = index._candidates._graph.get_items(np.arange(len(index)))
+    reduced = index._learned.candidates.take(np.arange(len(index)))
     scans = {
         "full weights, float32": scan_recall(features, weights, exact),
         f"reduced to rank {options.rank}": scan_recall(encoded, reduced, exact),
@@ -192,7 +192,7 @@ def main() -> None:
 
     curves = {"lemur_ann": measure(ours, SETTINGS), "stock hnswlib ip": measure(stock, STOCK_SETTINGS)}
     plain = [point for point in curves["stock hnswlib ip"] if point["ef"] == point["candidates"]]
-    graphs = {"lemur_ann": (index._candidates._graph, encoded), "stock hnswlib ip": (graph, features)}
+    graphs = {"lemur_ann": (index._learned.candidates._graph, encoded), "stock hnswlib ip": (graph, features)}
     stage1 = {name: [stage_one(g, x, ef, exact) for ef in STAGE_ONE_EF] for name, (g, x) in graphs.items()}
     files = {f.name: f.stat().st_size for f in sorted((args.work / f"index-{args.epochs}").iterdir())}
     stock_bytes = (args.work / f"stock-{args.epochs}.hnsw").stat().st_size

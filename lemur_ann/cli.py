@@ -16,6 +16,7 @@ from rich.table import Table
 import lemur_ann
 from lemur_ann import storage
 from lemur_ann.evaluation import Evaluation
+from lemur_ann.health import Health, MapFit
 from lemur_ann.sources import open_path, record_batches
 
 app = typer.Typer(
@@ -38,6 +39,8 @@ app = typer.Typer(
       lemur-ann search my_index queries.parquet -k 5
 
       lemur-ann evaluate my_index other_queries.parquet
+
+      lemur-ann health my_index --queries recent_queries.parquet
     """,
 )
 console = Console(markup=False)  # texts and ids are shown as they are
@@ -188,6 +191,62 @@ def evaluate(
 
 
 @app.command()
+def health(
+    path: IndexDir,
+    queries: Annotated[
+        Path | None,
+        typer.Option(
+            help="Queries like those of today, with a column 'tokens'; without them, tokens that the map was learned from.",
+            exists=True,
+        ),
+    ] = None,
+    k: Annotated[int, typer.Option("-k", help="Recall of the exact top k.")] = 10,
+    limit: Annotated[int, typer.Option(help="Use this many queries at most.")] = 200,
+    num_candidates: NumCandidates = None,
+    ef_search: Annotated[int | None, typer.Option(help="Beam of the graph search.")] = None,
+    device: Device = None,
+    threads: Threads = None,
+) -> None:
+    """Measure how well the learned map still fits, for documents added since it was learned apart."""
+    index = lemur_ann.LemurIndex.load(path, device=device)
+    table = None if queries is None else _read(queries)
+    result = index.health(
+        table, k=k, num_candidates=num_candidates, ef_search=ef_search, num_queries=limit, num_threads=threads
+    )
+    _print_health(result)
+
+
+@app.command()
+def refit(
+    path: IndexDir,
+    queries: Annotated[
+        Path | None,
+        typer.Option(help="Training queries of today; without them, tokens that the old map was learned from.", exists=True),
+    ] = None,
+    epochs: Annotated[int | None, typer.Option(help="Passes of training. [default: as before]")] = None,
+    num_features: Annotated[int | None, typer.Option(help="Width of the learned features. [default: as before]")] = None,
+    rank: Annotated[int | None, typer.Option(help="Dimension of the graph's vectors, less one. [default: as before]")] = None,
+    device: Device = None,
+    threads: Threads = None,
+) -> None:
+    """Learn the map anew from the documents of a saved index, and save it in place."""
+    index = lemur_ann.LemurIndex.load(path, device=device)
+    storage.check_replaceable(path)
+    changes: dict[str, Any] = {"epochs": epochs, "num_features": num_features, "rank": rank}
+    start = time.perf_counter()
+    index.refit(
+        None if queries is None else _read(queries),
+        num_threads=threads,
+        **{name: value for name, value in changes.items() if value is not None},
+    )
+    learned = time.perf_counter()
+    index.save(path)
+    console.print(
+        f"{len(index):,} documents: refit {learned - start:.1f} s, saved to {path} in {time.perf_counter() - learned:.1f} s"
+    )
+
+
+@app.command()
 def info(path: IndexDir) -> None:
     """What a saved index holds."""
     manifest = storage.read_manifest(path)
@@ -261,6 +320,30 @@ def _print_evaluation(result: Evaluation) -> None:
     )
     table.add_row("exact MaxSim over everything", f"{result.exact_latency_mean_ms:.2f} ms a query, in one batch")
     console.print(table)
+
+
+def _print_health(result: Health) -> None:
+    def interval(fit: MapFit) -> str:
+        return "-" if fit.recall_interval is None else "{:.3f} to {:.3f}".format(*fit.recall_interval)
+
+    def decimal(value: float | None) -> str:
+        return "-" if value is None else f"{value:.3f}"
+
+    parts = {"all": result.documents}
+    if result.recent.num_documents:
+        parts |= {"older": result.older, "recent": result.recent}
+    table = Table("", *parts, title=f"{result.num_queries:,} queries, {result.queries}")
+    table.add_row("documents", *(f"{fit.num_documents:,}" for fit in parts.values()))
+    table.add_row("rank correlation", *(decimal(fit.correlation) for fit in parts.values()))
+    table.add_row(f"in the exact top {result.k}", *(f"{fit.num_wanted:,}" for fit in parts.values()))
+    table.add_row("of these found", *(decimal(fit.recall) for fit in parts.values()))
+    table.add_row("95% interval", *(interval(fit) for fit in parts.values()))
+    table.add_row("beyond the radius", *(f"{fit.num_beyond_radius:,}" for fit in parts.values()))
+    console.print(table)
+    console.print(f"Candidates reranked, ef_search: {result.num_candidates}, {result.ef_search}")
+    if result.queries == "own sample":
+        console.print("The map was learned from these queries' tokens, so the figures are optimistic: give --queries.")
+    console.print(f"Verdict: {result.verdict}")
 
 
 def _size(size_bytes: int) -> str:

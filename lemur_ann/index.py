@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
-from dataclasses import asdict, replace
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass, fields, replace
 from os import PathLike
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, overload
@@ -18,11 +18,13 @@ from lemur_ann import _validate as validate
 from lemur_ann.candidates import CandidateIndex, kind_of
 from lemur_ann.errors import CorruptIndex, NotFitted
 from lemur_ann.evaluation import Evaluation
+from lemur_ann.health import Health, measure, own_queries, sample_queries
 from lemur_ann.hits import Hits
 from lemur_ann.ids import IdMap
 from lemur_ann.inputs import DocumentBatch, QueryBatch, ids_of, is_single_query, read_queries, to_offsets
 from lemur_ann.intake import take_in
 from lemur_ann.options import Options
+from lemur_ann.progress import Progress
 from lemur_ann.progress import progress as progress_lines
 from lemur_ann.sources import opened
 from lemur_ann.tokens import TokenStore
@@ -31,6 +33,20 @@ if TYPE_CHECKING:
     from lemur_ann.encoder import LemurEncoder
 
 SCORES_PER_BLOCK = 2**24  # of an exact search: 64 MiB
+
+
+@dataclass(frozen=True)
+class _Learned:
+    """A learned map and the candidates it made: what a search reads once, and a refit replaces at once."""
+
+    options: Options
+    encoder: LemurEncoder
+    candidates: CandidateIndex
+
+    @property
+    def num_rows(self) -> int:
+        """Rows of the index when it learned, those of deleted documents included; documents after them are recent."""
+        return int(self.encoder.training["num_rows"])
 
 
 class LemurIndex:
@@ -91,7 +107,7 @@ class LemurIndex:
         device: str = "cpu",
         seed: int = 0,
     ) -> None:
-        self.options = Options(
+        self._options = Options(
             num_features=num_features,
             epochs=epochs,
             num_training_tokens=num_training_tokens,
@@ -112,8 +128,7 @@ class LemurIndex:
         self._store = TokenStore()
         self._ids = IdMap()
         self._metadata: pa.Table | None = None
-        self._encoder: LemurEncoder | None = None
-        self._candidates: CandidateIndex | None = None
+        self._learned: _Learned | None = None
 
     # What it holds
 
@@ -129,9 +144,15 @@ class LemurIndex:
         return f"<LemurIndex of {len(self):,} documents, dim {self.dim}, {state}>"
 
     @property
+    def options(self) -> Options:
+        """How it learns and searches."""
+        learned = self._learned
+        return self._options if learned is None else learned.options
+
+    @property
     def is_fitted(self) -> bool:
         """Whether a learned map is there; if not, searches are exact."""
-        return self._encoder is not None
+        return self._learned is not None
 
     @property
     def dim(self) -> int | None:
@@ -150,9 +171,13 @@ class LemurIndex:
         Raises:
             NotFitted: before fit.
         """
-        if self._encoder is None:
+        return self._fitted().encoder
+
+    def _fitted(self) -> _Learned:
+        learned = self._learned
+        if learned is None:
             raise NotFitted("the index has no learned map yet: call fit(documents, queries=...) first")
-        return self._encoder
+        return learned
 
     def metadata(self, ids: Any) -> pa.Table:
         """The column ``id`` and all metadata columns of some documents, one row for each id, in their order.
@@ -227,7 +252,7 @@ class LemurIndex:
             _append(store, id_map, batches)
         elif ids is not None or offsets is not None:
             raise TypeError("ids= and offsets= go with documents, and documents is None")
-        live = np.setdiff1d(np.arange(len(store)), id_map.deleted)
+        live = _live(store, id_map)
         if len(live) == 0:
             raise ValueError("fit needs at least one document, got none")
         if training is not None and len(training) and training.tokens.shape[1] != store.dim:
@@ -237,14 +262,76 @@ class LemurIndex:
 
         with progress_lines(progress) as lines:
             encoder = fit_encoder(store, live, training, self.options, num_threads=threads, progress=lines)
-            candidates = kind_of(self.options.candidates).create(encoder.dim, asdict(self.options), len(store))
-            task = lines.task(f"{self.options.candidates} index", len(store))
-            for block, vectors in encoder.encode_blocks(store, np.arange(len(store)), num_threads=threads):
-                candidates.add(vectors, first=block.start, num_threads=threads)  # deleted documents keep their row
-                task.advance(len(vectors))
-            candidates.delete(id_map.deleted)
+            learned = _with_candidates(encoder, self.options, store, len(store), id_map, threads, lines)
         self._store, self._ids, self._metadata = store, id_map, metadata
-        self._encoder, self._candidates = encoder, candidates
+        self._learned = learned
+        return self
+
+    def refit(
+        self,
+        queries: Any = None,
+        *,
+        query_offsets: Any = None,
+        num_threads: int | None = None,
+        progress: bool | None = None,
+        **options: Any,
+    ) -> LemurIndex:
+        """Learn anew from the stored documents; the old map answers searches until the new one is whole.
+
+        Searches in other threads go on meanwhile, and each uses one map or the other, never parts of both. If learning fails or
+        is interrupted, the index is as it was. The documents and their ids stay as they are. Both maps are in memory for a
+        while. :meth:`health` says when it is time.
+
+        Args:
+            queries: token embeddings of training queries, as for :meth:`fit`. None learns from the query tokens the old map
+                kept (at most its num_sample_tokens), each as a query of its own. They know nothing of queries that have
+                changed and are a little worse than whole queries, but far better than the document tokens that fit() without
+                queries learns from.
+            query_offsets: int (num_queries + 1,), with a flat matrix only.
+            num_threads, progress: as for :meth:`fit`.
+            **options: options of the index to change, as :class:`LemurIndex` takes them, such as num_features, epochs or rank.
+
+        Returns:
+            the index itself.
+
+        Raises:
+            NotFitted: before fit.
+            TypeError: an option that there is not.
+            ValueError: bad queries or values of options, or no documents.
+            RuntimeError: documents were added meanwhile, which the new map would not have; the old map stays.
+        """
+        threads = validate.num_threads(num_threads)
+        learned = self._fitted()
+        known = [field.name for field in fields(Options)]
+        unknown = [name for name in options if name not in known]
+        if unknown:
+            raise TypeError(f"refit got unknown options {', '.join(unknown)}; expected any of {', '.join(known)}")
+        changed = replace(learned.options, **options)
+        store, rows = self._store, len(self._store)
+        live = _live(store, self._ids)
+        if len(live) == 0:
+            raise ValueError("refit needs at least one document, and the index holds none")
+        if queries is None:
+            if query_offsets is not None:
+                raise TypeError("query_offsets= goes with queries, and queries is None")
+            sample = learned.encoder.targets.sample_tokens
+            training = QueryBatch(sample, np.arange(len(sample) + 1, dtype=np.int64))
+        else:
+            training = read_queries(opened(queries), offsets=query_offsets, dim=store.dim)
+            if len(training) == 0:
+                raise ValueError("refit needs at least one query, got none; queries=None learns from the old map's sample")
+
+        from lemur_ann.encoder import fit_encoder
+
+        with progress_lines(progress) as lines:
+            encoder = fit_encoder(store, live, training, changed, num_threads=threads, progress=lines)
+            learned = _with_candidates(encoder, changed, store, rows, self._ids, threads, lines)
+        if len(self._store) != rows:
+            raise RuntimeError(
+                f"the index held {rows} rows when refit began and holds {len(self._store)} now; the old map stays: "
+                "add documents before or after refit"
+            )
+        self._learned = learned
         return self
 
     def add(
@@ -279,14 +366,15 @@ class LemurIndex:
             id_map=self._ids,
             metadata=self._metadata,
         )
-        if self._encoder is not None and self._candidates is not None and batches:
+        if self._learned is not None and batches:
             new = TokenStore([(batch.tokens, batch.offsets) for batch in batches])
-            vectors = self._encoder.encode_documents(new, num_threads=threads)
+            candidates = self._learned.candidates
+            vectors = self._learned.encoder.encode_documents(new, num_threads=threads)
             try:
-                self._candidates.add(vectors, first=rows, num_threads=threads)
+                candidates.add(vectors, first=rows, num_threads=threads)
                 _append(self._store, self._ids, batches)
             except BaseException:  # out of memory, or the user's interrupt: no candidates without tokens
-                self._candidates.delete(np.arange(rows, self._candidates.num_rows))
+                candidates.delete(np.arange(rows, candidates.num_rows))
                 raise
         else:
             _append(self._store, self._ids, batches)
@@ -303,8 +391,8 @@ class LemurIndex:
             KeyError: an id names no document; nothing has changed.
         """
         removed = self._ids.remove(ids_of(ids))
-        if self._candidates is not None:
-            self._candidates.delete(removed)
+        if self._learned is not None:
+            self._learned.candidates.delete(removed)
         return len(removed)
 
     # Searching it
@@ -360,17 +448,20 @@ class LemurIndex:
         Raises:
             ValueError, TypeError: queries of a wrong shape, dtype or dim, without tokens or not finite; k below 1.
         """
+        learned = self._learned  # read once: a refit in another thread may replace it
         k = validate.positive_int(k, "k")
-        count, beam = self._search_options(k, num_candidates, ef_search)
+        count, beam = _search_options(self._options if learned is None else learned.options, k, num_candidates, ef_search)
         threads = validate.num_threads(num_threads)
+        if exact:
+            learned = None
         if is_single_query(queries):
             matrix = validate.token_matrix(queries, "query", dim=self.dim)
             row = validate.first_bad_row(matrix)
             if row is not None:
                 raise ValueError(f"query has {validate.BAD_VALUE} in token {row}")
             batch = QueryBatch(matrix, np.array([0, len(matrix)], dtype=np.int64))
-            return self._search(batch, k, count, beam, exact, threads)[0]
-        return self._search(read_queries(queries, dim=self.dim), k, count, beam, exact, threads)
+            return self._search(batch, k, count, beam, learned, threads)[0]
+        return self._search(read_queries(queries, dim=self.dim), k, count, beam, learned, threads)
 
     def evaluate(
         self,
@@ -390,13 +481,13 @@ class LemurIndex:
             progress: show a progress bar; None means when standard error is a terminal.
         """
         k = validate.positive_int(k, "k")
-        count, beam = self._search_options(k, num_candidates, ef_search)
+        count, beam = _search_options(self.options, k, num_candidates, ef_search)
         threads = validate.num_threads(num_threads)
         batch = read_queries([queries] if is_single_query(queries) else queries, dim=self.dim)
         if len(batch) == 0:
             raise ValueError("evaluate needs at least one query, got none")
         start = time.perf_counter()
-        exact = self._search(batch, k, count, beam, True, threads)
+        exact = self._search(batch, k, count, beam, None, threads)
         exact_ms = (time.perf_counter() - start) / len(batch) * 1e3
         found, latencies = [], []
         with progress_lines(progress) as lines:
@@ -422,22 +513,89 @@ class LemurIndex:
             exact_latency_mean_ms=exact_ms,
         )
 
-    def _search_options(self, k: int, num_candidates: int | None, ef_search: int | None) -> tuple[int, int]:
-        count = self.options.num_candidates if num_candidates is None else num_candidates
-        count = max(validate.positive_int(count, "num_candidates"), k)
-        beam = self.options.ef_search if ef_search is None else ef_search
-        return count, count if beam is None else max(validate.positive_int(beam, "ef_search"), count)
+    def health(
+        self,
+        queries: Any = None,
+        *,
+        k: int = 10,
+        num_candidates: int | None = None,
+        ef_search: int | None = None,
+        num_documents: int = 1000,
+        num_queries: int = 200,
+        seed: int = 0,
+        num_threads: int | None = None,
+        progress: bool | None = None,
+    ) -> Health:
+        """How well the learned map still fits: rank correlation and candidate recall, for recent documents apart.
+
+        Recent documents are those added since the map was learned. It costs about as much as ``num_queries`` exact searches.
+
+        Args:
+            queries: a batch, as for :meth:`search`, of queries like those of today that the index did not learn from. None
+                takes the query tokens that the map kept, in random groups of 16: the figures are optimistic then (see
+                :class:`Health`), and know nothing of queries that have changed.
+            k, num_candidates, ef_search, num_threads: as for :meth:`search`.
+            num_documents: documents sampled for the rank correlation, at most: of all, of the older, and of the recent ones.
+            num_queries: queries sampled, at most.
+            seed: for the samples.
+            progress: show a progress bar; None means when standard error is a terminal.
+
+        Returns:
+            :class:`Health`; print it, or read its ``verdict``.
+
+        Raises:
+            NotFitted: before fit.
+            ValueError, TypeError: bad queries, none at all, or no documents.
+        """
+        learned = self._fitted()
+        k = validate.positive_int(k, "k")
+        count, beam = _search_options(learned.options, k, num_candidates, ef_search)
+        num_documents = validate.integer(num_documents, "num_documents", least=2)
+        num_queries = validate.positive_int(num_queries, "num_queries")
+        random = np.random.default_rng(validate.integer(seed, "seed", least=0))
+        threads = validate.num_threads(num_threads)
+        live = _live(self._store, self._ids)
+        if len(live) == 0:
+            raise ValueError("health needs at least one document, and the index holds none")
+        if queries is None:
+            batch = own_queries(learned.encoder.targets.sample_tokens, num_queries, random)
+        else:
+            batch = read_queries([queries] if is_single_query(queries) else queries, dim=self.dim)
+            if len(batch) == 0:
+                raise ValueError("health needs at least one query, got none; queries=None takes the map's own sample")
+            batch = sample_queries(batch, num_queries, random)
+        tokens = np.ascontiguousarray(batch.tokens, dtype=np.float32)
+        with progress_lines(progress) as lines:
+            return measure(
+                learned.encoder,
+                learned.candidates,
+                QueryBatch(tokens, batch.offsets),
+                self._exact_scores(tokens, batch.offsets, threads),
+                live,
+                learned.num_rows,
+                k=k,
+                kind=learned.options.candidates,
+                num_candidates=count,
+                ef_search=beam,
+                num_documents=num_documents,
+                own_sample=queries is None,
+                random=random,
+                num_threads=threads,
+                task=lines.task("queries", len(batch)),
+            )
 
     def _search(
-        self, queries: QueryBatch, k: int, num_candidates: int, ef_search: int, exact: bool, num_threads: int
+        self, queries: QueryBatch, k: int, num_candidates: int, ef_search: int, learned: _Learned | None, num_threads: int
     ) -> list[Hits]:
+        """The hits of each query; by exact MaxSim over all documents where ``learned`` is None."""
         tokens = np.ascontiguousarray(queries.tokens, dtype=np.float32)
         if len(self) == 0 or len(queries) == 0:
             return [self._hits(np.empty(0, np.int64), np.empty(0, np.float32)) for _ in range(len(queries))]
-        if exact or self._encoder is None or self._candidates is None or num_candidates >= len(self):
-            return self._search_exact(tokens, queries.offsets, k, num_threads)
-        encoded = self._encoder.encode_queries(tokens, queries.offsets)
-        candidates = self._candidates.search(encoded, num_candidates, ef_search, num_threads=num_threads)
+        if learned is None or num_candidates >= len(self):
+            exact = self._exact_scores(tokens, queries.offsets, num_threads)
+            return [self._hits(order := _core.top_k(row, k), row[order]) for row in exact]
+        encoded = learned.encoder.encode_queries(tokens, queries.offsets)
+        candidates = learned.candidates.search(encoded, num_candidates, ef_search, num_threads=num_threads)
         candidates = [np.sort(found) for found in candidates]  # read tokens in the order they lie; ties as in exact search
         bounds = to_offsets([len(found) for found in candidates])
         scores = _core.candidate_scores(
@@ -450,20 +608,17 @@ class LemurIndex:
             hits.append(self._hits(found[order], own[order]))
         return hits
 
-    def _search_exact(
-        self, tokens: npt.NDArray[np.float32], offsets: npt.NDArray[np.int64], k: int, num_threads: int
-    ) -> list[Hits]:
-        hits = []
+    def _exact_scores(
+        self, tokens: npt.NDArray[np.float32], offsets: npt.NDArray[np.int64], num_threads: int
+    ) -> Iterator[npt.NDArray[np.float32]]:
+        """For each query float32 (num_rows,): the score of every document, -inf for deleted ones."""
         deleted = self._ids.deleted
         step = max(SCORES_PER_BLOCK // len(self._store), 1)
         for begin in range(0, len(offsets) - 1, step):
             part = offsets[begin : begin + step + 1]
             scores = _core.scores(tokens, part, self._store.documents, num_threads)
             scores[:, deleted] = -np.inf
-            for row in scores:
-                order = _core.top_k(row, k)
-                hits.append(self._hits(order, row[order]))
-        return hits
+            yield from scores
 
     def _hits(self, indices: npt.NDArray[np.int64], scores: npt.NDArray[np.float32]) -> Hits:
         return Hits(self._ids.take(indices), scores)
@@ -476,13 +631,14 @@ class LemurIndex:
         Raises:
             FileExistsError: something other than an index is there.
         """
+        learned = self._learned
 
         def write_files(folder: Path) -> None:
             storage.write_documents(folder / storage.DOCUMENTS, self._ids.array, self._ids.deleted, self._metadata)
             self._store.write(folder / storage.TOKENS)
-            if self._encoder is not None and self._candidates is not None:
-                storage.write_arrays(folder / storage.LEARNED, self._encoder.arrays())
-                self._candidates.save(folder)
+            if learned is not None:
+                storage.write_arrays(folder / storage.LEARNED, learned.encoder.arrays())
+                learned.candidates.save(folder)
 
         manifest = {
             "num_documents": len(self),
@@ -490,9 +646,9 @@ class LemurIndex:
             "num_tokens": self._store.num_tokens,
             "dim": self._store.dim,
             "token_dtype": None if self._store.dtype is None else str(self._store.dtype),
-            "options": asdict(self.options),
-            "feature_map": self._encoder.feature_map.config if self._encoder is not None else None,
-            "training": self._encoder.training if self._encoder is not None else None,
+            "options": asdict(self._options if learned is None else learned.options),
+            "feature_map": None if learned is None else learned.encoder.feature_map.config,
+            "training": None if learned is None else learned.encoder.training,
         }
         storage.write_directory(Path(path), manifest, write_files)
 
@@ -520,7 +676,7 @@ class LemurIndex:
         except (TypeError, ValueError) as error:
             raise CorruptIndex(f"{folder} has options this version cannot read: {error}") from error
         if device is not None:
-            index.options = replace(index.options, device=device)
+            index._options = replace(index._options, device=device)
         ids, deleted, metadata = storage.read_documents(folder / storage.DOCUMENTS)
         index._store = TokenStore.open(folder / storage.TOKENS)
         if len(ids) != len(index._store):
@@ -531,13 +687,47 @@ class LemurIndex:
             from lemur_ann.encoder import LemurEncoder
 
             arrays = storage.read_arrays(folder / storage.LEARNED)
-            index._encoder = LemurEncoder.from_arrays(arrays, manifest["feature_map"], manifest["training"], index.options)
-            kind = kind_of(index.options.candidates)
-            index._candidates = kind.load(folder, index._encoder.dim, deleted)
-            if index._candidates.num_rows < len(index._store):
-                raise CorruptIndex(f"{folder} has candidates for {index._candidates.num_rows} of {len(index._store)} documents")
-            index._candidates.delete(np.arange(len(index._store), index._candidates.num_rows))
+            training = {"num_rows": len(index._store), **manifest["training"]}  # older indexes have no num_rows
+            encoder = LemurEncoder.from_arrays(arrays, manifest["feature_map"], training, index._options)
+            candidates = kind_of(index._options.candidates).load(folder, encoder.dim, deleted)
+            if candidates.num_rows < len(index._store):
+                raise CorruptIndex(f"{folder} has candidates for {candidates.num_rows} of {len(index._store)} documents")
+            candidates.delete(np.arange(len(index._store), candidates.num_rows))
+            index._learned = _Learned(index._options, encoder, candidates)
         return index
+
+
+def _live(store: TokenStore, id_map: IdMap) -> npt.NDArray[np.int64]:
+    """Document indices of the documents that are not deleted, ascending."""
+    return np.setdiff1d(np.arange(len(store)), id_map.deleted)
+
+
+def _with_candidates(
+    encoder: LemurEncoder,
+    options: Options,
+    store: TokenStore,
+    num_rows: int,
+    id_map: IdMap,
+    num_threads: int,
+    progress: Progress,
+) -> _Learned:
+    """A new candidate index of the first ``num_rows`` documents, for the map that was just learned."""
+    candidates = kind_of(options.candidates).create(encoder.dim, asdict(options), num_rows)
+    task = progress.task(f"{options.candidates} index", num_rows)
+    for block, vectors in encoder.encode_blocks(store, np.arange(num_rows), num_threads=num_threads):
+        candidates.add(vectors, first=block.start, num_threads=num_threads)  # deleted documents keep their row
+        task.advance(len(vectors))
+    candidates.delete(id_map.deleted)
+    encoder.training["num_rows"] = num_rows
+    return _Learned(options, encoder, candidates)
+
+
+def _search_options(options: Options, k: int, num_candidates: int | None, ef_search: int | None) -> tuple[int, int]:
+    """How many candidates to rerank, and the beam to find them with."""
+    count = options.num_candidates if num_candidates is None else num_candidates
+    count = max(validate.positive_int(count, "num_candidates"), k)
+    beam = options.ef_search if ef_search is None else ef_search
+    return count, count if beam is None else max(validate.positive_int(beam, "ef_search"), count)
 
 
 def _append(store: TokenStore, id_map: IdMap, batches: list[DocumentBatch]) -> None:

@@ -40,6 +40,9 @@ class CandidateIndex(Protocol):
         At most ``num_candidates``, and exactly so many where that many documents are left.
         """
 
+    def take(self, indices: Indices) -> Vectors:
+        """The vectors of some documents that are not deleted, float32 (len(indices), dim)."""
+
     def save(self, folder: Path) -> None:
         """Write files into ``folder``."""
 

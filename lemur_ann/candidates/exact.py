@@ -53,6 +53,9 @@ class ExactCandidates:
             found += [_core.top_k(row, num_candidates) for row in np.ascontiguousarray(products.T)]
         return found
 
+    def take(self, indices: Indices) -> Vectors:
+        return self.vectors[indices]
+
     def save(self, folder: Path) -> None:
         storage.write_arrays(folder / self.FILE, {"vectors": self.vectors})
 

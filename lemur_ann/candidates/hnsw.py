@@ -65,8 +65,14 @@ class HnswCandidates:
     def _scan(self, queries: Vectors, num_candidates: int) -> list[Indices]:
         """The same answer without the graph, from the vectors it holds."""
         live = np.setdiff1d(np.arange(self.num_rows, dtype=np.int64), self._deleted)
-        products = queries @ self._graph.get_items(live).T
+        products = queries @ self.take(live).T
         return [live[_core.top_k(row, num_candidates)] for row in products]
+
+    def take(self, indices: Indices) -> Vectors:
+        if len(indices) == 0:
+            return np.empty((0, self._graph.dim), np.float32)
+        vectors: Vectors = self._graph.get_items(indices)
+        return vectors
 
     def save(self, folder: Path) -> None:
         self._graph.save_index(str(folder / self.FILE))

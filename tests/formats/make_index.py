@@ -25,5 +25,5 @@ np.savez(
     ids=np.stack([h.ids for h in hits]).astype(str),
     scores=np.stack([h.scores for h in hits]),
     new_document=documents[3] * np.float16(0.5),
-    new_vector=index.add([documents[3] * np.float16(0.5)], ids=["new"])._candidates._graph.get_items([30])[0],
+    new_vector=index.add([documents[3] * np.float16(0.5)], ids=["new"])._learned.candidates.take([30])[0],
 )

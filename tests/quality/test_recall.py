@@ -14,7 +14,7 @@ def candidate_recall(index, queries, count, top=10):
 
     batch = read_queries(queries)
     encoded = index.encoder.encode_queries(batch.tokens, batch.offsets)
-    found = index._candidates.search(encoded, count, count, num_threads=2)
+    found = index._learned.candidates.search(encoded, count, count, num_threads=2)
     exact = index.search(queries, k=top, exact=True)
     return np.mean([np.isin(h.ids, index._ids.take(np.asarray(f))).mean() for f, h in zip(found, exact, strict=True)])
 
@@ -37,6 +37,14 @@ def test_demo_finds_what_exact_search_finds(demo_index, demo_data):
         return np.mean([doc_id in h.ids for doc_id, h in zip(wanted, hits, strict=True)])
 
     assert share() >= share(exact=True) - 0.15
+
+
+def test_health_without_queries_is_near_that_with_queries(demo_index, demo_data):
+    """Groups of the map's own tokens stand in for queries: near what new ones show, and not below it."""
+    own, given = demo_index.health(), demo_index.health(demo_data.queries)
+    assert given.documents.recall == pytest.approx(demo_index.evaluate(demo_data.queries).recall)
+    assert given.documents.recall - 0.02 < own.documents.recall < given.documents.recall + 0.1
+    assert own.documents.correlation == pytest.approx(given.documents.correlation, abs=0.05)
 
 
 def test_learning_from_queries_beats_learning_from_documents(demo_index, demo_data):

@@ -10,6 +10,8 @@ from pathlib import Path
 import pyarrow.parquet as pq
 import pytest
 
+from lemur_ann import LemurIndex
+
 SMALL = ["--epochs", 0, "--num-features", 256, "--rank", 63, "--num-candidates", 200]
 
 
@@ -63,6 +65,31 @@ def test_evaluate_and_info(workplace):
         assert expected in result.stdout
 
 
+def test_health_and_refit(workplace):
+    result = lemur_ann("health", "index", cwd=workplace)
+    assert result.returncode == 0, result.stderr
+    for expected in ("own sample", "figures are optimistic", "rank correlation", "95% interval", "Verdict: the map fits"):
+        assert expected in result.stdout
+    index = LemurIndex.load(workplace / "index")
+    index.add(pq.read_table(workplace / "docs.parquet")[:30].drop_columns(["id"]).append_column("id", [[*map(str, range(30))]]))
+    index.save(workplace / "grown")
+    arguments = ["health", "grown", "--queries", "queries.parquet", "-k", 5, "--limit", 20, "--num-candidates", 100]
+    result = lemur_ann(*arguments, cwd=workplace)
+    assert result.returncode == 0, result.stderr
+    for expected in ("20 queries, given", "older", "recent", "in the exact top 5", "ef_search: 100, 600", "Verdict: "):
+        assert expected in result.stdout
+    result = lemur_ann("refit", "grown", "--queries", "training.parquet", "--rank", 31, cwd=workplace)
+    assert result.returncode == 0, result.stderr
+    assert "630 documents: refit" in result.stdout
+    loaded = LemurIndex.load(workplace / "grown")
+    assert (len(loaded), loaded.options.rank, loaded.options.epochs) == (630, 31, 0)
+    result = lemur_ann(*arguments, cwd=workplace)
+    assert result.returncode == 0, result.stderr
+    assert "recent" not in result.stdout
+    assert lemur_ann("refit", "grown", "--rank", 15, cwd=workplace).returncode == 0  # from the tokens it kept
+    assert LemurIndex.load(workplace / "grown").encoder.dim == 16
+
+
 def test_number_ids(workplace, demo_data):
     table = demo_data.documents[:5]
     doubled = table.set_column(0, "id", [["same"] * 5])
@@ -90,7 +117,8 @@ def test_texts_are_shown_as_they_are(workplace, demo_data):
 def test_help_teaches(tmp_path):
     result = lemur_ann("--help", cwd=tmp_path)
     assert result.returncode == 0
-    for command in ("demo", "build", "search", "evaluate", "info", "list<fixed_size_list<float32 or float16>[dim]>"):
+    commands = ("demo", "build", "search", "evaluate", "health", "refit", "info")
+    for command in (*commands, "list<fixed_size_list<float32 or float16>[dim]>"):
         assert command in " ".join(result.stdout.split())
 
 
@@ -100,6 +128,8 @@ def test_help_teaches(tmp_path):
         (["info", "nowhere"], "no index at nowhere"),
         (["info", "."], "has no manifest.json"),
         (["search", "index", "queries.parquet", "-k", "0"], "k must be at least 1, got 0"),
+        (["health", "index", "--queries", "queries.parquet", "-k", "0"], "k must be at least 1, got 0"),
+        (["refit", "index", "--rank", "0"], "rank must be at least 1, got 0"),
         (["build", "index/manifest.json", "--out", "x"], "cannot be read as parquet"),
         (["build", "docs.parquet", "--out", "x", "--candidates", "magic"], "candidates must be one of hnsw, exact"),
         (["build", "docs.parquet", "--queries", "training.parquet", "--out", ".", "--epochs", "0"], "is not a lemur_ann index"),

@@ -144,11 +144,11 @@ def test_delete_nearly_everything(small_index):
 def test_added_documents_get_the_vectors_of_a_fit(small_index, epochs):
     """Alone or among others, at once or later, on one thread or two, a document gets the same vector to the last bit."""
     index, documents, _ = small_index(epochs=epochs)
-    fitted = index._candidates._graph.get_items(np.arange(200))
+    fitted = index._learned.candidates.take(np.arange(200))
     for i in (0, 50, 199):
         index.delete([f"doc-{i}"])
         index.add([documents[i]], ids=[f"doc-{i}"], num_threads=1 + i % 2)
-        np.testing.assert_array_equal(index._candidates._graph.get_items([len(index._store) - 1])[0], fitted[i])
+        np.testing.assert_array_equal(index._learned.candidates.take([len(index._store) - 1])[0], fitted[i])
 
 
 def test_default_ids(make_matrices):
@@ -398,7 +398,7 @@ def test_the_same_seed_learns_the_same_map(make_matrices):
 
     def vectors(seed):
         options = {"num_features": 32, "epochs": 2, "rank": 15, "candidates": "exact", "seed": seed}
-        return LemurIndex(**options).fit(documents, queries=queries, num_threads=1)._candidates.vectors
+        return LemurIndex(**options).fit(documents, queries=queries, num_threads=1)._learned.candidates.vectors
 
     np.testing.assert_array_equal(vectors(1), vectors(1))
     assert not np.array_equal(vectors(1), vectors(2))

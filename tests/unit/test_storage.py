@@ -51,9 +51,7 @@ def test_a_document_added_after_reload_gets_the_same_vector(saved, make_matrices
         index.add(new, ids=ids)
         loaded.add(new, ids=ids)
     rows = np.arange(len(index._store))
-    np.testing.assert_array_equal(
-        loaded._candidates._graph.get_items(rows[-31:]), index._candidates._graph.get_items(rows[-31:])
-    )
+    np.testing.assert_array_equal(loaded._learned.candidates.take(rows[-31:]), index._learned.candidates.take(rows[-31:]))
 
 
 def test_reload_in_a_new_process(saved):

@@ -139,7 +139,7 @@ def test_queries_from_a_path(make_matrices, tmp_path):
     documents, queries = make_matrices(80), make_matrices(30)
     pq.write_table(table(queries), tmp_path / "queries.parquet")
     vectors = [
-        LemurIndex(**OPTIONS, candidates="exact").fit(documents, queries=given)._candidates.vectors
+        LemurIndex(**OPTIONS, candidates="exact").fit(documents, queries=given)._learned.candidates.vectors
         for given in (queries, str(tmp_path / "queries.parquet"), iter(queries), ds.dataset(tmp_path / "queries.parquet"))
     ]
     for other in vectors[1:]:
