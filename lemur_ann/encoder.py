@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from os import PathLike
 from typing import Any
 
 import numpy as np
@@ -14,8 +16,9 @@ from lemur_ann import _core, pseudo_queries
 from lemur_ann.distillation import MIN_DOCUMENTS, MIN_QUERIES, best_documents, distil
 from lemur_ann.features import FeatureMap, check_device
 from lemur_ann.inputs import QueryBatch, to_offsets
+from lemur_ann.memory import NUM_WEIGHED_DOCUMENTS, TEACHER_RANKS, plan
 from lemur_ann.options import Options
-from lemur_ann.progress import Clock, Progress
+from lemur_ann.progress import Clock, Progress, Task
 from lemur_ann.reduction import Reduction, augment, radius_for
 from lemur_ann.targets import Targets
 from lemur_ann.tokens import TokenStore
@@ -25,15 +28,21 @@ from lemur_ann.weights import WeightSolver, draw_sample
 MAX_POOL_TOKENS = 262_144  # of the training queries, from which the samples are drawn
 VALIDATION_SHARE = 0.05  # of the training queries, at most
 MAX_VALIDATION_QUERIES = 128
-NUM_REDUCTION_DOCUMENTS = 16_384  # whose weights decide the reduction
 NUM_REDUCTION_QUERIES = 20_000
-TEACHER_RANKS = 4  # the vectors distilled from are so many times wider
 
 NO_QUERIES_WARNING = (
     "fit() has no queries and learns from document tokens, which finds far fewer of the right candidates: on 60,558 "
     "documents, candidate recall of the exact top 10 among 100 candidates fell from .97 to .49. Pass queries= with token "
     "embeddings from the query encoder, of any queries like those to come (a few thousand are plenty)."
 )
+
+
+@dataclass
+class Encoded:
+    """Documents encoded already: ascending indices int64 (n,), and their vectors float32 (n, dim)."""
+
+    indices: npt.NDArray[np.int64]
+    vectors: npt.NDArray[np.float32]
 
 
 class LemurEncoder:
@@ -45,8 +54,9 @@ class LemurEncoder:
     Args:
         feature_map: psi.
         targets: token maxima over the sample of query tokens.
-        projection: float32 (num_sample_tokens, rank), takes token maxima to reduced weights.
-        offset: float32 (rank,), subtracted from them.
+        projection: float32 (num_sample_tokens, width), takes token maxima to reduced weights.
+        offset: float32 (width,), subtracted from them.
+        document_map: float32 (width, rank), reduces them further; None where the width is the rank.
         query_map: float32 (num_features, rank), takes query features to reduced ones.
         radius: the norm of every encoded document, see reduction.py.
         training: what training showed, plain values for the manifest.
@@ -58,6 +68,7 @@ class LemurEncoder:
         targets: Targets,
         projection: npt.NDArray[np.float32],
         offset: npt.NDArray[np.float32],
+        document_map: npt.NDArray[np.float32] | None,
         query_map: npt.NDArray[np.float32],
         radius: float,
         training: dict[str, Any],
@@ -66,6 +77,7 @@ class LemurEncoder:
         self.targets = targets
         self.projection = projection
         self.offset = offset
+        self.document_map = document_map
         self.query_map = query_map
         self.radius = radius
         self.training = training
@@ -76,15 +88,27 @@ class LemurEncoder:
     @property
     def dim(self) -> int:
         """Dimension of an encoded document or query: the rank, and the appended coordinate."""
-        return len(self.offset) + 1
+        return int(self.query_map.shape[1]) + 1
 
     def encode_blocks(
-        self, store: TokenStore, indices: npt.NDArray[np.int64], *, num_threads: int = 1
+        self, store: TokenStore, indices: npt.NDArray[np.int64], *, num_threads: int = 1, known: Encoded | None = None
     ) -> Iterator[tuple[slice, npt.NDArray[np.float32]]]:
-        """Some documents, block by block: (slice of ``indices``, float32 (block, dim))."""
-        for block, reduced in self.targets.projected(store, indices, self.projection, num_threads):
-            reduced -= self.offset
-            yield block, augment(reduced, self.radius)
+        """Some documents, block by block: (slice of ``indices``, float32 (block, dim)); ``known`` ones are not solved again."""
+        known = known or Encoded(np.empty(0, np.int64), np.empty((0, self.dim), np.float32))
+        step = self.targets.documents_per_block
+        for begin in range(0, len(indices), step):
+            block = slice(begin, min(begin + step, len(indices)))
+            part = indices[block]
+            is_known = np.isin(part, known.indices)
+            vectors = np.empty((len(part), self.dim), np.float32)
+            vectors[is_known] = known.vectors[np.searchsorted(known.indices, part[is_known])]
+            reduced = _reduced(
+                _wide(store, part[~is_known], self.targets, self.projection, self.offset, num_threads),
+                self.document_map,
+                num_threads,
+            )
+            vectors[~is_known] = augment(reduced, self.radius)
+            yield block, vectors
 
     def encode_documents(self, store: TokenStore, *, num_threads: int = 1) -> npt.NDArray[np.float32]:
         """float32 (num_documents, dim), all of norm ``radius``."""
@@ -109,6 +133,7 @@ class LemurEncoder:
             "target_mean": np.float64(self.targets.mean).reshape(1),
             "projection": self.projection,
             "offset": self.offset,
+            **({} if self.document_map is None else {"document_map": self.document_map}),
             "query_map": self.query_map,
             "radius": np.float64(self.radius).reshape(1),
         }
@@ -132,6 +157,7 @@ class LemurEncoder:
             Targets(arrays["sample_tokens"], float(arrays["target_mean"][0]), options.target_precision),
             arrays["projection"],
             arrays["offset"],
+            arrays.get("document_map"),
             arrays["query_map"],
             float(arrays["radius"][0]),
             training,
@@ -144,7 +170,8 @@ def _from_format_1(arrays: dict[str, npt.NDArray[Any]], feature_map: FeatureMap)
     solved = torch.cholesky_solve(document_map.double(), torch.from_numpy(arrays["cholesky"]))
     features = feature_map.token_features(arrays["sample_tokens"]).cpu()
     projection = (features.double() @ solved / float(arrays["target_std"][0])).float().numpy()
-    return {**arrays, "projection": projection, "offset": arrays["reduction_mean"] @ arrays["document_map"]}
+    kept = {name: array for name, array in arrays.items() if name != "document_map"}
+    return {**kept, "projection": projection, "offset": arrays["reduction_mean"] @ arrays["document_map"]}
 
 
 def fit_encoder(
@@ -155,15 +182,30 @@ def fit_encoder(
     *,
     num_threads: int,
     progress: Progress,
+    encode_query: Callable[[list[str]], Any] | None = None,
+    texts: Sequence[str | None] = (),
     start: FeatureMap | None = None,
-) -> LemurEncoder:
-    """Learn from the ``live`` documents of a store, the feature map beginning as a copy of ``start`` where there is one."""
+    memory_limit: int | None = None,
+    directory: str | PathLike[str] | None = None,
+) -> tuple[LemurEncoder, Encoded]:
+    """Learn from the ``live`` documents of a store, the feature map beginning as a copy of ``start`` where there is one.
+
+    Without queries, sentences of ``texts`` through ``encode_query`` take their place, and without that document tokens.
+
+    Returns:
+        the encoder, and the documents it was given to see while learning.
+    """
     check_device(options.device)
     random = np.random.default_rng(options.seed)
-    real_queries = queries is not None and len(queries) > 0
-    if queries is None or not real_queries:
+    learned_from = "queries"
+    if queries is None and encode_query is not None:
+        learned_from = "sentences"
+        queries = pseudo_queries.from_sentences(texts, encode_query, random, progress, dim=store.dim or 1)
+    if queries is None or len(queries) == 0:
+        learned_from = "document tokens"
         warnings.warn(NO_QUERIES_WARNING, UserWarning, stacklevel=3)
         queries = pseudo_queries.from_tokens(store, live, options.num_training_tokens, random)
+    sizes = plan(options, queries.tokens.shape[1], len(live), len(queries.tokens), memory_limit)
     num_validation = min(int(len(queries) * VALIDATION_SHARE), MAX_VALIDATION_QUERIES)
     held_out = random.choice(len(queries), num_validation, replace=False)
     is_held_out = np.repeat(np.isin(np.arange(len(queries)), held_out), np.diff(queries.offsets))
@@ -195,80 +237,84 @@ def fit_encoder(
         device=options.device,
         num_threads=num_threads,
         progress=progress,
+        targets_on_disk=sizes.targets_on_disk,
+        directory=directory,
     )
     clock.lap("train")
     feature_map.freeze()
     rows, weights = draw_sample(feature_map, pool, options.num_sample_tokens, random)
     clock.lap("draw sample tokens")
-    targets = Targets(_float32(pool[rows]), training.target_mean, options.target_precision)
+    targets = Targets(_float32(pool[rows]), training.target_mean, options.target_precision, sizes.documents_per_block)
     solver = WeightSolver(feature_map, targets, training.target_std, token_weights=weights, ridge=options.ridge)
-    reduction, radius = _reduce(store, live, queries, solver, options, random, num_threads, progress, clock, real_queries)
-    projection = solver.projection(reduction.document_map)
-    clock.lap("projection")
-    return LemurEncoder(
-        feature_map,
-        targets,
-        projection,
-        reduction.mean @ reduction.document_map,
-        reduction.query_map,
-        radius,
-        {**_summary(training), "seconds": clock.seconds},
-    )
-
-
-def _reduce(
-    store: TokenStore,
-    live: npt.NDArray[np.int64],
-    queries: QueryBatch,
-    solver: WeightSolver,
-    options: Options,
-    random: np.random.Generator,
-    num_threads: int,
-    progress: Progress,
-    clock: Clock,
-    distilled: bool,
-) -> tuple[Reduction, float]:
-    """Learn the reduction, and the radius, from the weights of a sample."""
-    sample = _choose(live, NUM_REDUCTION_DOCUMENTS, random)
-    task = progress.task("sample weights", len(sample))
-    weights = np.empty((len(sample), solver.feature_map.num_features), np.float32)
-    for block, solved in solver.solve(store, sample, num_threads):
-        weights[block] = solved
-        task.advance(len(solved))
+    weighed = _choose(live, NUM_WEIGHED_DOCUMENTS, random)
+    sample_weights = np.concatenate([part for _, part in solver.solve(store, weighed, num_threads)])
     clock.lap("sample weights")
     used = _take_queries(queries, _choose(np.arange(len(queries)), NUM_REDUCTION_QUERIES, random))
-    features = solver.feature_map.query_features(used.tokens, used.offsets).cpu().numpy()
+    features = feature_map.query_features(used.tokens, used.offsets).cpu().numpy()
     clock.lap("query features")
-    rank = options.rank
-    enough = len(sample) >= MIN_DOCUMENTS and len(used) >= MIN_QUERIES
-    if rank is None or rank >= weights.shape[1] or not (distilled and enough and options.distillation_steps):
-        reduction = Reduction.learn(weights, features, rank)
-        clock.lap("reduction")
-    else:
-        wide = Reduction.learn(weights, features, min(TEACHER_RANKS * rank, weights.shape[1] - 1))
-        x_documents, x_queries = wide.reduce_documents(weights), features @ wide.query_map
-        clock.lap("reduction")
-        best = best_documents(x_documents, x_queries, options.device)
+    kept = _choose(live, sizes.num_kept_documents, random)
+    rank, steps = options.rank, options.distillation_steps
+    enough = learned_from != "document tokens" and len(kept) >= MIN_DOCUMENTS and len(used) >= MIN_QUERIES
+    distilled = enough and steps > 0 and rank is not None and rank < options.num_features
+    width = min(TEACHER_RANKS * rank, options.num_features) if distilled and rank is not None else rank
+    reduction = Reduction.learn(sample_weights, features, width)
+    clock.lap("reduction")
+    projection, offset = solver.projection(reduction.document_map), reduction.mean @ reduction.document_map
+    clock.lap("projection")
+    task = progress.task("document weights", len(kept))
+    wide = _wide(store, kept, targets, projection, offset, num_threads, task)
+    clock.lap("document weights")
+    document_map, query_map = None, reduction.query_map
+    if distilled and rank is not None:
+        x_queries = features @ reduction.query_map
+        best = best_documents(wide, x_queries, options.device)
+        clock.lap("best documents")
         bounds = np.arange(len(used) + 1) * best.shape[1]
         exact = _core.candidate_scores(
-            _float32(used.tokens), used.offsets, store.documents, sample[best.reshape(-1)], bounds, num_threads
+            _float32(used.tokens), used.offsets, store.documents, kept[best.reshape(-1)], bounds, num_threads
         )
-        scores = exact.reshape(best.shape) / np.float32(solver.target_std)
+        scores = exact.reshape(best.shape) / np.float32(training.target_std)
         clock.lap("exact scores")
-        maps = distil(
-            x_documents,
-            x_queries,
-            best,
-            scores,
-            rank,
-            steps=options.distillation_steps,
-            seed=options.seed,
-            device=options.device,
-            progress=progress,
+        document_map, further = distil(
+            wide, x_queries, best, scores, rank, steps=steps, seed=options.seed, device=options.device, progress=progress
         )
+        query_map = query_map @ further
         clock.lap("distillation")
-        reduction = wide.then(*maps)
-    return reduction, radius_for(reduction.reduce_documents(weights))
+    reduced = _reduced(wide, document_map, num_threads)
+    radius = radius_for(reduced)
+    summary = {
+        **_summary(training),
+        "learned_from": learned_from,
+        "distilled": distilled,
+        "expected_peak_bytes": sizes.peak_bytes,
+        "seconds": clock.seconds,
+    }
+    encoder = LemurEncoder(feature_map, targets, projection, offset, document_map, query_map, radius, summary)
+    return encoder, Encoded(kept, augment(reduced, radius))
+
+
+def _wide(
+    store: TokenStore,
+    indices: npt.NDArray[np.int64],
+    targets: Targets,
+    projection: npt.NDArray[np.float32],
+    offset: npt.NDArray[np.float32],
+    num_threads: int,
+    task: Task | None = None,
+) -> npt.NDArray[np.float32]:
+    """Reduced weights, float32 (num_documents, width), a document's the same to the last bit whatever stands beside it."""
+    wide = np.empty((len(indices), len(offset)), np.float32)
+    for block, part in targets.projected(store, indices, projection, num_threads):
+        wide[block] = part - offset
+        if task is not None:
+            task.advance(len(part))
+    return wide
+
+
+def _reduced(
+    wide: npt.NDArray[np.float32], document_map: npt.NDArray[np.float32] | None, num_threads: int
+) -> npt.NDArray[np.float32]:
+    return wide if document_map is None else _core.products(wide, document_map, num_threads).astype(np.float32)
 
 
 def _choose(indices: npt.NDArray[np.int64], count: int, random: np.random.Generator) -> npt.NDArray[np.int64]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, fields, replace
 from os import PathLike
 from pathlib import Path
@@ -23,6 +23,7 @@ from lemur_ann.hits import Hits
 from lemur_ann.ids import IdMap
 from lemur_ann.inputs import DocumentBatch, QueryBatch, ids_of, is_single_query, read_queries, to_offsets
 from lemur_ann.intake import take_in
+from lemur_ann.memory import parse_bytes
 from lemur_ann.options import Options
 from lemur_ann.progress import Progress
 from lemur_ann.progress import progress as progress_lines
@@ -30,7 +31,7 @@ from lemur_ann.sources import opened
 from lemur_ann.tokens import TokenStore
 
 if TYPE_CHECKING:
-    from lemur_ann.encoder import LemurEncoder
+    from lemur_ann.encoder import Encoded, LemurEncoder
 
 SCORES_PER_BLOCK = 2**24  # of an exact search: 64 MiB
 
@@ -91,17 +92,17 @@ class LemurIndex:
         self,
         *,
         num_features: int = 2048,
-        epochs: int = 10,
-        num_training_tokens: int = 100_000,
-        num_training_documents: int = 8192,
-        num_sample_tokens: int = 32_768,
+        epochs: int = 3,
+        num_training_tokens: int = 50_000,
+        num_training_documents: int = 4096,
+        num_sample_tokens: int = 16_384,
         target_precision: str = "int8",
         ridge: float = 1e-6,
         rank: int | None = 255,
         distillation_steps: int = 1000,
         candidates: str = "hnsw",
         M: int = 24,
-        ef_construction: int = 300,
+        ef_construction: int = 200,
         num_candidates: int = 250,
         ef_search: int | None = 600,
         device: str = "cpu",
@@ -204,7 +205,10 @@ class LemurIndex:
         ids: Any = None,
         offsets: Any = None,
         query_offsets: Any = None,
+        encode_query: Callable[[list[str]], Any] | None = None,
+        text_column: str = "text",
         directory: str | PathLike[str] | None = None,
+        memory_limit: int | str | None = None,
         num_threads: int | None = None,
         progress: bool | None = None,
     ) -> LemurIndex:
@@ -223,9 +227,16 @@ class LemurIndex:
                 recall is far lower, and a warning says so.
             ids: one string or integer for each document; 0, 1, 2, ... where None. Arrow data has a column for it.
             offsets, query_offsets: int (num_documents + 1,) and (num_queries + 1,), with flat matrices only.
+            encode_query: the next best thing where there are no queries: your query encoder, which takes a list of strings and
+                gives their token embeddings, in any form that ``queries`` may have. It is given up to 8,192 sentences of the
+                documents' own texts.
+            text_column: the metadata column that holds these texts.
             directory: the folder for the temporary file of a stream's tokens, on a disk with room for all of them; None means
                 that of Python's ``tempfile``, which on some systems is in memory. The file has no name there, and its space is
                 free once the index is gone.
+            memory_limit: bytes, or a string such as "3GB", that learning should stay below, the tokens themselves not counted:
+                smaller blocks, training targets in a temporary file, and fewer documents for distillation. None means the usual
+                sizes, about 1.5 GB; docs/architecture.md says of what.
             num_threads: None means all cores.
             progress: show progress bars; None means when standard error is a terminal.
 
@@ -236,8 +247,10 @@ class LemurIndex:
             ValueError, TypeError: bad documents, queries or ids, and nothing has changed.
             OSError: there is no such path, or no room for a stream's tokens; nothing has changed.
         """
-        threads = validate.num_threads(num_threads)
+        threads, limit = validate.num_threads(num_threads), parse_bytes(memory_limit)
         store, id_map, metadata = self._store, self._ids, self._metadata
+        if queries is not None and encode_query is not None:
+            raise TypeError("encode_query= takes the place of queries; pass one of them")
         training = None if queries is None else read_queries(opened(queries), offsets=query_offsets)
         if documents is not None:
             if len(self):
@@ -257,12 +270,24 @@ class LemurIndex:
             raise ValueError("fit needs at least one document, got none")
         if training is not None and len(training) and training.tokens.shape[1] != store.dim:
             raise ValueError(f"queries have dim {training.tokens.shape[1]}, documents have dim {store.dim}")
+        texts = [] if encode_query is None else _texts(metadata, text_column, live)
 
         from lemur_ann.encoder import fit_encoder
 
         with progress_lines(progress) as lines:
-            encoder = fit_encoder(store, live, training, self.options, num_threads=threads, progress=lines)
-            learned = _with_candidates(encoder, self.options, store, len(store), id_map, threads, lines)
+            encoder, encoded = fit_encoder(
+                store,
+                live,
+                training,
+                self.options,
+                num_threads=threads,
+                progress=lines,
+                encode_query=encode_query,
+                texts=texts,
+                memory_limit=limit,
+                directory=directory,
+            )
+            learned = _with_candidates(encoder, encoded, self.options, store, len(store), id_map, threads, lines)
         self._store, self._ids, self._metadata = store, id_map, metadata
         self._learned = learned
         return self
@@ -272,6 +297,8 @@ class LemurIndex:
         queries: Any = None,
         *,
         query_offsets: Any = None,
+        resume: bool = False,
+        memory_limit: int | str | None = None,
         num_threads: int | None = None,
         progress: bool | None = None,
         **options: Any,
@@ -288,7 +315,9 @@ class LemurIndex:
                 changed and are a little worse than whole queries, but far better than the document tokens that fit() without
                 queries learns from.
             query_offsets: int (num_queries + 1,), with a flat matrix only.
-            num_threads, progress: as for :meth:`fit`.
+            resume: train on from the features of the old map, instead of from random ones: after an interrupted fit, or for
+                documents and queries that have changed a little. It needs the same num_features, and epochs above 0.
+            memory_limit, num_threads, progress: as for :meth:`fit`.
             **options: options of the index to change, as :class:`LemurIndex` takes them, such as num_features, epochs or rank.
 
         Returns:
@@ -300,13 +329,15 @@ class LemurIndex:
             ValueError: bad queries or values of options, or no documents.
             RuntimeError: documents were added meanwhile, which the new map would not have; the old map stays.
         """
-        threads = validate.num_threads(num_threads)
+        threads, limit = validate.num_threads(num_threads), parse_bytes(memory_limit)
         learned = self._fitted()
         known = [field.name for field in fields(Options)]
         unknown = [name for name in options if name not in known]
         if unknown:
             raise TypeError(f"refit got unknown options {', '.join(unknown)}; expected any of {', '.join(known)}")
         changed = replace(learned.options, **options)
+        if resume:
+            _check_resume(learned.encoder.feature_map.config, changed)
         store, rows = self._store, len(self._store)
         live = _live(store, self._ids)
         if len(live) == 0:
@@ -324,8 +355,11 @@ class LemurIndex:
         from lemur_ann.encoder import fit_encoder
 
         with progress_lines(progress) as lines:
-            encoder = fit_encoder(store, live, training, changed, num_threads=threads, progress=lines)
-            learned = _with_candidates(encoder, changed, store, rows, self._ids, threads, lines)
+            start = learned.encoder.feature_map if resume else None
+            encoder, encoded = fit_encoder(
+                store, live, training, changed, num_threads=threads, progress=lines, start=start, memory_limit=limit
+            )
+            learned = _with_candidates(encoder, encoded, changed, store, rows, self._ids, threads, lines)
         if len(self._store) != rows:
             raise RuntimeError(
                 f"the index held {rows} rows when refit began and holds {len(self._store)} now; the old map stays: "
@@ -704,6 +738,7 @@ def _live(store: TokenStore, id_map: IdMap) -> npt.NDArray[np.int64]:
 
 def _with_candidates(
     encoder: LemurEncoder,
+    encoded: Encoded,
     options: Options,
     store: TokenStore,
     num_rows: int,
@@ -714,11 +749,13 @@ def _with_candidates(
     """A new candidate index of the first ``num_rows`` documents, for the map that was just learned."""
     candidates = kind_of(options.candidates).create(encoder.dim, asdict(options), num_rows)
     task = progress.task(f"{options.candidates} index", num_rows)
-    for block, vectors in encoder.encode_blocks(store, np.arange(num_rows), num_threads=num_threads):
+    start = time.perf_counter()
+    for block, vectors in encoder.encode_blocks(store, np.arange(num_rows), num_threads=num_threads, known=encoded):
         candidates.add(vectors, first=block.start, num_threads=num_threads)  # deleted documents keep their row
         task.advance(len(vectors))
     candidates.delete(id_map.deleted)
     encoder.training["num_rows"] = num_rows
+    encoder.training["seconds"]["candidates"] = time.perf_counter() - start
     return _Learned(options, encoder, candidates)
 
 
@@ -728,6 +765,24 @@ def _search_options(options: Options, k: int, num_candidates: int | None, ef_sea
     count = max(validate.positive_int(count, "num_candidates"), k)
     beam = options.ef_search if ef_search is None else ef_search
     return count, count if beam is None else max(validate.positive_int(beam, "ef_search"), count)
+
+
+def _check_resume(config: dict[str, Any], options: Options) -> None:
+    if options.epochs == 0 or config["kind"] != "trained":
+        raise ValueError("resume=True trains on from learned features: it needs epochs above 0, before and now")
+    if config["num_features"] != options.num_features:
+        raise ValueError(f"resume=True needs the same num_features, {config['num_features']}, got {options.num_features}")
+
+
+def _texts(metadata: pa.Table | None, column: str, indices: npt.NDArray[np.int64]) -> list[str | None]:
+    names = [] if metadata is None else metadata.column_names
+    if metadata is None or column not in names:
+        raise ValueError(f"encode_query needs the documents' texts in a column {column!r}; they have the columns {names}")
+    values = metadata.column(column).take(pa.array(indices))
+    if not (pa.types.is_string(values.type) or pa.types.is_large_string(values.type)):
+        raise TypeError(f"column {column!r} must hold strings for encode_query, got {values.type}")
+    texts: list[str | None] = values.to_pylist()
+    return texts
 
 
 def _append(store: TokenStore, id_map: IdMap, batches: list[DocumentBatch]) -> None:

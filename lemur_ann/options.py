@@ -14,17 +14,17 @@ class Options:
     """See :class:`lemur_ann.LemurIndex` for each one's meaning."""
 
     num_features: int = 2048
-    epochs: int = 10
-    num_training_tokens: int = 100_000
-    num_training_documents: int = 8192
-    num_sample_tokens: int = 32_768
+    epochs: int = 3
+    num_training_tokens: int = 50_000
+    num_training_documents: int = 4096
+    num_sample_tokens: int = 16_384
     target_precision: str = "int8"
     ridge: float = 1e-6
     rank: int | None = 255
     distillation_steps: int = 1000
     candidates: str = "hnsw"
     M: int = 24
-    ef_construction: int = 300
+    ef_construction: int = 200
     num_candidates: int = 250
     ef_search: int | None = 600
     device: str = "cpu"

@@ -8,9 +8,8 @@ import numpy as np
 import numpy.typing as npt
 
 from lemur_ann import _core
+from lemur_ann.memory import DOCUMENTS_PER_BLOCK
 from lemur_ann.tokens import TokenStore
-
-DOCUMENTS_PER_BLOCK = 1024  # bounds the matrix of maxima: 128 MiB for 32,768 sample tokens
 
 
 class Targets:
@@ -20,12 +19,20 @@ class Targets:
         sample_tokens: float32 (num_sample_tokens, dim), drawn from the queries' distribution.
         mean: subtracted.
         precision: "int8", which gives the same bits on every machine, or "float32".
+        documents_per_block: bounds the matrix of maxima: 64 MiB for 16,384 sample tokens and 1024 documents.
     """
 
-    def __init__(self, sample_tokens: npt.NDArray[np.float32], mean: float, precision: str = "int8") -> None:
+    def __init__(
+        self,
+        sample_tokens: npt.NDArray[np.float32],
+        mean: float,
+        precision: str = "int8",
+        documents_per_block: int = DOCUMENTS_PER_BLOCK,
+    ) -> None:
         self.sample_tokens = np.ascontiguousarray(sample_tokens, dtype=np.float32)
         self.mean = mean
         self.precision = precision
+        self.documents_per_block = documents_per_block
 
     def blocks(
         self, store: TokenStore, indices: npt.NDArray[np.int64], num_threads: int = 1
@@ -37,8 +44,8 @@ class Targets:
             indices: ascending document indices.
             num_threads: threads to use.
         """
-        for begin in range(0, len(indices), DOCUMENTS_PER_BLOCK):
-            block = slice(begin, min(begin + DOCUMENTS_PER_BLOCK, len(indices)))
+        for begin in range(0, len(indices), self.documents_per_block):
+            block = slice(begin, min(begin + self.documents_per_block, len(indices)))
             documents = store.select(indices[block])
             maxima = _core.token_maxima(self.sample_tokens, documents, num_threads, self.precision, by_document=True)
             maxima -= np.float32(self.mean)

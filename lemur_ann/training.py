@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import math
+import tempfile
 import warnings
 from contextlib import nullcontext
 from dataclasses import dataclass, field
+from os import PathLike
 from typing import Any
 
 import numpy as np
@@ -55,6 +57,8 @@ def train_feature_map(
     device: str = "cpu",
     num_threads: int = 1,
     progress: Progress | None = None,
+    targets_on_disk: bool = False,
+    directory: str | PathLike[str] | None = None,
 ) -> Training:
     """Train ``feature_map`` in place with Adam on mean squared error, and keep its best epoch.
 
@@ -77,6 +81,8 @@ def train_feature_map(
         device: a torch device.
         num_threads: threads for the targets.
         progress: where to report.
+        targets_on_disk: keep the targets in a temporary file in ``directory``, mapped, instead of in memory.
+        directory: None means that of Python's ``tempfile``.
     """
     progress = progress or Progress()
     sample = _core.token_maxima(tokens[:TARGET_ROWS], documents, num_threads, precision)
@@ -87,7 +93,7 @@ def train_feature_map(
         return result
 
     def data(x: npt.NDArray[np.float32]) -> _Data:
-        return _Data(x, documents, mean, std, precision, device, num_threads, progress)
+        return _Data(x, documents, mean, std, precision, device, num_threads, progress, targets_on_disk, directory)
 
     training = data(tokens)
     validation = None if validation_tokens is None or not len(validation_tokens) else data(validation_tokens)
@@ -177,9 +183,16 @@ class _Data:
         device: str,
         num_threads: int,
         progress: Progress,
+        on_disk: bool,
+        directory: str | PathLike[str] | None,
     ) -> None:
         self.x = torch.from_numpy(np.ascontiguousarray(tokens)).to(device)
-        self.y = torch.empty((len(tokens), len(documents)), dtype=torch.float16, device=device)
+        shape = (len(tokens), len(documents))
+        if on_disk:
+            with tempfile.TemporaryFile(dir=directory) as file:  # the map keeps it, and it goes with the map
+                self.y = torch.from_numpy(np.memmap(file, np.float16, "w+", shape=shape))
+        else:
+            self.y = torch.empty(shape, dtype=torch.float16, device=device)
         task = progress.task("targets", len(tokens))
         for begin in range(0, len(tokens), TARGET_ROWS):
             block = _core.token_maxima(tokens[begin : begin + TARGET_ROWS], documents, num_threads, precision)
@@ -191,7 +204,7 @@ class _Data:
 
     def batch(self, rows: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         rows = rows.to(self.x.device)
-        return self.x[rows], self.y[rows].float()
+        return self.x[rows], self.y[rows.to(self.y.device)].to(self.x.device).float()
 
 
 @torch.no_grad()

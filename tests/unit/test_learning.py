@@ -27,13 +27,12 @@ def store_of(matrices):
 
 
 @pytest.mark.parametrize("precision", ["int8", "float32"])
-def test_projected_targets_do_not_depend_on_blocks_or_threads(make_matrices, rng, monkeypatch, precision):
+def test_projected_targets_do_not_depend_on_blocks_or_threads(make_matrices, rng, precision):
     sample, matrix = (rng.normal(size=shape).astype(np.float32) for shape in ((100, 16), (100, 7)))
     targets = Targets(sample, 0.5, precision)
     store = store_of(make_matrices(20))
     ((_, together),) = targets.projected(store, np.arange(20), matrix, 2)
-    monkeypatch.setattr("lemur_ann.targets.DOCUMENTS_PER_BLOCK", 3)
-    parts = list(targets.projected(store, np.arange(20), matrix, 1))
+    parts = list(Targets(sample, 0.5, precision, documents_per_block=3).projected(store, np.arange(20), matrix, 1))
     assert [block.stop for block, _ in parts] == [3, 6, 9, 12, 15, 18, 20]
     np.testing.assert_array_equal(np.concatenate([part for _, part in parts]), together)
 
