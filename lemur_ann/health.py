@@ -78,9 +78,11 @@ class Health:
         queries: "given", or "own sample": random groups of 16 of the query tokens that the map kept. It keeps no whole queries,
             so these are stand-ins. The tokens of one query resemble each other, and 16 unrelated ones are about as hard for the
             map as a query of 32: on 6,000 real documents candidate recall was .92 with them and .91 with new queries, on 600
-            .94 and .91. (With 32 it was .99 and .97: what tells documents apart averages out.) Still, the map was learned from
-            these very tokens, so take the figures as optimistic, and they show nothing of queries that have changed. They serve
-            to compare recent documents with older ones; for a fair level pass queries that the map was not learned from.
+            .94 and .91, of a sample that all tokens had the same chance to be in. (With 32 it was .99 and .97: what tells
+            documents apart averages out.) Of more tokens than it keeps, the map keeps uncommon ones sooner, which shifts the
+            level by as much as has not been measured. And it was learned from these very tokens: take the figures as
+            optimistic, and as saying nothing of queries that have changed. They serve to compare recent documents with older
+            ones; for a fair level pass queries that the map was not learned from.
         num_queries: how many of them.
         k, candidates, num_candidates, ef_search: how it searched; candidates is "hnsw" or "exact", and ef_search is never below
             num_candidates.

@@ -306,8 +306,9 @@ class LemurIndex:
         """Learn anew from the stored documents; the old map answers searches until the new one is whole.
 
         Searches in other threads go on meanwhile, and each uses one map or the other, never parts of both. If learning fails or
-        is interrupted, the index is as it was. The documents and their ids stay as they are. Both maps are in memory for a
-        while. :meth:`health` says when it is time.
+        is interrupted, the index is as it was; only an interrupt during training ends that early and goes on, with a warning,
+        as in :meth:`fit`. The documents and their ids stay as they are. Both maps are in memory for a while. :meth:`health`
+        says when it is time.
 
         Args:
             queries: token embeddings of training queries, as for :meth:`fit`. None learns from the query tokens the old map

@@ -186,6 +186,7 @@ def test_an_interrupted_refit_leaves_the_old_map(small_index, make_matrices, mon
     assert index.encoder.dim == 10
 
 
+@pytest.mark.filterwarnings("ignore:training was interrupted")  # it goes on, and the next interrupt gives up
 def test_interrupted_at_every_step_of_progress(small_index, make_matrices, monkeypatch):
     """Wherever it reports progress, an interrupt there changes nothing."""
     index, _, queries = small_index(epochs=1)
@@ -211,6 +212,24 @@ def test_interrupted_at_every_step_of_progress(small_index, make_matrices, monke
         with pytest.raises(KeyboardInterrupt):
             index.refit(training, rank=9)
         assert bits(index.search(queries)) == before
+
+
+def test_one_interrupt_during_training_ends_only_that(small_index, make_matrices, monkeypatch):
+    index, _, queries = small_index()
+    advance, training = Task.advance, [0]
+
+    def once(self, *arguments, **named):
+        if "epoch" in str(named.get("note")):
+            training[0] += 1
+            if training[0] == 3:
+                raise KeyboardInterrupt
+        advance(self, *arguments, **named)
+
+    monkeypatch.setattr(Task, "advance", once)
+    with pytest.warns(UserWarning, match="training was interrupted in epoch"):
+        index.refit(make_matrices(60), rank=9, epochs=50)
+    assert index.encoder.dim == 10
+    assert index.evaluate(queries, k=5, num_candidates=80).recall > 0.6
 
 
 @pytest.mark.parametrize("candidates", ["hnsw", "exact"])
