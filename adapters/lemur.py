@@ -145,7 +145,8 @@ class Lemur:
                 }
                 training = train_feature_map(
                     learn_sample[:learn_subset_size],
-                    documents.select(chosen),
+                    documents,
+                    chosen,
                     _feature_map(config, seed).to(self.device),
                     validation_tokens=None if test_tokens is None else random.permutation(test_tokens)[:MAX_TEST_TOKENS],
                     epochs=epochs,

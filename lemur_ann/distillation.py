@@ -30,7 +30,9 @@ def best_documents(
     """Ascending rows of the documents (n, width) with the largest inner product with each query (m, width)."""
     rows = torch.from_numpy(documents).to(device)
     count = min(BEST_DOCUMENTS, len(documents))
-    blocks = [(block.to(device) @ rows.T).topk(count, dim=1).indices for block in torch.split(torch.from_numpy(queries), 512)]
+    parts = torch.split(torch.from_numpy(queries).to(device), 512)
+    with autocast(device)():
+        blocks = [(part @ rows.T).float().topk(count, dim=1, sorted=False).indices for part in parts]
     return torch.cat(blocks).sort(dim=1).values.cpu().numpy()
 
 

@@ -25,7 +25,7 @@ from lemur_ann.tokens import TokenStore
 from lemur_ann.training import TARGET_ROWS, Training, train_feature_map
 from lemur_ann.weights import WeightSolver, draw_sample
 
-MAX_POOL_TOKENS = 262_144  # of the training queries, from which the samples are drawn
+MAX_POOL_TOKENS = 131_072  # of the training queries, from which the samples are drawn
 VALIDATION_SHARE = 0.05  # of the training queries, at most
 MAX_VALIDATION_QUERIES = 128
 NUM_REDUCTION_QUERIES = 20_000
@@ -154,7 +154,7 @@ class LemurEncoder:
             arrays = _from_format_1(arrays, feature_map)
         return cls(
             feature_map,
-            Targets(arrays["sample_tokens"], float(arrays["target_mean"][0]), options.target_precision),
+            Targets(arrays["sample_tokens"], float(arrays["target_mean"][0]), options.target_precision, device=options.device),
             arrays["projection"],
             arrays["offset"],
             arrays.get("document_map"),
@@ -226,7 +226,8 @@ def fit_encoder(
     clock.lap("draw training tokens")
     training = train_feature_map(
         _float32(pool[rows]),
-        store.select(sample_documents),
+        store,
+        sample_documents,
         feature_map,
         validation_tokens=_float32(queries.tokens[is_held_out]),
         token_weights=weights,
@@ -242,9 +243,11 @@ def fit_encoder(
     )
     clock.lap("train")
     feature_map.freeze()
-    rows, weights = draw_sample(feature_map, pool, options.num_sample_tokens, random)
+    rows, weights = draw_sample(feature_map, pool, options.sample_tokens, random)
     clock.lap("draw sample tokens")
-    targets = Targets(_float32(pool[rows]), training.target_mean, options.target_precision, sizes.documents_per_block)
+    targets = Targets(
+        _float32(pool[rows]), training.target_mean, options.target_precision, sizes.documents_per_block, options.device
+    )
     solver = WeightSolver(feature_map, targets, training.target_std, token_weights=weights, ridge=options.ridge)
     weighed = _choose(live, NUM_WEIGHED_DOCUMENTS, random)
     sample_weights = np.concatenate([part for _, part in solver.solve(store, weighed, num_threads)])
@@ -253,7 +256,7 @@ def fit_encoder(
     features = feature_map.query_features(used.tokens, used.offsets).cpu().numpy()
     clock.lap("query features")
     kept = _choose(live, sizes.num_kept_documents, random)
-    rank, steps = options.rank, options.distillation_steps
+    rank, steps = options.rank, options.steps
     enough = learned_from != "document tokens" and len(kept) >= MIN_DOCUMENTS and len(used) >= MIN_QUERIES
     distilled = enough and steps > 0 and rank is not None and rank < options.num_features
     width = min(TEACHER_RANKS * rank, options.num_features) if distilled and rank is not None else rank

@@ -58,17 +58,19 @@ class LemurIndex:
 
     Args:
         num_features: width of the learned features; more is more accurate and slower to fit.
-        epochs: passes of training; 0 uses random features: a fast fit that wants 2 to 4 times the candidates.
+        epochs: passes of training; 0 uses random features, and is the quick way: see num_sample_tokens and distillation_steps.
         num_training_tokens: query tokens to train on, at most.
         num_training_documents: documents whose token maxima training predicts, at most.
-        num_sample_tokens: query tokens over which document weights are solved, at most.
+        num_sample_tokens: query tokens over which document weights are solved, at most; None means 16,384, and 8,192 where
+            epochs is 0.
         target_precision: "int8" computes the token maxima that are learned from in int8, with the same bits on every machine;
-            "float32" exactly, in three to four times the time.
+            "float32" exactly, in three to four times the time. int8 fits tokens of unit length; where a few dimensions are
+            far larger than all others, compare both.
         ridge: regularisation of that solve, relative to the mean diagonal of its Gram matrix.
         rank: dimension of the vectors in the candidate index (plus one appended coordinate, so one less than a multiple of 16
             is fastest); None keeps all num_features.
         distillation_steps: steps that tune the reduction for the top of the ranking, where there are at least 1,000 queries
-            and 5,000 documents; 0 leaves the least-squares map.
+            and 5,000 documents; 0 leaves the least-squares map. None means 1,000, and 0 where epochs is 0.
         candidates: "hnsw" for a graph, "exact" for a scan of all vectors.
         M, ef_construction: the graph's, as in hnswlib.
         num_candidates: documents reranked per query, unless a search says otherwise.
@@ -95,11 +97,11 @@ class LemurIndex:
         epochs: int = 3,
         num_training_tokens: int = 50_000,
         num_training_documents: int = 4096,
-        num_sample_tokens: int = 16_384,
+        num_sample_tokens: int | None = None,
         target_precision: str = "int8",
         ridge: float = 1e-6,
         rank: int | None = 255,
-        distillation_steps: int = 1000,
+        distillation_steps: int | None = None,
         candidates: str = "hnsw",
         M: int = 24,
         ef_construction: int = 200,

@@ -68,7 +68,7 @@ def plan(options: Options, dim: int, num_documents: int, num_query_tokens: int, 
 
 def peak_bytes(options: Options, dim: int, num_documents: int, num_query_tokens: int, sizes: Plan) -> int:
     """What learning is expected to hold at most, in bytes, beside the documents' tokens."""
-    features, sample = options.num_features, min(options.num_sample_tokens, num_query_tokens)
+    features, sample = options.num_features, min(options.sample_tokens, num_query_tokens)
     width = features if options.rank is None else min(options.rank * TEACHER_RANKS, features)
     rank = features if options.rank is None else min(options.rank, features)
     kept = min(sizes.num_kept_documents, num_documents)

@@ -17,11 +17,11 @@ class Options:
     epochs: int = 3
     num_training_tokens: int = 50_000
     num_training_documents: int = 4096
-    num_sample_tokens: int = 16_384
+    num_sample_tokens: int | None = None
     target_precision: str = "int8"
     ridge: float = 1e-6
     rank: int | None = 255
-    distillation_steps: int = 1000
+    distillation_steps: int | None = None
     candidates: str = "hnsw"
     M: int = 24
     ef_construction: int = 200
@@ -31,15 +31,15 @@ class Options:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        for name in ("num_training_tokens", "num_training_documents", "num_sample_tokens", "ef_construction", "num_candidates"):
+        for name in ("num_training_tokens", "num_training_documents", "ef_construction", "num_candidates"):
             self._set(name, validate.integer(getattr(self, name), name, least=1))
         for name in ("num_features", "M"):
             self._set(name, validate.integer(getattr(self, name), name, least=2))
-        for name in ("epochs", "distillation_steps", "seed"):
+        for name in ("epochs", "seed"):
             self._set(name, validate.integer(getattr(self, name), name, least=0))
-        for name in ("rank", "ef_search"):
+        for name, least in (("rank", 1), ("ef_search", 1), ("num_sample_tokens", 1), ("distillation_steps", 0)):
             if getattr(self, name) is not None:
-                self._set(name, validate.integer(getattr(self, name), name, least=1))
+                self._set(name, validate.integer(getattr(self, name), name, least=least))
         if isinstance(self.ridge, (str, bytes)) or not float(self.ridge) > 0:
             raise ValueError(f"ridge must be a number above 0, got {self.ridge!r}")
         self._set("ridge", float(self.ridge))
@@ -50,6 +50,17 @@ class Options:
         self._set("device", str(self.device))
         if self.device.partition(":")[0] not in ("cpu", "cuda", "mps"):
             raise ValueError(f"device must be 'cpu', 'cuda' or 'mps', got {self.device!r}")
+
+    @property
+    def sample_tokens(self) -> int:
+        """num_sample_tokens, or its default: half as many where features are random, which is the quick way to an index."""
+        return self.num_sample_tokens or (16_384 if self.epochs else 8192)
+
+    @property
+    def steps(self) -> int:
+        """distillation_steps, or its default: none where features are random."""
+        default = 1000 if self.epochs else 0
+        return default if self.distillation_steps is None else self.distillation_steps
 
     def _set(self, name: str, value: Any) -> None:
         """A plain Python value, which JSON can hold, in a frozen instance."""

@@ -87,6 +87,11 @@ class TokenStore:
             chunks += [(tokens, offsets[run[0] : run[-1] + 2]) for run in runs]
         return _core.Documents(chunks)
 
+    def gather(self, indices: npt.NDArray[np.int64]) -> tuple[Tokens, Offsets]:
+        """Some documents' tokens, laid end to end, and their offsets."""
+        matrices = [self[int(index)] for index in indices]
+        return np.concatenate(matrices), np.concatenate([[0], np.cumsum([len(matrix) for matrix in matrices])])
+
     def append(self, tokens: Tokens, offsets: Offsets) -> None:
         """Add documents at the end, in the store's dtype; the arrays are kept, not copied."""
         if len(offsets) == 1:

@@ -15,9 +15,10 @@ import numpy.typing as npt
 import torch
 from torch import nn
 
-from lemur_ann import _core
 from lemur_ann.features import FeatureMap
 from lemur_ann.progress import Progress
+from lemur_ann.targets import token_maxima
+from lemur_ann.tokens import TokenStore
 
 TARGET_ROWS = 4096  # rows of targets computed at a time
 PATIENCE = 3  # epochs without a better validation loss after which training ends
@@ -42,7 +43,8 @@ class Training:
 
 def train_feature_map(
     tokens: npt.NDArray[np.float32],
-    documents: _core.Documents,
+    store: TokenStore,
+    documents: npt.NDArray[np.int64],
     feature_map: FeatureMap,
     *,
     validation_tokens: npt.NDArray[np.float32] | None = None,
@@ -67,7 +69,8 @@ def train_feature_map(
 
     Args:
         tokens: float32 (num_tokens, dim), in random order, drawn from the queries' distribution.
-        documents: the sample of documents whose token maxima are predicted.
+        store: where documents are.
+        documents: int64 (num_documents,), ascending indices of the sample whose token maxima are predicted.
         feature_map: what to train. A random map is left as it is.
         validation_tokens: float32 (n, dim), to choose the best epoch by; the training loss decides where there are none.
         token_weights: float32 (num_tokens,), of each token's error in the loss, of mean 1; None for equal weights.
@@ -85,15 +88,15 @@ def train_feature_map(
         directory: None means that of Python's ``tempfile``.
     """
     progress = progress or Progress()
-    sample = _core.token_maxima(tokens[:TARGET_ROWS], documents, num_threads, precision)
-    mean = float(sample.mean(dtype=np.float64))
-    std = max(float(sample.std(dtype=np.float64)), 1e-6)
+    sample = token_maxima(tokens[:TARGET_ROWS], store, documents, precision, device, num_threads).double()
+    mean, std = float(sample.mean()), max(float(sample.std(correction=0)), 1e-6)
+    del sample
     result = Training(feature_map, mean, std)
     if epochs == 0 or feature_map.config["kind"] == "random":
         return result
 
     def data(x: npt.NDArray[np.float32]) -> _Data:
-        return _Data(x, documents, mean, std, precision, device, num_threads, progress, targets_on_disk, directory)
+        return _Data(x, store, documents, mean, std, precision, device, num_threads, progress, targets_on_disk, directory)
 
     training = data(tokens)
     validation = None if validation_tokens is None or not len(validation_tokens) else data(validation_tokens)
@@ -176,7 +179,8 @@ class _Data:
     def __init__(
         self,
         tokens: npt.NDArray[np.float32],
-        documents: _core.Documents,
+        store: TokenStore,
+        documents: npt.NDArray[np.int64],
         mean: float,
         std: float,
         precision: str,
@@ -195,8 +199,8 @@ class _Data:
             self.y = torch.empty(shape, dtype=torch.float16, device=device)
         task = progress.task("targets", len(tokens))
         for begin in range(0, len(tokens), TARGET_ROWS):
-            block = _core.token_maxima(tokens[begin : begin + TARGET_ROWS], documents, num_threads, precision)
-            self.y[begin : begin + TARGET_ROWS] = torch.from_numpy((block - np.float32(mean)) / np.float32(std))
+            block = token_maxima(tokens[begin : begin + TARGET_ROWS], store, documents, precision, device, num_threads).T
+            self.y[begin : begin + TARGET_ROWS] = (block - mean) / std
             task.advance(len(block))
 
     def __len__(self) -> int:

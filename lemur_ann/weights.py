@@ -74,9 +74,9 @@ class WeightSolver:
         self, store: TokenStore, indices: npt.NDArray[np.int64], num_threads: int = 1
     ) -> Iterator[tuple[slice, npt.NDArray[np.float32]]]:
         """Weights block by block: (slice of ``indices``, float32 (block, num_features))."""
-        matrix = torch.from_numpy(self.projection())
+        matrix = torch.from_numpy(self.projection()).to(self.targets.device)
         for block, maxima in self.targets.blocks(store, indices, num_threads):
-            yield block, (torch.from_numpy(maxima) @ matrix).numpy()
+            yield block, (maxima @ matrix).cpu().numpy()
 
     def projection(self, document_map: npt.NDArray[np.float32] | None = None) -> npt.NDArray[np.float32]:
         """The matrix that takes centred token maxima to weights, or to weights times ``document_map``.

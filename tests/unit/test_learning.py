@@ -9,21 +9,117 @@ import torch
 from lemur_ann import _core, pseudo_queries, reference
 from lemur_ann.distillation import best_documents, distil
 from lemur_ann.features import FeatureMap
+from lemur_ann.progress import Progress
 from lemur_ann.reduction import HEADROOM, Reduction, augment, radius_for
-from lemur_ann.targets import Targets
+from lemur_ann.targets import Targets, torch_token_maxima
 from lemur_ann.tokens import TokenStore
 from lemur_ann.training import train_feature_map
-from lemur_ann.weights import WeightSolver
-
-
-def documents_of(matrices):
-    offsets = np.concatenate([[0], np.cumsum([len(m) for m in matrices])])
-    return _core.Documents([(np.concatenate(matrices), offsets)])
+from lemur_ann.weights import WeightSolver, draw_sample
 
 
 def store_of(matrices):
     offsets = np.concatenate([[0], np.cumsum([len(m) for m in matrices])])
     return TokenStore([(np.concatenate(matrices), offsets)])
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float16])
+def test_targets_on_a_device_are_those_of_the_kernels(make_matrices, rng, monkeypatch, dtype):
+    """Run here on CPU tensors: the int8 codes and their sums are the same, so the maxima are, to the last bit."""
+    monkeypatch.setattr("lemur_ann.targets.PRODUCTS_PER_STEP", 1000)
+    x = rng.normal(size=(33, 16)).astype(np.float32)
+    x[5] = 0
+    matrices = [m.astype(dtype) for m in make_matrices(20, high=60)]
+    matrices[3][1] = 0
+    tokens, offsets = store_of(matrices).gather(np.arange(20))
+    for precision, tolerance in (("int8", 0), ("float32", 1e-5)):
+        expected = _core.token_maxima(x, store_of(matrices).documents, 1, precision, by_document=True)
+        got = torch_token_maxima(torch.from_numpy(x), tokens, offsets, precision).numpy()
+        np.testing.assert_allclose(got, expected, rtol=0, atol=tolerance)
+
+
+def test_drawn_tokens_stand_for_all(rng):
+    """Rare tokens are drawn more often than their share, and weigh less: weighted means are those of all tokens."""
+    common = rng.normal(size=(1, 8)) + 0.01 * rng.normal(size=(9500, 8))
+    tokens = np.concatenate([common, 3 * rng.normal(size=(500, 8))]).astype(np.float32)[rng.permutation(10_000)]
+    psi = FeatureMap(8, 32, kind="random")
+    rows, weights = draw_sample(psi, tokens, 1000, np.random.default_rng(0))
+    assert len(np.unique(rows)) == len(rows) == 1000
+    is_rare = np.linalg.norm(tokens - common.mean(0), axis=1) > 0.5
+    assert is_rare[rows].mean() > 3 * is_rare.mean()
+    assert np.average(is_rare[rows], weights=weights) == pytest.approx(is_rare.mean(), rel=0.15)
+    np.testing.assert_allclose(np.average(tokens[rows], axis=0, weights=weights), tokens.mean(0), atol=0.15)
+    np.testing.assert_array_equal(draw_sample(psi, tokens, 1000, np.random.default_rng(0))[0], rows)
+    rows, weights = draw_sample(psi, tokens, 20_000, np.random.default_rng(0))
+    assert len(rows) == 10_000
+    assert np.all(weights == 1)
+
+
+def test_a_repeated_token_counts_as_often_as_it_is_there(make_matrices, rng):
+    """Weighted least squares over a sample is least squares over the tokens it stands for."""
+    psi = FeatureMap(16, 12).requires_grad_(False)
+    store, sample = store_of(make_matrices(7)), rng.normal(size=(60, 16)).astype(np.float32)
+    counts = rng.integers(1, 4, size=60)
+    repeated = WeightSolver(psi, Targets(np.repeat(sample, counts, axis=0), 0.3), 2.0)
+    weighted = WeightSolver(psi, Targets(sample, 0.3), 2.0, token_weights=counts.astype(np.float32))
+    ((_, expected),), ((_, got),) = (solver.solve(store, np.arange(7)) for solver in (repeated, weighted))
+    np.testing.assert_allclose(got, expected, atol=1e-3 * np.abs(expected).max())
+
+
+@pytest.mark.parametrize("keep", ["after an epoch", "within the first"])
+def test_an_interrupt_keeps_the_best_state(make_matrices, rng, keep):
+    """Ctrl-C while training: a warning, and a map as good as training had made it."""
+    tokens = rng.normal(size=(1000, 16)).astype(np.float32)
+    store = store_of(make_matrices(30))
+    steps = []
+
+    class Interrupting(Progress):
+        def task(self, description, total):
+            task = super().task(description, total)
+            if description == "training":
+
+                def advance(count=1, note=None):
+                    steps.append(count)
+                    if count and sum(steps) == (40 if keep == "after an epoch" else 5):
+                        raise KeyboardInterrupt
+
+                task.advance = advance
+            return task
+
+    psi = FeatureMap(16, 32)
+    with pytest.warns(UserWarning, match="training was interrupted in epoch"):
+        result = train_feature_map(
+            tokens, store, np.arange(30), psi, validation_tokens=tokens[:200], epochs=50, batch_size=64, progress=Interrupting()
+        )
+    assert result.interrupted
+    assert len(result.validation_loss) < 5
+    features = psi.token_features(tokens[:200]) @ result.output_layer.T
+    targets = (_core.token_maxima(tokens[:200], store.documents, 1) - result.target_mean) / result.target_std
+    loss = float(torch.mean((features - torch.from_numpy(targets)) ** 2))
+    assert loss == pytest.approx(min(result.validation_loss), rel=0.03)
+
+
+def test_a_warm_start_begins_where_training_ended(make_matrices, rng):
+    tokens = rng.normal(size=(3000, 16)).astype(np.float32)
+    store, psi = store_of(make_matrices(50)), FeatureMap(16, 64)
+    call = {"validation_tokens": tokens[:200], "batch_size": 64, "learning_rate": 1e-4}
+    before = train_feature_map(tokens, store, np.arange(50), psi, epochs=4, **call | {"learning_rate": 3e-3})
+    psi.requires_grad_(True)
+    after = train_feature_map(tokens, store, np.arange(50), psi, epochs=1, warm_start=True, **call)
+    assert after.validation_loss[0] <= before.validation_loss[-1]
+
+
+def test_targets_on_disk_train_alike(make_matrices, rng, tmp_path):
+    tokens = rng.normal(size=(1000, 16)).astype(np.float32)
+    store = store_of(make_matrices(30))
+    losses = []
+    for on_disk in (False, True):
+        torch.manual_seed(0)
+        result = train_feature_map(
+            tokens, store, np.arange(30), FeatureMap(16, 32), epochs=2, targets_on_disk=on_disk, directory=tmp_path
+        )
+        losses.append(result.training_loss)
+    assert losses[0] == losses[1]
+    assert list(tmp_path.iterdir()) == []
 
 
 @pytest.mark.parametrize("precision", ["int8", "float32"])
@@ -42,7 +138,7 @@ def test_int8_targets_are_close_to_float32(make_matrices, rng):
     store = store_of(make_matrices(50))
     ((_, exact),) = Targets(sample, 0.0, "float32").blocks(store, np.arange(50))
     ((_, int8),) = Targets(sample, 0.0).blocks(store, np.arange(50))
-    assert 0 < np.std(int8 - exact) < 0.01 * np.std(exact)
+    assert 0 < (int8 - exact).std() < 0.01 * exact.std()
 
 
 def test_all_zero_features_are_an_error():
@@ -118,12 +214,12 @@ def test_more_features_than_sample_tokens_still_solve(make_matrices, rng):
 def test_training_lowers_the_loss_and_keeps_the_best_epoch(make_matrices, rng):
     tokens = rng.normal(size=(3000, 16)).astype(np.float32)
     psi = FeatureMap(16, 64)
-    documents = documents_of(make_matrices(50))
-    result = train_feature_map(tokens[:2500], documents, psi, validation_tokens=tokens[2500:], epochs=6, batch_size=64)
+    store, rows = store_of(make_matrices(50)), np.arange(50)
+    result = train_feature_map(tokens[:2500], store, rows, psi, validation_tokens=tokens[2500:], epochs=6, batch_size=64)
     assert len(result.training_loss) == len(result.validation_loss) == 6
     assert result.validation_loss[-1] < 0.85 * result.validation_loss[0]
     # the state that is left predicts as well as the best epoch did
-    targets = (_core.token_maxima(tokens[2500:], documents, 1) - result.target_mean) / result.target_std
+    targets = (_core.token_maxima(tokens[2500:], store.documents, 1) - result.target_mean) / result.target_std
     predicted = psi.token_features(tokens[2500:]) @ result.output_layer.T
     loss = float(torch.mean((predicted - torch.from_numpy(targets)) ** 2))
     assert loss == pytest.approx(min(result.validation_loss), rel=0.02)
@@ -140,7 +236,7 @@ def test_a_worse_last_epoch_is_not_kept(make_matrices, rng, monkeypatch):
     monkeypatch.setattr("lemur_ann.training._loss", fake_loss)
     psi = FeatureMap(16, 8)
     tokens = rng.normal(size=(300, 16)).astype(np.float32)
-    train_feature_map(tokens, documents_of(make_matrices(5)), psi, validation_tokens=tokens[:10], epochs=3)
+    train_feature_map(tokens, store_of(make_matrices(5)), np.arange(5), psi, validation_tokens=tokens[:10], epochs=3)
     torch.testing.assert_close(psi.state_dict()["layers.0.weight"], states[1]["0.layers.0.weight"])
 
 
@@ -150,7 +246,7 @@ def test_divergence_is_an_error(make_matrices, rng):
     with torch.no_grad():
         psi.layers[0].weight.fill_(float("nan"))
     with pytest.raises(FloatingPointError, match="diverged"):
-        train_feature_map(tokens, documents_of(make_matrices(5)), psi, epochs=1)
+        train_feature_map(tokens, store_of(make_matrices(5)), np.arange(5), psi, epochs=1)
 
 
 @pytest.fixture
