@@ -109,7 +109,7 @@ class Health:
     def problems(self) -> list[str]:
         """What speaks against the map, and what to do about it; empty where it fits.
 
-        - Recall on recent documents is more than 0.05 lower than on older ones, and its interval ends below their recall.
+        - Recall on recent documents is more than 0.05 lower than on older ones, and the two intervals do not overlap.
         - The queries want recent documents in fewer than 30 places of their exact top k, so that recall says little of these,
           and the rank correlation on recent documents is more than 0.1 lower than on older ones. (Where the queries want them,
           recall alone decides: documents that are much alike are harder to rank, and that does no harm by itself.)
@@ -118,9 +118,9 @@ class Health:
         """
         found = []
         older, recent = self.older, self.recent
-        if older.recall is not None and recent.recall is not None and recent.recall_interval is not None:
+        if older.recall is not None and recent.recall is not None and older.recall_interval and recent.recall_interval:
             lower = older.recall - recent.recall
-            if lower > LOWER_RECALL and recent.recall_interval[1] < older.recall:
+            if lower > LOWER_RECALL and recent.recall_interval[1] < older.recall_interval[0]:
                 found.append(f"recall on recent documents is {lower:.2f} lower: refit")
         if older.correlation is not None and recent.correlation is not None and recent.num_wanted < FEW_WANTED:
             lower = older.correlation - recent.correlation
