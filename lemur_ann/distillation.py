@@ -16,7 +16,8 @@ from lemur_ann.progress import Progress
 from lemur_ann.training import autocast
 
 QUERIES_PER_STEP = 32
-BEST_DOCUMENTS = 256  # of each query
+CANDIDATES = 256  # of each query by the estimates, for which exact scores are computed
+BEST_DOCUMENTS = 160  # of these by their exact scores
 OWN_DOCUMENTS = 128  # of these, drawn anew each step
 RANDOM_DOCUMENTS = 2000
 TEMPERATURE = 0.3
@@ -24,12 +25,12 @@ LEARNING_RATE = 1e-3
 MIN_DOCUMENTS, MIN_QUERIES = 5000, 1000  # with fewer, the maps would learn the sample by heart
 
 
-def best_documents(
+def candidate_documents(
     documents: npt.NDArray[np.float32], queries: npt.NDArray[np.float32], device: str = "cpu"
 ) -> npt.NDArray[np.int64]:
     """Ascending rows of the documents (n, width) with the largest inner product with each query (m, width)."""
     rows = torch.from_numpy(documents).to(device)
-    count = min(BEST_DOCUMENTS, len(documents))
+    count = min(CANDIDATES, len(documents))
     parts = torch.split(torch.from_numpy(queries).to(device), 512)
     with autocast(device)():
         blocks = [(part @ rows.T).float().topk(count, dim=1, sorted=False).indices for part in parts]
@@ -39,8 +40,8 @@ def best_documents(
 def distil(
     documents: npt.NDArray[np.float32],
     queries: npt.NDArray[np.float32],
-    best: npt.NDArray[np.int64],
-    best_scores: npt.NDArray[np.float32],
+    candidates: npt.NDArray[np.int64],
+    scores: npt.NDArray[np.float32],
     rank: int,
     *,
     steps: int,
@@ -53,9 +54,9 @@ def distil(
     Args:
         documents: float32 (num_documents, width), vectors whose leading coordinates matter most.
         queries: float32 (num_queries, width); their inner products with documents estimate scores.
-        best: int64 (num_queries, n), rows of each query's best documents.
-        best_scores: float32 (num_queries, n), their exact scores, in the unit of the estimates; a constant added to all
-            scores of a query changes nothing.
+        candidates: int64 (num_queries, n), rows of documents, the best of each query among them.
+        scores: float32 (num_queries, n), their exact scores, in the unit of the estimates; a constant added to all scores of a
+            query changes nothing.
         rank: dimension of the result, below width.
         steps: of Adam.
         seed: for the draws.
@@ -70,7 +71,8 @@ def distil(
     # Documents and queries on one scale, coordinate by coordinate, so that one learning rate suits both maps.
     scale = (x_documents.std(0) / x_queries.std(0).clamp_min(1e-12)).sqrt().clamp_min(1e-12)
     x_documents, x_queries = x_documents / scale, x_queries * scale
-    tops, exact = torch.from_numpy(best).to(device), torch.from_numpy(best_scores).to(device)
+    exact, kept = torch.from_numpy(scores).to(device).topk(min(BEST_DOCUMENTS, scores.shape[1]), dim=1)
+    tops = torch.from_numpy(candidates).to(device).gather(1, kept)
     own = min(OWN_DOCUMENTS, tops.shape[1])
     document_map = torch.eye(width, rank, device=device).requires_grad_()
     query_map = torch.eye(width, rank, device=device).requires_grad_()

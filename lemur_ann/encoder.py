@@ -13,7 +13,7 @@ import numpy.typing as npt
 import torch
 
 from lemur_ann import _core, pseudo_queries
-from lemur_ann.distillation import MIN_DOCUMENTS, MIN_QUERIES, best_documents, distil
+from lemur_ann.distillation import MIN_DOCUMENTS, MIN_QUERIES, candidate_documents, distil
 from lemur_ann.features import FeatureMap, check_device
 from lemur_ann.inputs import QueryBatch, to_offsets
 from lemur_ann.memory import NUM_WEIGHED_DOCUMENTS, TEACHER_RANKS, plan
@@ -270,16 +270,16 @@ def fit_encoder(
     document_map, query_map = None, reduction.query_map
     if distilled and rank is not None:
         x_queries = features @ reduction.query_map
-        best = best_documents(wide, x_queries, options.device)
-        clock.lap("best documents")
-        bounds = np.arange(len(used) + 1) * best.shape[1]
+        candidates = candidate_documents(wide, x_queries, options.device)
+        clock.lap("candidate documents")
+        bounds = np.arange(len(used) + 1) * candidates.shape[1]
         exact = _core.candidate_scores(
-            _float32(used.tokens), used.offsets, store.documents, kept[best.reshape(-1)], bounds, num_threads
+            _float32(used.tokens), used.offsets, store.documents, kept[candidates.reshape(-1)], bounds, num_threads
         )
-        scores = exact.reshape(best.shape) / np.float32(training.target_std)
+        scores = exact.reshape(candidates.shape) / np.float32(training.target_std)
         clock.lap("exact scores")
         document_map, further = distil(
-            wide, x_queries, best, scores, rank, steps=steps, seed=options.seed, device=options.device, progress=progress
+            wide, x_queries, candidates, scores, rank, steps=steps, seed=options.seed, device=options.device, progress=progress
         )
         query_map = query_map @ further
         clock.lap("distillation")

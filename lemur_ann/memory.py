@@ -20,7 +20,7 @@ NUM_KEPT_DOCUMENTS = 65_536  # encoded while learning, which distillation ranks 
 LEAST_KEPT_DOCUMENTS = 8192
 DOCUMENTS_PER_BLOCK = 1024  # whose token maxima are in memory together
 LEAST_DOCUMENTS_PER_BLOCK = 64
-TEACHER_RANKS = 4  # the vectors distilled from are so many times wider
+TEACHER_RANKS = 3  # the vectors distilled from are so many times wider
 
 
 @dataclass(frozen=True)

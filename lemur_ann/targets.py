@@ -129,6 +129,7 @@ def _quantise(rows: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """int8 codes, as float32, and the scale of each row: what cpp/src/int8.cpp computes."""
     largest = rows.abs().amax(1)
     is_zero = ~(largest > SMALLEST)
-    inverse = torch.where(is_zero, 0.0, LARGEST_CODE / largest)
+    # a true division: torch turns number / tensor into number * reciprocal, which rounds twice
+    inverse = torch.where(is_zero, 0.0, torch.full_like(largest, LARGEST_CODE) / largest)
     codes = torch.round(rows.double() * inverse.double()[:, None]).float()
     return codes, torch.where(is_zero, 1.0, largest / LARGEST_CODE)

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from lemur_ann import _core, pseudo_queries, reference
-from lemur_ann.distillation import best_documents, distil
+from lemur_ann.distillation import candidate_documents, distil
 from lemur_ann.features import FeatureMap
 from lemur_ann.progress import Progress
 from lemur_ann.reduction import HEADROOM, Reduction, augment, radius_for
@@ -302,12 +302,12 @@ def test_distillation_finds_more_of_the_top(rng):
 
     truncated = np.eye(24, 8, dtype=np.float32)
     before = found(truncated, truncated)
-    best = best_documents(documents, queries)
-    scores = np.take_along_axis(queries @ documents.T, best, axis=1) + 7  # a constant makes no difference
-    after = found(*distil(documents, queries, best, scores, 8, steps=150))
+    candidates = candidate_documents(documents, queries)
+    scores = np.take_along_axis(queries @ documents.T, candidates, axis=1) + 7  # a constant makes no difference
+    after = found(*distil(documents, queries, candidates, scores, 8, steps=150))
     assert after > before
-    again = distil(documents, queries, best, scores, 8, steps=5, seed=3)
-    for a, b in zip(again, distil(documents, queries, best, scores, 8, steps=5, seed=3), strict=True):
+    again = distil(documents, queries, candidates, scores, 8, steps=5, seed=3)
+    for a, b in zip(again, distil(documents, queries, candidates, scores, 8, steps=5, seed=3), strict=True):
         np.testing.assert_array_equal(a, b)
 
 
