@@ -65,6 +65,7 @@ def main() -> None:
     parser.add_argument("--epochs", type=int, default=0)
     parser.add_argument("--limit", type=float, default=1200)
     parser.add_argument("--json", type=Path)
+    parser.add_argument("--only", default=",".join(CONTENDERS))
     parser.add_argument("--run", choices=CONTENDERS, help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.run:
@@ -72,7 +73,7 @@ def main() -> None:
         return
     args.work.mkdir(parents=True, exist_ok=True)
     seconds: dict[str, float] = {}
-    for name in CONTENDERS:
+    for name in args.only.split(","):
         command = [sys.executable, str(Path(__file__).resolve()), str(args.corpus.resolve()), "--work", ".", "--run", name]
         command += ["--epochs", str(args.epochs)]
         try:
@@ -82,7 +83,7 @@ def main() -> None:
         except subprocess.TimeoutExpired:
             seconds[name] = args.limit
             print(f"{name}: stopped after {args.limit:.0f} s", end="")
-        print(f", {seconds[name] / seconds[CONTENDERS[0]]:.1f} times the first", flush=True)
+        print(f", {seconds[name] / next(iter(seconds.values())):.1f} times the first", flush=True)
     if args.json:
         args.json.write_text(json.dumps({"epochs": args.epochs, "limit_s": args.limit, "seconds": seconds}, indent=2) + "\n")
 

@@ -31,6 +31,7 @@ import lemur_ann
 from lemur_ann import _core
 from lemur_ann.inputs import read_queries
 from lemur_ann.metrics import recall
+from lemur_ann.weights import WeightSolver
 
 # (ef, candidates reranked): the graph's beam may be wider than what the rerank reads
 SETTINGS = (
@@ -69,7 +70,10 @@ def fit(corpus: Path, work: Path, epochs: int) -> tuple[lemur_ann.LemurIndex, fl
 def full_weights(index: lemur_ann.LemurIndex, path: Path) -> np.ndarray:
     if not path.exists():
         torch.set_num_threads(os.cpu_count() or 1)
-        solved = index.encoder.solver.solve(index._store, np.arange(len(index)), os.cpu_count() or 1)
+        encoder = index.encoder
+        # in units of one inner product: the deviation of the targets scales all scores alike
+        solver = WeightSolver(encoder.feature_map, encoder.targets, 1.0, token_weights=encoder.token_weights)
+        solved = solver.solve(index._store, np.arange(len(index)), os.cpu_count() or 1)
         np.save(path, np.concatenate([weights for _, weights in solved]))
         torch.set_num_threads(1)
     return np.load(path, mmap_mode="r")
@@ -143,7 +147,7 @@ def main() -> None:
     parser.add_argument("corpus", type=Path)
     parser.add_argument("--work", type=Path, required=True)
     parser.add_argument("--num-queries", type=int, default=400)
-    parser.add_argument("--epochs", type=int, default=10)
+    parser.add_argument("--epochs", type=int, default=lemur_ann.LemurIndex().options.epochs)
     parser.add_argument("--json", type=Path)
     args = parser.parse_args()
     args.work.mkdir(parents=True, exist_ok=True)

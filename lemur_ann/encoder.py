@@ -15,7 +15,7 @@ import torch
 from lemur_ann import _core, pseudo_queries
 from lemur_ann.distillation import MIN_DOCUMENTS, MIN_QUERIES, candidate_documents, distil
 from lemur_ann.features import FeatureMap, check_device
-from lemur_ann.inputs import QueryBatch, to_offsets
+from lemur_ann.inputs import QueryBatch
 from lemur_ann.memory import NUM_WEIGHED_DOCUMENTS, TEACHER_RANKS, plan
 from lemur_ann.options import Options
 from lemur_ann.progress import Clock, Progress, Task
@@ -54,6 +54,7 @@ class LemurEncoder:
     Args:
         feature_map: psi.
         targets: token maxima over the sample of query tokens.
+        token_weights: float32 (num_sample_tokens,), what each of these counted in the solve.
         projection: float32 (num_sample_tokens, width), takes token maxima to reduced weights.
         offset: float32 (width,), subtracted from them.
         document_map: float32 (width, rank), reduces them further; None where the width is the rank.
@@ -66,6 +67,7 @@ class LemurEncoder:
         self,
         feature_map: FeatureMap,
         targets: Targets,
+        token_weights: npt.NDArray[np.float32],
         projection: npt.NDArray[np.float32],
         offset: npt.NDArray[np.float32],
         document_map: npt.NDArray[np.float32] | None,
@@ -75,6 +77,7 @@ class LemurEncoder:
     ) -> None:
         self.feature_map = feature_map
         self.targets = targets
+        self.token_weights = token_weights
         self.projection = projection
         self.offset = offset
         self.document_map = document_map
@@ -130,6 +133,7 @@ class LemurEncoder:
         return {
             **psi,
             "sample_tokens": self.targets.sample_tokens,
+            "token_weights": self.token_weights,
             "target_mean": np.float64(self.targets.mean).reshape(1),
             "projection": self.projection,
             "offset": self.offset,
@@ -155,6 +159,7 @@ class LemurEncoder:
         return cls(
             feature_map,
             Targets(arrays["sample_tokens"], float(arrays["target_mean"][0]), options.target_precision, device=options.device),
+            arrays["token_weights"],
             arrays["projection"],
             arrays["offset"],
             arrays.get("document_map"),
@@ -171,7 +176,13 @@ def _from_format_1(arrays: dict[str, npt.NDArray[Any]], feature_map: FeatureMap)
     features = feature_map.token_features(arrays["sample_tokens"]).cpu()
     projection = (features.double() @ solved / float(arrays["target_std"][0])).float().numpy()
     kept = {name: array for name, array in arrays.items() if name != "document_map"}
-    return {**kept, "projection": projection, "offset": arrays["reduction_mean"] @ arrays["document_map"]}
+    weights = np.ones(len(projection), np.float32)
+    return {
+        **kept,
+        "token_weights": weights,
+        "projection": projection,
+        "offset": arrays["reduction_mean"] @ arrays["document_map"],
+    }
 
 
 def fit_encoder(
@@ -252,7 +263,7 @@ def fit_encoder(
     weighed = _choose(live, NUM_WEIGHED_DOCUMENTS, random)
     sample_weights = np.concatenate([part for _, part in solver.solve(store, weighed, num_threads)])
     clock.lap("sample weights")
-    used = _take_queries(queries, _choose(np.arange(len(queries)), NUM_REDUCTION_QUERIES, random))
+    used = queries.sample(NUM_REDUCTION_QUERIES, random)
     features = feature_map.query_features(used.tokens, used.offsets).cpu().numpy()
     clock.lap("query features")
     kept = _choose(live, sizes.num_kept_documents, random)
@@ -292,7 +303,7 @@ def fit_encoder(
         "expected_peak_bytes": sizes.peak_bytes,
         "seconds": clock.seconds,
     }
-    encoder = LemurEncoder(feature_map, targets, projection, offset, document_map, query_map, radius, summary)
+    encoder = LemurEncoder(feature_map, targets, weights, projection, offset, document_map, query_map, radius, summary)
     return encoder, Encoded(kept, augment(reduced, radius))
 
 
@@ -325,13 +336,6 @@ def _choose(indices: npt.NDArray[np.int64], count: int, random: np.random.Genera
     if count >= len(indices):
         return indices
     return np.sort(random.choice(indices, count, replace=False))
-
-
-def _take_queries(queries: QueryBatch, chosen: npt.NDArray[np.int64]) -> QueryBatch:
-    if len(chosen) == len(queries):
-        return queries
-    matrices = [queries.tokens[queries.offsets[i] : queries.offsets[i + 1]] for i in chosen]
-    return QueryBatch(np.concatenate(matrices), to_offsets([len(matrix) for matrix in matrices]))
 
 
 def _float32(tokens: npt.NDArray[Any]) -> npt.NDArray[np.float32]:

@@ -164,15 +164,6 @@ def own_queries(tokens: npt.NDArray[np.float32], num_queries: int, random: np.ra
     return QueryBatch(tokens[random.permutation(len(tokens))[: count * size]], to_offsets([size] * count))
 
 
-def sample_queries(queries: QueryBatch, num_queries: int, random: np.random.Generator) -> QueryBatch:
-    """At most ``num_queries`` of the queries, in their order."""
-    if len(queries) <= num_queries:
-        return queries
-    chosen = np.sort(random.choice(len(queries), num_queries, replace=False))
-    matrices = [queries.tokens[queries.offsets[i] : queries.offsets[i + 1]] for i in chosen]
-    return QueryBatch(np.concatenate(matrices), to_offsets([len(matrix) for matrix in matrices]))
-
-
 def measure(
     encoder: LemurEncoder,
     candidates: CandidateIndex,

@@ -18,7 +18,7 @@ from lemur_ann import _validate as validate
 from lemur_ann.candidates import CandidateIndex, kind_of
 from lemur_ann.errors import CorruptIndex, NotFitted
 from lemur_ann.evaluation import Evaluation
-from lemur_ann.health import Health, measure, own_queries, sample_queries
+from lemur_ann.health import Health, measure, own_queries
 from lemur_ann.hits import Hits
 from lemur_ann.ids import IdMap
 from lemur_ann.inputs import DocumentBatch, QueryBatch, ids_of, is_single_query, read_queries, to_offsets
@@ -600,7 +600,7 @@ class LemurIndex:
             batch = read_queries([queries] if is_single_query(queries) else queries, dim=self.dim)
             if len(batch) == 0:
                 raise ValueError("health needs at least one query, got none; queries=None takes the map's own sample")
-            batch = sample_queries(batch, num_queries, random)
+            batch = batch.sample(num_queries, random)
         tokens = np.ascontiguousarray(batch.tokens, dtype=np.float32)
         with progress_lines(progress) as lines:
             return measure(

@@ -47,6 +47,14 @@ class QueryBatch:
     def __len__(self) -> int:
         return len(self.offsets) - 1
 
+    def sample(self, count: int, random: np.random.Generator) -> QueryBatch:
+        """At most ``count`` of the queries, in their order."""
+        if count >= len(self):
+            return self
+        chosen = np.sort(random.choice(len(self), count, replace=False))
+        matrices = [self.tokens[self.offsets[i] : self.offsets[i + 1]] for i in chosen]
+        return QueryBatch(np.concatenate(matrices), to_offsets([len(matrix) for matrix in matrices]))
+
 
 def read_documents(documents: Any, *, ids: Any = None, offsets: Any = None, dim: int | None = None) -> list[DocumentBatch]:
     """All documents, checked. Nothing is returned unless everything is good.

@@ -123,6 +123,19 @@ def test_options_change_the_map(small_index, make_matrices, options, dim):
     assert len(index.search(queries[0])) == 10
 
 
+def test_resume_trains_on_from_the_old_features(small_index, make_matrices):
+    index, _, queries = small_index(epochs=3)
+    before = index.encoder.training["validation_loss"] or index.encoder.training["training_loss"]
+    index.refit(queries, resume=True, epochs=1)
+    after = index.encoder.training["validation_loss"] or index.encoder.training["training_loss"]
+    scratch = small_index(epochs=1)[0].encoder.training
+    assert after[0] < (scratch["validation_loss"] or scratch["training_loss"])[0]
+    assert after[0] < before[0]
+    for options, message in (({"epochs": 0}, "epochs above 0"), ({"num_features": 50}, "needs the same num_features")):
+        with pytest.raises(ValueError, match=message):
+            index.refit(queries, resume=True, **options)
+
+
 def test_another_kind_of_candidates(small_index, make_matrices, tmp_path):
     index, _, queries = small_index(candidates="hnsw")
     index.refit(make_matrices(40), candidates="exact", ef_search=77)
