@@ -83,6 +83,7 @@ def watch_memory(peak: list[int]) -> None:
 def run(corpus: Path, work: Path, options: dict, share: int, pieces: int, learn_from: str, beams: bool, stream: bool) -> dict:
     """In a process of its own: fit, then measure."""
     import lemur_ann
+    from lemur_ann.candidates.exact import ExactCandidates
     from lemur_ann.inputs import read_queries
     from lemur_ann.metrics import recall
 
@@ -119,7 +120,7 @@ def run(corpus: Path, work: Path, options: dict, share: int, pieces: int, learn_
         np.save(truth, np.stack([hits.ids for hits in index.search(matrices, k=100, exact=True)]))
     exact = np.load(truth)
     encoded = index.encoder.encode_queries(queries.tokens, queries.offsets)
-    scan = lemur_ann.candidates.exact.ExactCandidates.create(index.encoder.dim, {})
+    scan = ExactCandidates.create(index.encoder.dim, {})
     graph = index._learned.candidates._graph
     scan.add(np.asarray(graph.get_items(np.arange(len(index)))), first=0, num_threads=1)
     found = scan.search(encoded, 400, 400, num_threads=os.cpu_count() or 1)

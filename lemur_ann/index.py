@@ -274,7 +274,7 @@ class LemurIndex:
             raise ValueError(f"queries have dim {training.tokens.shape[1]}, documents have dim {store.dim}")
         texts = [] if encode_query is None else _texts(metadata, text_column, live)
 
-        from lemur_ann.encoder import fit_encoder
+        from lemur_ann.learning import fit_encoder
 
         with progress_lines(progress) as lines:
             encoder, encoded = fit_encoder(
@@ -355,7 +355,7 @@ class LemurIndex:
             if len(training) == 0:
                 raise ValueError("refit needs at least one query, got none; queries=None learns from the old map's sample")
 
-        from lemur_ann.encoder import fit_encoder
+        from lemur_ann.learning import fit_encoder
 
         with progress_lines(progress) as lines:
             start = learned.encoder.feature_map if resume else None

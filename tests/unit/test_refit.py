@@ -170,8 +170,8 @@ def test_its_own_tokens_are_better_than_document_tokens(demo_data):
 
 
 STAGES = [
-    "lemur_ann.encoder.train_feature_map",
-    "lemur_ann.encoder.Reduction.learn",
+    "lemur_ann.learning.train_feature_map",
+    "lemur_ann.learning.Reduction.learn",
     "lemur_ann.index.kind_of",
     "lemur_ann.candidates.hnsw.HnswCandidates.add",
     "lemur_ann.candidates.hnsw.HnswCandidates.delete",
@@ -248,9 +248,9 @@ def test_one_interrupt_during_training_ends_only_that(small_index, make_matrices
 @pytest.mark.parametrize("candidates", ["hnsw", "exact"])
 def test_a_document_deleted_meanwhile_stays_deleted(small_index, make_matrices, monkeypatch, candidates):
     index, documents, _ = small_index(candidates=candidates)
-    import lemur_ann.encoder
+    import lemur_ann.learning
 
-    learn = lemur_ann.encoder.fit_encoder
+    learn = lemur_ann.learning.fit_encoder
 
     def fit_and_delete(*arguments, **named):
         result = learn(*arguments, **named)
@@ -259,7 +259,7 @@ def test_a_document_deleted_meanwhile_stays_deleted(small_index, make_matrices, 
         worker.join()
         return result
 
-    monkeypatch.setattr(lemur_ann.encoder, "fit_encoder", fit_and_delete)
+    monkeypatch.setattr(lemur_ann.learning, "fit_encoder", fit_and_delete)
     index.refit(make_matrices(40))
     assert len(index) == 198
     for i in (8, 9):
@@ -272,9 +272,9 @@ def test_a_document_deleted_meanwhile_stays_deleted(small_index, make_matrices, 
 def test_documents_added_meanwhile_are_not_lost(small_index, make_matrices, monkeypatch):
     """A change must not run beside a refit; if one does, the old map, which has the document, stays."""
     index, _, _ = small_index()
-    import lemur_ann.encoder
+    import lemur_ann.learning
 
-    learn = lemur_ann.encoder.fit_encoder
+    learn = lemur_ann.learning.fit_encoder
     (late,) = make_matrices(1)
 
     def fit_and_add(*arguments, **named):
@@ -284,7 +284,7 @@ def test_documents_added_meanwhile_are_not_lost(small_index, make_matrices, monk
 
     learned = index._learned
     with monkeypatch.context() as patch:
-        patch.setattr(lemur_ann.encoder, "fit_encoder", fit_and_add)
+        patch.setattr(lemur_ann.learning, "fit_encoder", fit_and_add)
         with pytest.raises(RuntimeError, match="held 200 rows when refit began and holds 201 now; the old map stays"):
             index.refit(make_matrices(40))
     assert index._learned is learned
@@ -310,7 +310,7 @@ def test_documents_added_meanwhile_are_not_lost(small_index, make_matrices, monk
 def test_bad_arguments_start_nothing(small_index, monkeypatch, arguments, error, message):
     index, _, queries = small_index()
     before, learned = bits(index.search(queries)), index._learned
-    monkeypatch.setattr("lemur_ann.encoder.fit_encoder", lambda *_, **__: pytest.fail("it began to learn"))
+    monkeypatch.setattr("lemur_ann.learning.fit_encoder", lambda *_, **__: pytest.fail("it began to learn"))
     with pytest.raises(error, match=message):
         index.refit(**arguments)
     assert index._learned is learned
