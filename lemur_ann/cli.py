@@ -17,6 +17,7 @@ import lemur_ann
 from lemur_ann import storage
 from lemur_ann.evaluation import Evaluation
 from lemur_ann.health import Health, MapFit
+from lemur_ann.options import Options
 from lemur_ann.sources import open_path, record_batches
 
 app = typer.Typer(
@@ -46,11 +47,14 @@ app = typer.Typer(
 console = Console(markup=False)  # texts and ids are shown as they are
 
 Queries = Annotated[Path, typer.Argument(help="Queries, with a column 'tokens'.", exists=True)]
+DEFAULTS = Options()
+
 IndexDir = Annotated[Path, typer.Argument(metavar="DIR", help="A saved index.")]
 NumCandidates = Annotated[
     int | None, typer.Option(help="Documents reranked per query; more finds more, slower. [default: the index's own]")
 ]
 Device = Annotated[str | None, typer.Option(help="cpu, cuda or mps. [default: the one it was made with]")]
+MemoryLimit = Annotated[str | None, typer.Option(help="What learning should stay below, such as 3GB.")]
 Threads = Annotated[int | None, typer.Option(help="Threads to use. [default: all cores]")]
 
 
@@ -91,19 +95,20 @@ def build(
         Path | None,
         typer.Option(help="Training queries, from the query encoder; without them recall is far lower.", exists=True),
     ] = None,
-    epochs: Annotated[int, typer.Option(help="Passes of training; 0 uses random features, much faster to fit.")] = 10,
-    num_features: Annotated[int, typer.Option(help="Width of the learned features.")] = 2048,
-    rank: Annotated[int, typer.Option(help="Dimension of the graph's vectors, less one.")] = 255,
-    candidates: Annotated[str, typer.Option(help="'hnsw' (a graph) or 'exact' (a scan).")] = "hnsw",
-    m: Annotated[int, typer.Option("--M", help="Links per document in the graph.")] = 24,
-    ef_construction: Annotated[int, typer.Option(help="Beam with which the graph is built.")] = 300,
-    num_candidates: Annotated[int, typer.Option(help="Documents reranked per query.")] = 250,
-    ef_search: Annotated[int, typer.Option(help="Beam of the graph search.")] = 600,
-    device: Annotated[str, typer.Option(help="cpu, cuda or mps.")] = "cpu",
-    seed: Annotated[int, typer.Option(help="For everything random.")] = 0,
+    epochs: Annotated[int, typer.Option(help="Passes of training; 0 uses random features, the quick way.")] = DEFAULTS.epochs,
+    num_features: Annotated[int, typer.Option(help="Width of the learned features.")] = DEFAULTS.num_features,
+    rank: Annotated[int | None, typer.Option(help="Dimension of the graph's vectors, less one.")] = DEFAULTS.rank,
+    candidates: Annotated[str, typer.Option(help="'hnsw' (a graph) or 'exact' (a scan).")] = DEFAULTS.candidates,
+    m: Annotated[int, typer.Option("--M", help="Links per document in the graph.")] = DEFAULTS.M,
+    ef_construction: Annotated[int, typer.Option(help="Beam with which the graph is built.")] = DEFAULTS.ef_construction,
+    num_candidates: Annotated[int, typer.Option(help="Documents reranked per query.")] = DEFAULTS.num_candidates,
+    ef_search: Annotated[int | None, typer.Option(help="Beam of the graph search.")] = DEFAULTS.ef_search,
+    device: Annotated[str, typer.Option(help="cpu, cuda or mps.")] = DEFAULTS.device,
+    seed: Annotated[int, typer.Option(help="For everything random.")] = DEFAULTS.seed,
     number_ids: Annotated[
         bool, typer.Option("--number-ids", help="Number the documents from 0 and keep a column 'id' as 'source_id'.")
     ] = False,
+    memory_limit: MemoryLimit = None,
     threads: Threads = None,
 ) -> None:
     """Learn from DOCS and training queries, index DOCS, and save the index."""
@@ -127,6 +132,7 @@ def build(
             _numbered(dataset) if number_ids else dataset,
             queries=queries,
             directory=next(folder for folder in out.resolve().parents if folder.is_dir()),  # where there must be room anyway
+            memory_limit=memory_limit,
             num_threads=threads,
         )
     except ValueError as error:
@@ -226,6 +232,8 @@ def refit(
     epochs: Annotated[int | None, typer.Option(help="Passes of training. [default: as before]")] = None,
     num_features: Annotated[int | None, typer.Option(help="Width of the learned features. [default: as before]")] = None,
     rank: Annotated[int | None, typer.Option(help="Dimension of the graph's vectors, less one. [default: as before]")] = None,
+    resume: Annotated[bool, typer.Option("--resume", help="Train on from the features there are.")] = False,
+    memory_limit: MemoryLimit = None,
     device: Device = None,
     threads: Threads = None,
 ) -> None:
@@ -236,6 +244,8 @@ def refit(
     start = time.perf_counter()
     index.refit(
         None if queries is None else _read(queries),
+        resume=resume,
+        memory_limit=memory_limit,
         num_threads=threads,
         **{name: value for name, value in changes.items() if value is not None},
     )
