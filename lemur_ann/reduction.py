@@ -57,15 +57,6 @@ class Reduction:
         query_map = torch.linalg.solve_triangular(root.T, leading, upper=True)
         return cls(mean, (root @ leading).float().numpy(), query_map.float().numpy())
 
-    def then(self, document_map: npt.NDArray[np.float32], query_map: npt.NDArray[np.float32]) -> Reduction:
-        """This reduction followed by further linear maps, (rank, new rank) each."""
-        return Reduction(self.mean, self.document_map @ document_map, self.query_map @ query_map)
-
-    def reduce_documents(self, weights: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
-        """(n, num_features) weights to (n, rank) vectors."""
-        reduced: npt.NDArray[np.float32] = np.matmul(weights - self.mean, self.document_map)
-        return reduced
-
 
 def radius_for(reduced: npt.NDArray[np.float32]) -> float:
     """The radius of the sphere for documents like these (n, rank), with headroom for others."""

@@ -53,7 +53,7 @@ struct Amx {
 
 }  // namespace
 
-const KernelTable kAmxKernels = {"amx", update_maxima<Avx512>, products<Avx512>, amx_int8_maxima<Amx, Avx512Floats>,
+const KernelTable kAmxKernels = {"amx", update_maxima<Avx512>, products<Avx512>, amx_int8_maxima<Amx, Avx512Codes>,
                                  widen};
 
 }  // namespace lemur

@@ -6,13 +6,11 @@
 namespace lemur {
 namespace {
 
-struct Avx512Int8 : Avx512Floats {
-  using codes = __m512i;
+struct Avx512Int8 : Avx512Codes {
   static constexpr int tile_panels = 2;
   static constexpr int tile_tokens =
       8;  // 8 x 2 sums, 2 x 2 query vectors, 3 of each document token: 23 of 32 registers
   static __m512i load(const std::int8_t* p) { return _mm512_loadu_si512(p); }
-  static __m512i broadcast(const std::int8_t* p) { return _mm512_set1_epi32(load_group(p)); }
   static __m512i start(std::int32_t) { return _mm512_setzero_si512(); }
   static __m512i dot(__m512i sum, __m512i q, __m512i d) {
     // |q| times d with the sign of q: 2 * 127 * 127 stays within 16 bits.

@@ -6,7 +6,7 @@
 namespace lemur {
 namespace {
 
-struct DotprodInt8 : NeonInt8 {
+struct DotprodInt8 : NeonCodes {
   static int32x4_t dot(int32x4_t sum, int8x16_t q, int8x16_t d) { return vdotq_s32(sum, q, d); }
 };
 

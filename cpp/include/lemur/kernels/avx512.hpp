@@ -30,11 +30,13 @@ void widen(const std::uint16_t* half, std::int64_t size, float* out) {
   for (; i < size; ++i) out[i] = half_to_float(half[i]);
 }
 
-// The float32 end of an int8 kernel.
-struct Avx512Floats {
+// An int8 kernel but for its product.
+struct Avx512Codes {
+  using codes = __m512i;
   using floats = __m512;
   using sums = __m512i;
   static constexpr int lanes = 16;
+  static __m512i broadcast(const std::int8_t* p) { return _mm512_set1_epi32(load_group(p)); }
   static __m512i load_sums(const std::int32_t* p) { return _mm512_loadu_si512(p); }
   static void store_sums(std::int32_t* p, __m512i a) { _mm512_storeu_si512(p, a); }
   static __m512 lowest() { return _mm512_set1_ps(negative_infinity()); }

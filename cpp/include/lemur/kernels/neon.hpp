@@ -30,7 +30,7 @@ void widen(const std::uint16_t* half, std::int64_t size, float* out) {
 }
 
 // An int8 kernel but for its product.
-struct NeonInt8 {
+struct NeonCodes {
   using codes = int8x16_t;
   using sums = int32x4_t;
   using floats = float32x4_t;
