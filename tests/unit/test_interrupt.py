@@ -47,6 +47,6 @@ print(outcomes)
 
 
 def test_fit_interrupted_at_random_moments():
-    result = subprocess.run([sys.executable, "-c", PROGRAM, "7"], capture_output=True, text=True, check=False)
+    result = subprocess.run([sys.executable, "-I", "-c", PROGRAM, "7"], capture_output=True, text=True, check=False)
     assert result.returncode == 0, result.stderr
     assert "interrupted" in result.stdout
