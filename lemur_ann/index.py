@@ -23,7 +23,7 @@ from lemur_ann.hits import Hits
 from lemur_ann.ids import IdMap
 from lemur_ann.inputs import DocumentBatch, QueryBatch, ids_of, is_single_query, read_queries, to_offsets
 from lemur_ann.intake import take_in
-from lemur_ann.memory import parse_bytes
+from lemur_ann.memory import parse_bytes, release
 from lemur_ann.options import Options
 from lemur_ann.progress import Progress
 from lemur_ann.progress import progress as progress_lines
@@ -238,7 +238,7 @@ class LemurIndex:
                 free once the index is gone.
             memory_limit: bytes, or a string such as "3GB", that learning should stay below, the tokens themselves not counted:
                 smaller blocks, training targets in a temporary file, and fewer documents for distillation. None means the usual
-                sizes, about 1.5 GB; docs/architecture.md says of what.
+                sizes, about 1.7 GB; docs/architecture.md says of what.
             num_threads: None means all cores.
             progress: show progress bars; None means when standard error is a terminal.
 
@@ -750,6 +750,7 @@ def _with_candidates(
     progress: Progress,
 ) -> _Learned:
     """A new candidate index of the first ``num_rows`` documents, for the map that was just learned."""
+    release()  # what learning held, before the graph takes its place
     candidates = kind_of(options.candidates).create(encoder.dim, asdict(options), num_rows)
     task = progress.task(f"{options.candidates} index", num_rows)
     start = time.perf_counter()

@@ -6,13 +6,16 @@ number of documents, but for the graph itself. Tokens are not counted: they lie 
 
 from __future__ import annotations
 
+import ctypes
 import re
+import sys
+from contextlib import suppress
 from dataclasses import dataclass, replace
 
 from lemur_ann.options import Options
 
 MB = 10**6
-BASE = 450 * MB  # the interpreter, torch and pyarrow with their thread pools and caches
+BASE = 650 * MB  # the interpreter, torch and pyarrow with their thread pools and caches
 UNITS = {"": 1, "b": 1, "kb": 10**3, "mb": 10**6, "gb": 10**9, "kib": 2**10, "mib": 2**20, "gib": 2**30}
 
 NUM_WEIGHED_DOCUMENTS = 8192  # whose weights decide the least-squares reduction
@@ -87,6 +90,13 @@ def peak_bytes(options: Options, dim: int, num_documents: int, num_query_tokens:
     graph = num_documents * (4 * (rank + 1) + 8 * options.M + 100)
     build = graph + 4 * kept * (rank + 1) + 4 * sample * width + maxima
     return BASE + max(queries + max(training, solve + query_features, reduce), build)
+
+
+def release() -> None:
+    """Give freed memory back to the system, where glibc would keep it for later."""
+    if sys.platform == "linux":
+        with suppress(OSError, AttributeError):  # another C library
+            ctypes.CDLL(None).malloc_trim(0)
 
 
 def parse_bytes(value: int | str | None) -> int | None:
