@@ -26,8 +26,6 @@ void check_dim(std::int64_t query_dim, const DocumentsView& documents) {
                                 std::to_string(documents.dim()));
 }
 
-std::int64_t panels_of(std::int64_t num_tokens) { return (num_tokens + kPanelTokens - 1) / kPanelTokens; }
-
 // Query tokens in panels of 16 (see kernels/table.hpp), the last one padded with zeros.
 std::vector<float> pack(const float* tokens, std::int64_t num_tokens, std::int64_t dim) {
   std::vector<float> panels(static_cast<std::size_t>(panels_of(num_tokens) * dim * kPanelTokens), 0.0f);

@@ -14,7 +14,7 @@ namespace lemur {
 // Rows of codes laid out as kernels read documents (Int8Run in kernels/table.hpp).
 class Int8Rows {
  public:
-  explicit Int8Rows(std::int64_t dim) : dim_(dim), stride_((dim + kInt8Stride - 1) / kInt8Stride * kInt8Stride) {}
+  explicit Int8Rows(std::int64_t dim) : dim_(dim), stride_(int8_stride(dim)) {}
 
   void clear() { num_rows_ = 0; }
   void append(const float* rows, std::int64_t num_rows);

@@ -10,6 +10,9 @@ namespace lemur {
 // Query tokens are packed in panels of 16: panel p holds, for each k < dim, the k-th component of tokens 16p .. 16p
 // + 15.
 constexpr std::int64_t kPanelTokens = 16;
+static constexpr std::int64_t panels_of(std::int64_t num_tokens) {
+  return (num_tokens + kPanelTokens - 1) / kPanelTokens;
+}
 
 // Documents as int8 codes: component k of row r is codes[r * stride + k] * scales[r]. Document i is the rows offsets[i]
 // .. offsets[i + 1]. `stride` is a multiple of kInt8Stride; codes from dim on are 0, and kInt8Padding rows can be read
@@ -25,6 +28,9 @@ struct Int8Run {
 };
 constexpr std::int64_t kInt8Stride = 64;
 constexpr std::int64_t kInt8Padding = 32;
+static constexpr std::int64_t int8_stride(std::int64_t dim) {
+  return (dim + kInt8Stride - 1) / kInt8Stride * kInt8Stride;
+}
 
 struct KernelTable {
   const char* isa;
