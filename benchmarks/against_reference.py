@@ -42,7 +42,7 @@ def fit(name: str, corpus: Path, epochs: int) -> float:
     else:
         from lemur_ann.adapters.lemur import Lemur
     train, learn = (torch.from_numpy(b.tokens.astype(np.float32)) for b in (documents, queries))
-    counts, learn_counts = (torch.from_numpy(np.diff(b.offsets)) for b in (documents, queries))
+    counts, learn_counts = (torch.from_numpy(np.diff(b.offsets).astype(np.int32)) for b in (documents, queries))
     model = Lemur(device="cpu")
     start = time.perf_counter()
     model.fit(
