@@ -21,12 +21,51 @@ def active_isa() -> str:
 def force_isa(isa: str) -> None:
     """Use this instruction set from now on."""
 
-class Documents:
+class Layer:
     """
-    Documents in one or more chunks of (tokens, offsets), read where they lie.
+    One layer of a feature map: a product, and an activation before or after layer normalisation.
     """
 
-    def __init__(self, chunks: Sequence[tuple[numpy.typing.NDArray[Any], numpy.typing.NDArray[numpy.int64]]]) -> None: ...
+    def __init__(self, weight: Annotated[NDArray[numpy.float32], dict(shape=(None, None), order='C', device='cpu', writable=False)], bias: Annotated[NDArray[numpy.float32], dict(shape=(None,), order='C', device='cpu', writable=False)] | None, norm_weight: Annotated[NDArray[numpy.float32], dict(shape=(None,), order='C', device='cpu', writable=False)] | None, norm_bias: Annotated[NDArray[numpy.float32], dict(shape=(None,), order='C', device='cpu', writable=False)] | None, activation: str, activate_first: bool, scale: float) -> None: ...
+
+class QueryEncoder:
+    """Query features, reduced: the sum of psi over tokens, times query_map."""
+
+    def __init__(self, layers: Sequence[Layer], query_map: Annotated[NDArray[numpy.float32], dict(shape=(None, None), order='C', device='cpu', writable=False)]) -> None: ...
+
+    def encode(self, tokens: Annotated[NDArray[numpy.float32], dict(shape=(None, None), order='C', device='cpu', writable=False)], offsets: Annotated[NDArray[numpy.int64], dict(shape=(None,), order='C', device='cpu', writable=False)], num_threads: int) -> Annotated[NDArray[numpy.float32], dict(shape=(None, None))]:
+        """
+        float32 (num_queries, dim) of float32 tokens (total_tokens, token dim).
+        """
+
+def int8_stride(dim: int) -> int:
+    """Codes of a row of dim components."""
+
+def int8_codes(vectors: Annotated[NDArray[numpy.float32], dict(shape=(None, None), order='C', device='cpu', writable=False)], num_threads: int) -> tuple[Annotated[NDArray[numpy.int8], dict(shape=(None, None))], Annotated[NDArray[numpy.float32], dict(shape=(None,))]]:
+    """
+    int8 codes (n, stride), zeros from dim on, and float32 scales (n,) of float32 vectors (n, dim).
+    """
+
+class CodedGraph:
+    """
+    int8 codes of vectors and links (num_nodes, degree) between the first of them, -1 for none; rows without links are scanned.
+    """
+
+    def __init__(self, codes: Annotated[NDArray[numpy.int8], dict(shape=(None, None), order='C', device='cpu', writable=False)], scales: Annotated[NDArray[numpy.float32], dict(shape=(None,), order='C', device='cpu', writable=False)], dim: int, links: Annotated[NDArray[numpy.int32], dict(shape=(None, None), order='C', device='cpu', writable=False)], entries: Annotated[NDArray[numpy.int32], dict(shape=(None,), order='C', device='cpu', writable=False)]) -> None: ...
+
+    def __len__(self) -> int: ...
+
+    def search(self, queries: Annotated[NDArray[numpy.float32], dict(shape=(None, None), order='C', device='cpu', writable=False)], excluded: Annotated[NDArray[numpy.bool_], dict(shape=(None,), order='C', device='cpu', writable=False)] | None, num_candidates: int, beam: int, num_threads: int) -> Annotated[NDArray[numpy.int64], dict(shape=(None, None))]:
+        """
+        (num_queries, found) rows of largest inner product, best first; found is num_candidates, or all rows that are not excluded where these are fewer.
+        """
+
+class Documents:
+    """
+    Documents in one or more chunks of (tokens, offsets), and what token_codes gave for the tokens of each, read where they lie.
+    """
+
+    def __init__(self, chunks: Sequence[tuple[numpy.typing.NDArray[Any], numpy.typing.NDArray[numpy.int64]]], codes: Sequence[tuple[numpy.typing.NDArray[numpy.int8], numpy.typing.NDArray[numpy.float32], numpy.typing.NDArray[numpy.int32]]] = ()) -> None: ...
 
     def __len__(self) -> int: ...
 
@@ -47,6 +86,16 @@ def scores(queries: Annotated[NDArray[numpy.float32], dict(shape=(None, None), o
 def candidate_scores(queries: Annotated[NDArray[numpy.float32], dict(shape=(None, None), order='C', device='cpu', writable=False)], query_offsets: Annotated[NDArray[numpy.int64], dict(shape=(None,), order='C', device='cpu', writable=False)], documents: Documents, candidates: Annotated[NDArray[numpy.int64], dict(shape=(None,), order='C', device='cpu', writable=False)], candidate_offsets: Annotated[NDArray[numpy.int64], dict(shape=(None,), order='C', device='cpu', writable=False)], num_threads: int) -> Annotated[NDArray[numpy.float32], dict(shape=(None,))]:
     """
     MaxSim scores of each query's own candidates, in the shape of candidates.
+    """
+
+def token_codes(tokens: Annotated[NDArray, dict(shape=(None, None), order='C', device='cpu', writable=False)], num_threads: int) -> tuple[Annotated[NDArray[numpy.int8], dict(shape=(None, None))], Annotated[NDArray[numpy.float32], dict(shape=(None,))], Annotated[NDArray[numpy.int32], dict(shape=(None,))]]:
+    """
+    int8 codes (num_tokens, stride), their float32 scales and int32 sums (num_tokens,).
+    """
+
+def rerank(queries: Annotated[NDArray[numpy.float32], dict(shape=(None, None), order='C', device='cpu', writable=False)], query_offsets: Annotated[NDArray[numpy.int64], dict(shape=(None,), order='C', device='cpu', writable=False)], documents: Documents, candidates: Annotated[NDArray[numpy.int64], dict(shape=(None,), order='C', device='cpu', writable=False)], candidate_offsets: Annotated[NDArray[numpy.int64], dict(shape=(None,), order='C', device='cpu', writable=False)], k: int, num_threads: int) -> tuple[Annotated[NDArray[numpy.int64], dict(shape=(None, None))], Annotated[NDArray[numpy.float32], dict(shape=(None, None))], Annotated[NDArray[numpy.int64], dict(shape=(None,))]]:
+    """
+    Each query's best candidates by exact MaxSim: documents and scores (num_queries, k), and how many of them count.
     """
 
 def top_k(values: Annotated[NDArray[numpy.float32], dict(shape=(None,), order='C', device='cpu', writable=False)], k: int) -> Annotated[NDArray[numpy.int64], dict(shape=(None,))]:

@@ -33,6 +33,15 @@ def positive_int(value: Any, name: str) -> int:
     return integer(value, name, least=1)
 
 
+def share(value: Any, name: str) -> float:
+    """``value`` as a float above 0 and at most 1."""
+    if isinstance(value, bool) or not isinstance(value, (int, float, np.floating, np.integer)):
+        raise TypeError(f"{name} must be a number, got {type(value).__name__}")
+    if not 0 < value <= 1:
+        raise ValueError(f"{name} must be above 0 and at most 1, got {value}")
+    return float(value)
+
+
 def num_threads(value: int | None) -> int:
     """The number of threads to use; None means all cores this process may use."""
     if value is not None:

@@ -41,6 +41,8 @@ app = typer.Typer(
 
       lemur-ann evaluate my_index other_queries.parquet
 
+      lemur-ann tune my_index other_queries.parquet --target-recall 0.95
+
       lemur-ann health my_index --queries recent_queries.parquet
     """,
 )
@@ -153,6 +155,7 @@ def search(
     k: Annotated[int, typer.Option("-k", help="Documents per query.")] = 10,
     limit: Annotated[int, typer.Option(help="Print this many queries at most; --out gets all.")] = 10,
     num_candidates: NumCandidates = None,
+    target_recall: Annotated[float | None, typer.Option(help="Search as 'tune' chose for this recall.")] = None,
     exact: Annotated[bool, typer.Option("--exact", help="Score every document instead.")] = False,
     out: Annotated[Path | None, typer.Option(help="Also write all hits to this Parquet file.")] = None,
     device: Device = None,
@@ -162,7 +165,7 @@ def search(
     index = lemur_ann.LemurIndex.load(path, device=device)
     table = _read(queries)
     wanted = table if out is not None else table[:limit]
-    found = index.search(wanted, k=k, num_candidates=num_candidates, exact=exact, num_threads=threads)
+    found = index.search(wanted, k=k, num_candidates=num_candidates, target_recall=target_recall, exact=exact, num_threads=threads)
     names = _query_names(table)
     for hits, name in zip(found[:limit], names, strict=False):
         _print_hits(index, hits, name)
@@ -194,6 +197,25 @@ def evaluate(
     table = _read(queries)
     table = table if limit is None else table[:limit]
     _print_evaluation(index.evaluate(table, k=k, num_candidates=num_candidates, ef_search=ef_search, num_threads=threads))
+
+
+@app.command()
+def tune(
+    path: IndexDir,
+    queries: Queries,
+    target_recall: Annotated[float, typer.Option(help="Share of the exact top k to find.")] = 0.95,
+    k: Annotated[int, typer.Option("-k", help="Recall of the exact top k.")] = 10,
+    limit: Annotated[int | None, typer.Option(help="Use this many queries at most.")] = None,
+    device: Device = None,
+    threads: Threads = None,
+) -> None:
+    """Choose how to search for a wanted recall, and keep the choice in the saved index: search --target-recall uses it."""
+    index = lemur_ann.LemurIndex.load(path, device=device)
+    table = _read(queries)
+    table = table if limit is None else table[:limit]
+    tuned = index.tune(table, target_recall, k=k, num_threads=threads)
+    storage.update_manifest(path, {"tuned": [asdict(t) for t in index.tuned]})
+    console.print(str(tuned))
 
 
 @app.command()

@@ -4,19 +4,22 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any
+from functools import cached_property
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
-import torch
 
 from lemur_ann import _core
-from lemur_ann.features import FeatureMap, check_device
 from lemur_ann.options import Options
 from lemur_ann.progress import Task
+from lemur_ann.query_features import FeatureWeights
 from lemur_ann.reduction import augment
 from lemur_ann.targets import Targets
 from lemur_ann.tokens import TokenStore
+
+if TYPE_CHECKING:
+    from lemur_ann.features import FeatureMap
 
 
 @dataclass
@@ -34,7 +37,7 @@ class LemurEncoder:
     of a query. A document's vector is linear in its token maxima over a sample of query tokens, and depends on nothing else.
 
     Args:
-        feature_map: psi.
+        feature_weights: the parameters of psi.
         targets: token maxima over the sample of query tokens.
         token_weights: float32 (num_sample_tokens,), what each of these counted in the solve.
         projection: float32 (num_sample_tokens, width), takes token maxima to reduced weights.
@@ -47,7 +50,7 @@ class LemurEncoder:
 
     def __init__(
         self,
-        feature_map: FeatureMap,
+        feature_weights: FeatureWeights,
         targets: Targets,
         token_weights: npt.NDArray[np.float32],
         projection: npt.NDArray[np.float32],
@@ -57,7 +60,7 @@ class LemurEncoder:
         radius: float,
         training: dict[str, Any],
     ) -> None:
-        self.feature_map = feature_map
+        self.feature_weights = feature_weights
         self.targets = targets
         self.token_weights = token_weights
         self.projection = projection
@@ -66,9 +69,14 @@ class LemurEncoder:
         self.query_map = query_map
         self.radius = radius
         self.training = training
-        # with a row of zeros, for the appended coordinate
-        padded = np.pad(query_map.T, ((0, 1), (0, 0)))
-        self._padded_query_map = torch.from_numpy(padded).to(feature_map.device)
+        # with a column of zeros, for the appended coordinate
+        self._padded_query_map = np.pad(query_map, ((0, 0), (0, 1)))
+        self._query_encoder = feature_weights.query_encoder(self._padded_query_map)
+
+    @cached_property
+    def feature_map(self) -> FeatureMap:
+        """psi as a torch module, on the encoder's device."""
+        return self.feature_weights.module(self.targets.device)
 
     @property
     def dim(self) -> int:
@@ -102,16 +110,21 @@ class LemurEncoder:
             vectors[block] = encoded
         return vectors
 
-    def encode_queries(self, tokens: npt.NDArray[Any], offsets: npt.NDArray[np.int64]) -> npt.NDArray[np.float32]:
+    def encode_queries(
+        self, tokens: npt.NDArray[Any], offsets: npt.NDArray[np.int64], *, num_threads: int = 1
+    ) -> npt.NDArray[np.float32]:
         """float32 (num_queries, dim), the last coordinate 0."""
-        # All in torch: a product in NumPy here would make two thread pools wait for each other's cores.
+        if self.targets.device == "cpu":
+            return self._query_encoder.encode(np.ascontiguousarray(tokens, dtype=np.float32), offsets, num_threads)
+        import torch
+
         with torch.inference_mode():
             features = self.feature_map.query_features(tokens, offsets)
-            return torch.nn.functional.linear(features, self._padded_query_map).cpu().numpy()
+            return (features @ torch.from_numpy(self._padded_query_map).to(features.device)).cpu().numpy()
 
     def arrays(self) -> dict[str, npt.NDArray[Any]]:
         """Everything learned, for storage; psi's parameters under their names in the module."""
-        psi = {f"feature_map.{name}": value.cpu().numpy() for name, value in self.feature_map.state_dict().items()}
+        psi = {f"feature_map.{name}": array for name, array in self.feature_weights.arrays.items()}
         return {
             **psi,
             "sample_tokens": self.targets.sample_tokens,
@@ -129,17 +142,17 @@ class LemurEncoder:
         cls, arrays: dict[str, npt.NDArray[Any]], config: dict[str, Any], training: dict[str, Any], options: Options
     ) -> LemurEncoder:
         """What :meth:`arrays` gave; it encodes a document as the one before did."""
-        check_device(options.device)
-        config = {**config, "hidden_dims": tuple(config["hidden_dims"])}
-        feature_map = FeatureMap(config.pop("dim"), config.pop("num_features"), **config)
+        if options.device != "cpu":
+            from lemur_ann.features import check_device
+
+            check_device(options.device)
         prefix = "feature_map."
-        state = {n.removeprefix(prefix): torch.from_numpy(a) for n, a in arrays.items() if n.startswith(prefix)}
-        feature_map.load_state_dict(state)
-        feature_map = feature_map.to(options.device).freeze()
+        psi = {name.removeprefix(prefix): array for name, array in arrays.items() if name.startswith(prefix)}
+        weights = FeatureWeights(config, psi)
         if "cholesky" in arrays:
-            arrays = _from_format_1(arrays, feature_map)
+            arrays = _from_format_1(arrays, weights.module("cpu"))
         return cls(
-            feature_map,
+            weights,
             Targets(arrays["sample_tokens"], float(arrays["target_mean"][0]), options.target_precision, device=options.device),
             arrays["token_weights"],
             arrays["projection"],
@@ -153,6 +166,8 @@ class LemurEncoder:
 
 def _from_format_1(arrays: dict[str, npt.NDArray[Any]], feature_map: FeatureMap) -> dict[str, npt.NDArray[Any]]:
     """Arrays of the first format, which kept the factor of the solve and the reduction apart."""
+    import torch
+
     document_map = torch.from_numpy(arrays["document_map"])
     solved = torch.cholesky_solve(document_map.double(), torch.from_numpy(arrays["cholesky"]))
     features = feature_map.token_features(arrays["sample_tokens"]).cpu()

@@ -198,7 +198,7 @@ def measure(
     """
     split = int(np.searchsorted(live, first_recent))
     parts = [_Part(rows, candidates, num_documents, random) for rows in (live, live[:split], live[split:])]
-    encoded = encoder.encode_queries(queries.tokens, queries.offsets)
+    encoded = encoder.encode_queries(queries.tokens, queries.offsets, num_threads=num_threads)
     if num_candidates < len(live):
         found = candidates.search(encoded, num_candidates, ef_search, num_threads=num_threads)
     else:  # then a search scores every document

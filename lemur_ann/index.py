@@ -29,8 +29,10 @@ from lemur_ann.progress import Progress
 from lemur_ann.progress import progress as progress_lines
 from lemur_ann.sources import opened
 from lemur_ann.tokens import TokenStore
+from lemur_ann.tuning import Tuned, Tuner
 
 if TYPE_CHECKING:
+    from lemur_ann.device_search import DeviceSearch
     from lemur_ann.encoder import Encoded, LemurEncoder
 
 SCORES_PER_BLOCK = 2**24  # of an exact search: 64 MiB
@@ -43,6 +45,7 @@ class _Learned:
     options: Options
     encoder: LemurEncoder
     candidates: CandidateIndex
+    tuned: tuple[Tuned, ...] = ()
 
     @property
     def num_rows(self) -> int:
@@ -71,12 +74,16 @@ class LemurIndex:
             is fastest); None keeps all num_features.
         distillation_steps: steps that tune the reduction for the top of the ranking, where there are at least 1,000 queries
             and 5,000 documents; 0 leaves the least-squares map. None means 1,000, and 0 where epochs is 0.
+        token_codes: "int8" keeps int8 codes of all tokens beside them, a byte a component. A search then reads the tokens
+            of its best few candidates only, with the same hits but for a document in ten thousand, several times faster.
+            None keeps the tokens alone.
         candidates: "hnsw" for a graph, "exact" for a scan of all vectors.
         M, ef_construction: the graph's, as in hnswlib.
         num_candidates: documents reranked per query, unless a search says otherwise.
         ef_search: beam of the graph search, widened to num_candidates where that is more; None means num_candidates. A beam
             wider than what the rerank reads is the cheaper way to a high recall.
-        device: where to learn and to compute features: "cpu", "cuda" or "mps".
+        device: where to learn and to search: "cpu", "cuda" or "mps". Beside a CPU, a search scans the vectors of all documents
+            on the device and reranks there: fastest for batches, and ef_search counts for nothing.
         seed: for everything random. On a CPU the learned map is the same for the same seed, data and number of threads.
 
     Example:
@@ -102,6 +109,7 @@ class LemurIndex:
         ridge: float = 1e-6,
         rank: int | None = 255,
         distillation_steps: int | None = None,
+        token_codes: str | None = "int8",
         candidates: str = "hnsw",
         M: int = 24,
         ef_construction: int = 200,
@@ -120,6 +128,7 @@ class LemurIndex:
             ridge=ridge,
             rank=rank,
             distillation_steps=distillation_steps,
+            token_codes=token_codes,
             candidates=candidates,
             M=M,
             ef_construction=ef_construction,
@@ -128,10 +137,11 @@ class LemurIndex:
             device=device,
             seed=seed,
         )
-        self._store = TokenStore()
+        self._store = TokenStore(coded=token_codes is not None)
         self._ids = IdMap()
         self._metadata: pa.Table | None = None
         self._learned: _Learned | None = None
+        self._device_search: tuple[_Learned, tuple[int, int], DeviceSearch] | None = None
 
     # What it holds
 
@@ -175,6 +185,12 @@ class LemurIndex:
             NotFitted: before fit.
         """
         return self._fitted().encoder
+
+    @property
+    def tuned(self) -> tuple[Tuned, ...]:
+        """What :meth:`tune` chose for the learned map."""
+        learned = self._learned
+        return () if learned is None else learned.tuned
 
     def _fitted(self) -> _Learned:
         learned = self._learned
@@ -260,11 +276,11 @@ class LemurIndex:
                     f"the index holds {len(self)} documents already; add(documents) brings more, and "
                     "fit(queries=...) without documents learns anew from those it holds"
                 )
-            store, id_map = TokenStore(), IdMap()
+            store, id_map = TokenStore(coded=store.coded), IdMap()
             batches, metadata = take_in(
                 documents, ids=ids, offsets=offsets, directory=directory, store=store, id_map=id_map, metadata=None
             )
-            _append(store, id_map, batches)
+            _append(store, id_map, batches, threads)
         elif ids is not None or offsets is not None:
             raise TypeError("ids= and offsets= go with documents, and documents is None")
         live = _live(store, id_map)
@@ -334,13 +350,13 @@ class LemurIndex:
         """
         threads, limit = validate.num_threads(num_threads), parse_bytes(memory_limit)
         learned = self._fitted()
-        known = [field.name for field in fields(Options)]
+        known = [field.name for field in fields(Options) if field.name != "token_codes"]  # which the store has or has not
         unknown = [name for name in options if name not in known]
         if unknown:
             raise TypeError(f"refit got unknown options {', '.join(unknown)}; expected any of {', '.join(known)}")
         changed = replace(learned.options, **options)
         if resume:
-            _check_resume(learned.encoder.feature_map.config, changed)
+            _check_resume(learned.encoder.feature_weights.config, changed)
         store, rows = self._store, len(self._store)
         live = _live(store, self._ids)
         if len(live) == 0:
@@ -409,12 +425,13 @@ class LemurIndex:
             vectors = self._learned.encoder.encode_documents(new, num_threads=threads)
             try:
                 candidates.add(vectors, first=rows, num_threads=threads)
-                _append(self._store, self._ids, batches)
+                _append(self._store, self._ids, batches, threads)
             except BaseException:  # out of memory, or the user's interrupt: no candidates without tokens
                 candidates.delete(np.arange(rows, candidates.num_rows))
                 raise
+            candidates.finish()
         else:
-            _append(self._store, self._ids, batches)
+            _append(self._store, self._ids, batches, threads)
         self._metadata = metadata
         return self
 
@@ -442,6 +459,7 @@ class LemurIndex:
         *,
         num_candidates: int | None = None,
         ef_search: int | None = None,
+        target_recall: float | None = None,
         exact: bool = False,
         num_threads: int | None = None,
     ) -> list[Hits]: ...
@@ -454,6 +472,7 @@ class LemurIndex:
         *,
         num_candidates: int | None = None,
         ef_search: int | None = None,
+        target_recall: float | None = None,
         exact: bool = False,
         num_threads: int | None = None,
     ) -> Any: ...
@@ -465,6 +484,7 @@ class LemurIndex:
         *,
         num_candidates: int | None = None,
         ef_search: int | None = None,
+        target_recall: float | None = None,
         exact: bool = False,
         num_threads: int | None = None,
     ) -> Any:
@@ -476,6 +496,7 @@ class LemurIndex:
             k: how many to return, at least 1.
             num_candidates: documents to rerank; None means the index's own. Never fewer than k.
             ef_search: beam of the graph search, never below num_candidates; None means the index's own.
+            target_recall: search as :meth:`tune` chose for this recall, or for a higher one, instead of the two above.
             exact: score every document instead: the built-in oracle.
             num_threads: None means all cores.
 
@@ -483,10 +504,15 @@ class LemurIndex:
             :class:`Hits` for one query, a list of them for a batch. Fewer than k only where fewer documents exist.
 
         Raises:
-            ValueError, TypeError: queries of a wrong shape, dtype or dim, without tokens or not finite; k below 1.
+            ValueError, TypeError: queries of a wrong shape, dtype or dim, without tokens or not finite; k below 1; a
+                target_recall for which the index was not tuned.
         """
         learned = self._learned  # read once: a refit in another thread may replace it
         k = validate.positive_int(k, "k")
+        if target_recall is not None:
+            if num_candidates is not None or ef_search is not None:
+                raise TypeError("target_recall= takes the place of num_candidates= and ef_search=; pass one or the other")
+            num_candidates, ef_search = _tuned_for(() if learned is None else learned.tuned, target_recall, k)
         count, beam = _search_options(self._options if learned is None else learned.options, k, num_candidates, ef_search)
         threads = validate.num_threads(num_threads)
         if exact:
@@ -549,6 +575,65 @@ class LemurIndex:
             latency_p95_ms=float(np.percentile(latencies, 95)),
             exact_latency_mean_ms=exact_ms,
         )
+
+    def tune(
+        self,
+        queries: Any,
+        target_recall: float = 0.95,
+        k: int = 10,
+        *,
+        seed: int = 0,
+        num_threads: int | None = None,
+        progress: bool | None = None,
+    ) -> Tuned:
+        """Find the quickest search of a wanted recall; :meth:`search` then takes ``target_recall``.
+
+        A random half of the queries chooses num_candidates and ef_search, by the exact answers and by the time that searches
+        take here and now; the other half says what recall to expect. The choice is kept, and saved, with the learned map.
+
+        Args:
+            queries: a batch, as for :meth:`search`, of queries like those to come that the index did not learn from; some
+                hundred for a narrow interval.
+            target_recall: share of the exact MaxSim top k to find, above 0 and at most 1.
+            k, num_threads: as for :meth:`search`; tune with the threads to search with.
+            seed: for the halves.
+            progress: show a progress bar; None means when standard error is a terminal.
+
+        Returns:
+            :class:`~lemur_ann.tuning.Tuned`; print it.
+
+        Raises:
+            NotFitted: before fit.
+            ValueError, TypeError: fewer than two queries, bad ones, or a bad target.
+        """
+        learned = self._fitted()
+        k = validate.positive_int(k, "k")
+        target = validate.share(target_recall, "target_recall")
+        threads = validate.num_threads(num_threads)
+        random = np.random.default_rng(validate.integer(seed, "seed", least=0))
+        batch = read_queries([queries] if is_single_query(queries) else queries, dim=self.dim)
+        if len(batch) < 2:
+            raise ValueError(f"tune needs at least two queries, to choose on and to measure on, got {len(batch)}")
+        if len(self) == 0:
+            raise ValueError("tune needs at least one document, and the index holds none")
+        tokens = np.ascontiguousarray(batch.tokens, dtype=np.float32)
+        with progress_lines(progress) as lines:
+            task = lines.task("exact answers", len(batch))
+            exact = []
+            for scores in self._exact_scores(tokens, batch.offsets, threads):
+                exact.append(_core.top_k(scores, k))
+                task.advance()
+            tuner = Tuner(
+                learned.encoder, learned.candidates, self._store, QueryBatch(tokens, batch.offsets), exact, threads
+            )
+            order = random.permutation(len(batch))
+            chosen_on, measured_on = order[: len(order) // 2], order[len(order) // 2 :]
+            count, beam = tuner.choose(chosen_on, target, k, len(self), lines.task("settings tried", None))
+        recall, low, high = tuner.recall(measured_on, count, beam) or (1.0, 0.0, 1.0)
+        tuned = Tuned(target, k, count, beam, recall, (low, high), len(measured_on))
+        others = tuple(t for t in learned.tuned if (t.target_recall, t.k) != (target, k))
+        self._learned = replace(learned, tuned=(*others, tuned))
+        return tuned
 
     def health(
         self,
@@ -631,19 +716,31 @@ class LemurIndex:
         if learned is None or num_candidates >= len(self):
             exact = self._exact_scores(tokens, queries.offsets, num_threads)
             return [self._hits(order := _core.top_k(row, k), row[order]) for row in exact]
-        encoded = learned.encoder.encode_queries(tokens, queries.offsets)
+        if learned.options.device != "cpu":
+            found = self._on_device(learned).search(QueryBatch(tokens, queries.offsets), k, num_candidates)
+            return [self._hits(documents, scores) for documents, scores in found]
+        encoded = learned.encoder.encode_queries(tokens, queries.offsets, num_threads=num_threads)
         candidates = learned.candidates.search(encoded, num_candidates, ef_search, num_threads=num_threads)
-        candidates = [np.sort(found) for found in candidates]  # read tokens in the order they lie; ties as in exact search
+        candidates = [np.sort(found) for found in candidates]  # read tokens in the order they lie
         bounds = to_offsets([len(found) for found in candidates])
-        scores = _core.candidate_scores(
-            tokens, queries.offsets, self._store.documents, np.concatenate(candidates), bounds, num_threads
+        documents, scores, counts = _core.rerank(
+            tokens, queries.offsets, self._store.documents, np.concatenate(candidates), bounds, k, num_threads
         )
-        hits = []
-        for i, found in enumerate(candidates):
-            own = scores[bounds[i] : bounds[i + 1]]
-            order = _core.top_k(own, k)
-            hits.append(self._hits(found[order], own[order]))
-        return hits
+        return [self._hits(documents[i, :count], scores[i, :count]) for i, count in enumerate(counts.tolist())]
+
+    def _on_device(self, learned: _Learned) -> DeviceSearch:
+        """The documents on the device, copied there when a search first needs them and again after every change."""
+        from lemur_ann.device_search import DeviceSearch
+
+        state = (len(self._store), len(self._ids.deleted))
+        known = self._device_search
+        if known is None or known[0] is not learned or known[1] != state:
+            live = _live(self._store, self._ids)
+            search = DeviceSearch(
+                learned.encoder, learned.candidates.take(live), self._store, live, learned.options.device
+            )
+            self._device_search = known = (learned, state, search)
+        return known[2]
 
     def _exact_scores(
         self, tokens: npt.NDArray[np.float32], offsets: npt.NDArray[np.int64], num_threads: int
@@ -684,8 +781,9 @@ class LemurIndex:
             "dim": self._store.dim,
             "token_dtype": None if self._store.dtype is None else str(self._store.dtype),
             "options": asdict(self._options if learned is None else learned.options),
-            "feature_map": None if learned is None else learned.encoder.feature_map.config,
+            "feature_map": None if learned is None else learned.encoder.feature_weights.config,
             "training": None if learned is None else learned.encoder.training,
+            "tuned": [] if learned is None else [asdict(tuned) for tuned in learned.tuned],
         }
         storage.write_directory(Path(path), manifest, write_files)
 
@@ -709,13 +807,15 @@ class LemurIndex:
             options = manifest["options"]
             if manifest["format_version"] == 1:  # which learned from float32 targets
                 options = {**options, "target_precision": "float32"}
+            if manifest["format_version"] <= 2:
+                options = {**options, "token_codes": None}
             index = cls(**options)
         except (TypeError, ValueError) as error:
             raise CorruptIndex(f"{folder} has options this version cannot read: {error}") from error
         if device is not None:
             index._options = replace(index._options, device=device)
         ids, deleted, metadata = storage.read_documents(folder / storage.DOCUMENTS)
-        index._store = TokenStore.open(folder / storage.TOKENS)
+        index._store = TokenStore.open(folder / storage.TOKENS, coded=index._store.coded)
         if len(ids) != len(index._store):
             raise CorruptIndex(f"{folder} has {len(ids)} ids and tokens of {len(index._store)} documents")
         index._ids = IdMap(ids, deleted)
@@ -730,7 +830,8 @@ class LemurIndex:
             if candidates.num_rows < len(index._store):
                 raise CorruptIndex(f"{folder} has candidates for {candidates.num_rows} of {len(index._store)} documents")
             candidates.delete(np.arange(len(index._store), candidates.num_rows))
-            index._learned = _Learned(index._options, encoder, candidates)
+            tuned = (Tuned(**{**t, "recall_interval": tuple(t["recall_interval"])}) for t in manifest.get("tuned", ()))
+            index._learned = _Learned(index._options, encoder, candidates, tuple(tuned))
         return index
 
 
@@ -758,6 +859,7 @@ def _with_candidates(
         candidates.add(vectors, first=block.start, num_threads=num_threads)  # deleted documents keep their row
         task.advance(len(vectors))
     candidates.delete(id_map.deleted)
+    candidates.finish()
     encoder.training["num_rows"] = num_rows
     encoder.training["seconds"]["candidates"] = time.perf_counter() - start
     return _Learned(options, encoder, candidates)
@@ -769,6 +871,19 @@ def _search_options(options: Options, k: int, num_candidates: int | None, ef_sea
     count = max(validate.positive_int(count, "num_candidates"), k)
     beam = options.ef_search if ef_search is None else ef_search
     return count, count if beam is None else max(validate.positive_int(beam, "ef_search"), count)
+
+
+def _tuned_for(tuned: tuple[Tuned, ...], target_recall: float, k: int) -> tuple[int, int]:
+    """(num_candidates, ef_search) of the least that was tuned for this recall."""
+    target = validate.share(target_recall, "target_recall")
+    enough = [t for t in tuned if t.target_recall >= target and t.k >= k]
+    if not enough:
+        known = ", ".join(f"{t.target_recall} at k {t.k}" for t in tuned) or "nothing yet"
+        raise ValueError(
+            f"the index is not tuned for target_recall {target} at k {k}, but for: {known}; call tune(queries, {target}, k={k})"
+        )
+    best = min(enough, key=lambda t: (t.k, t.target_recall))
+    return best.num_candidates, best.ef_search
 
 
 def _check_resume(config: dict[str, Any], options: Options) -> None:
@@ -789,9 +904,9 @@ def _texts(metadata: pa.Table | None, column: str, indices: npt.NDArray[np.int64
     return texts
 
 
-def _append(store: TokenStore, id_map: IdMap, batches: list[DocumentBatch]) -> None:
+def _append(store: TokenStore, id_map: IdMap, batches: list[DocumentBatch], num_threads: int) -> None:
     """Put checked batches into a store and an id map."""
     for batch in batches:
         assert batch.ids is not None
-        store.append(batch.tokens, batch.offsets)
+        store.append(batch.tokens, batch.offsets, batch.codes, num_threads=num_threads)
         id_map.append(batch.ids)

@@ -26,12 +26,16 @@ TOKENS_TYPE = "list<fixed_size_list<float32 or float16>[dim]>"
 
 @dataclass
 class DocumentBatch:
-    """Checked documents: ids (None where the caller gave none), flat tokens, offsets, and other columns as metadata."""
+    """Checked documents: ids (None where the caller gave none), flat tokens, offsets, and other columns as metadata.
+
+    ``codes`` are those of the tokens where they are made already (see tokens.py).
+    """
 
     ids: pa.Array | None
     tokens: Tokens
     offsets: Offsets
     metadata: pa.Table | None = None
+    codes: Any = None
 
     def __len__(self) -> int:
         return len(self.offsets) - 1

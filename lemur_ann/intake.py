@@ -62,7 +62,7 @@ def _from_stream(
 ) -> tuple[list[DocumentBatch], pa.Table | None]:
     dtype = store.dtype
     arrivals = _Arrivals(id_map, metadata)
-    with TokenFile(directory) as file:
+    with TokenFile(directory, coded=store.coded) as file:
         for batch in iterate_documents(documents, ids=ids, offsets=offsets, dim=store.dim):
             if dtype is None:
                 dtype = batch.tokens.dtype
@@ -80,8 +80,8 @@ def _from_stream(
     all_ids, tables = arrivals.finish()
     batches = []
     row = 0
-    for tokens, bounds in chunks:
-        batches.append(DocumentBatch(all_ids[row : row + len(bounds) - 1], tokens, bounds))
+    for tokens, bounds, codes in chunks:
+        batches.append(DocumentBatch(all_ids[row : row + len(bounds) - 1], tokens, bounds, codes=codes))
         row += len(bounds) - 1
     return batches, joined_metadata(metadata, len(store), tables)
 

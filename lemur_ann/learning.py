@@ -19,7 +19,8 @@ from lemur_ann.inputs import QueryBatch
 from lemur_ann.memory import NUM_WEIGHED_DOCUMENTS, TEACHER_RANKS, plan
 from lemur_ann.options import Options
 from lemur_ann.progress import Clock, Progress
-from lemur_ann.reduction import Reduction, augment, radius_for
+from lemur_ann.query_features import FeatureWeights
+from lemur_ann.reduction import Reduction, augment, radius_for, random_rotation
 from lemur_ann.targets import Targets
 from lemur_ann.tokens import TokenStore
 from lemur_ann.training import TARGET_ROWS, Training, train_feature_map
@@ -146,6 +147,12 @@ def fit_encoder(
         )
         query_map = query_map @ further
         clock.lap("distillation")
+    rotation = random_rotation(query_map.shape[1], random)
+    query_map = query_map @ rotation
+    if document_map is None:
+        projection, offset, wide = projection @ rotation, offset @ rotation, wide @ rotation
+    else:
+        document_map = document_map @ rotation
     reduced = reduced_further(wide, document_map, num_threads)
     radius = radius_for(reduced)
     summary = {
@@ -155,7 +162,7 @@ def fit_encoder(
         "expected_peak_bytes": sizes.peak_bytes,
         "seconds": clock.seconds,
     }
-    encoder = LemurEncoder(feature_map, targets, weights, projection, offset, document_map, query_map, radius, summary)
+    encoder = LemurEncoder(FeatureWeights.of(feature_map), targets, weights, projection, offset, document_map, query_map, radius, summary)
     return encoder, Encoded(kept, augment(reduced, radius))
 
 

@@ -22,6 +22,7 @@ class Options:
     ridge: float = 1e-6
     rank: int | None = 255
     distillation_steps: int | None = None
+    token_codes: str | None = "int8"
     candidates: str = "hnsw"
     M: int = 24
     ef_construction: int = 200
@@ -45,6 +46,8 @@ class Options:
         self._set("ridge", float(self.ridge))
         if self.target_precision not in ("int8", "float32"):
             raise ValueError(f"target_precision must be 'int8' or 'float32', got {self.target_precision!r}")
+        if self.token_codes not in (None, "int8"):
+            raise ValueError(f"token_codes must be 'int8' or None, got {self.token_codes!r}")
         if self.candidates not in KINDS:
             raise ValueError(f"candidates must be one of {', '.join(KINDS)}, got {self.candidates!r}")
         self._set("device", str(self.device))

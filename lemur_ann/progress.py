@@ -43,8 +43,8 @@ class Progress:
     def __init__(self, bar: Any = None) -> None:
         self._bar = bar
 
-    def task(self, description: str, total: int) -> Task:
-        """A new line that ends at ``total`` steps."""
+    def task(self, description: str, total: int | None) -> Task:
+        """A new line that ends at ``total`` steps; None where nobody knows how many."""
         if self._bar is None:
             return Task()
         return Task(self._bar, self._bar.add_task(description, total=total, note=""))

@@ -14,7 +14,6 @@ from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
-import torch
 
 HEADROOM = 1.1  # radius over the largest norm seen; later documents up to it keep the order exact
 FLOOR = 1e-4  # of the mean diagonal of C_q: directions the queries hardly use are not amplified further
@@ -40,6 +39,8 @@ class Reduction:
 
         ``rank=None``, or one not below num_features, only centres.
         """
+        import torch
+
         num_features = weights.shape[1]
         mean = weights.mean(axis=0, dtype=np.float64).astype(np.float32)
         if rank is None or rank >= num_features:
@@ -56,6 +57,13 @@ class Reduction:
         leading = vectors.flip(1)[:, :rank]
         query_map = torch.linalg.solve_triangular(root.T, leading, upper=True)
         return cls(mean, (root @ leading).float().numpy(), query_map.float().numpy())
+
+
+def random_rotation(rank: int, random: np.random.Generator) -> npt.NDArray[np.float32]:
+    """An orthogonal matrix, float32 (rank, rank). It changes no inner product and no distance, and spreads what documents have
+    in the leading directions over all of them, so that int8 codes with one scale a vector lose less."""
+    orthogonal, _ = np.linalg.qr(random.normal(size=(rank, rank)))
+    return orthogonal.astype(np.float32)
 
 
 def radius_for(reduced: npt.NDArray[np.float32]) -> float:

@@ -25,7 +25,7 @@ from lemur_ann._core import version as __version__
 from lemur_ann.errors import CorruptIndex
 
 FORMAT = "lemur_ann"
-FORMAT_VERSION = 2
+FORMAT_VERSION = 3
 
 MANIFEST = "manifest.json"
 DOCUMENTS = "documents.arrow"
@@ -68,6 +68,19 @@ def write_directory(path: Path, manifest: dict[str, Any], write_files: Callable[
             shutil.rmtree(old)
     finally:
         shutil.rmtree(new, ignore_errors=True)
+
+
+def update_manifest(path: Path, changes: dict[str, Any]) -> None:
+    """Change some entries of a saved index's manifest, in one step."""
+    body = {**read_manifest(path), **changes}
+    new = path / f".{MANIFEST}.{uuid.uuid4().hex[:12]}"
+    try:
+        new.write_text(json.dumps({**body, "manifest_sha256": _digest(body)}, indent=2) + "\n")
+        _sync(new)
+        new.replace(path / MANIFEST)
+    finally:
+        new.unlink(missing_ok=True)
+    _sync(path)
 
 
 def read_manifest(path: Path) -> dict[str, Any]:

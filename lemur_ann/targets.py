@@ -1,25 +1,23 @@
 """Token maxima over a fixed sample of tokens: what document weights are solved from, and the linear maps that follow.
 
-On a CPU they come from the C++ kernels. On another device they are computed there by torch, from the same int8 codes and exact
-sums of them, so with the same bits, and stay there.
+On a CPU they come from the C++ kernels, and torch is not imported to encode a document. On another device they are computed
+there by torch (torch_targets.py), with the same bits in int8, and stay there.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 import numpy.typing as npt
-import torch
 
 from lemur_ann import _core
 from lemur_ann.memory import DOCUMENTS_PER_BLOCK
 from lemur_ann.tokens import TokenStore
 
-LARGEST_CODE = 127
-SMALLEST = 1e-30  # as in cpp/src/int8.cpp: a token of smaller components counts as zero
-PRODUCTS_PER_STEP = 2**26  # inner products on a device at a time: 256 MiB
+if TYPE_CHECKING:
+    import torch
 
 
 class Targets:
@@ -57,8 +55,7 @@ class Targets:
             indices: ascending document indices.
             num_threads: threads to use on a CPU.
         """
-        for begin in range(0, len(indices), self.documents_per_block):
-            block = slice(begin, min(begin + self.documents_per_block, len(indices)))
+        for block in self._cuts(len(indices)):
             maxima = token_maxima(self.sample_tokens, store, indices[block], self.precision, self.device, num_threads)
             maxima -= self.mean
             yield block, maxima
@@ -70,12 +67,21 @@ class Targets:
 
         On a CPU a document's row has the same bits whatever the block it is in and the number of threads.
         """
-        there = None if self.device == "cpu" else torch.from_numpy(matrix).to(self.device)
-        for block, maxima in self.blocks(store, indices, num_threads):
-            if there is None:
-                yield block, _core.products(maxima.numpy(), matrix, num_threads).astype(np.float32)
-            else:
-                yield block, (maxima @ there).cpu().numpy()
+        if self.device == "cpu":
+            for block in self._cuts(len(indices)):
+                maxima = _cpu_maxima(self.sample_tokens, store, indices[block], self.precision, num_threads)
+                maxima -= np.float32(self.mean)
+                yield block, _core.products(maxima, matrix, num_threads).astype(np.float32)
+            return
+        import torch
+
+        there = torch.from_numpy(matrix).to(self.device)
+        for block, on_device in self.blocks(store, indices, num_threads):
+            yield block, (on_device @ there).cpu().numpy()
+
+    def _cuts(self, size: int) -> Iterator[slice]:
+        for begin in range(0, size, self.documents_per_block):
+            yield slice(begin, min(begin + self.documents_per_block, size))
 
 
 def token_maxima(
@@ -87,49 +93,21 @@ def token_maxima(
     num_threads: int = 1,
 ) -> torch.Tensor:
     """float32 (len(indices), num_sample_tokens) on the device: by the C++ kernels for "cpu", by torch elsewhere."""
+    import torch
+
+    from lemur_ann.torch_targets import torch_token_maxima
+
     if device == "cpu":
-        documents = store.select(indices)
-        return torch.from_numpy(_core.token_maxima(sample_tokens, documents, num_threads, precision, by_document=True))
+        return torch.from_numpy(_cpu_maxima(sample_tokens, store, indices, precision, num_threads))
     tokens, offsets = store.gather(indices)
     return torch_token_maxima(torch.from_numpy(sample_tokens).to(device), tokens, offsets, precision)
 
 
-@torch.inference_mode()
-def torch_token_maxima(
-    x: torch.Tensor, tokens: npt.NDArray[Any], offsets: npt.NDArray[np.int64], precision: str
-) -> torch.Tensor:
-    """Token maxima in torch, on the device of ``x``: float32 (num_documents, num_x).
-
-    Args:
-        x: float32 (num_x, dim).
-        tokens: float16 or float32 (num_tokens, dim).
-        offsets: (num_documents + 1,), every document with a token at least.
-        precision: "int8" or "float32".
-    """
-    out = torch.empty((len(offsets) - 1, len(x)), device=x.device)
-    x_codes, x_scales = _quantise(x) if precision == "int8" else (x, None)
-    begin = 0
-    while begin < len(out):
-        limit = offsets[begin] + max(PRODUCTS_PER_STEP // len(x), 1)
-        end = max(int(np.searchsorted(offsets, limit, side="right")) - 1, begin + 1)
-        rows = torch.from_numpy(tokens[offsets[begin] : offsets[end]].astype(np.float32)).to(x.device)
-        codes, scales = _quantise(rows) if precision == "int8" else (rows, None)
-        products = codes @ x_codes.T  # of codes: integers below 2^24, exact in float32 and in TF32 alike
-        if scales is not None:
-            products *= scales[:, None]
-        lengths = torch.from_numpy(np.diff(offsets[begin : end + 1])).to(x.device)
-        out[begin:end] = torch.segment_reduce(products, "max", lengths=lengths, axis=0)
-        begin = end
-    if x_scales is not None:
-        out *= x_scales
-    return out
-
-
-def _quantise(rows: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """int8 codes, as float32, and the scale of each row: what cpp/src/int8.cpp computes."""
-    largest = rows.abs().amax(1)
-    is_zero = ~(largest > SMALLEST)
-    # a true division: torch turns number / tensor into number * reciprocal, which rounds twice
-    inverse = torch.where(is_zero, 0.0, torch.full_like(largest, LARGEST_CODE) / largest)
-    codes = torch.round(rows.double() * inverse.double()[:, None]).float()
-    return codes, torch.where(is_zero, 1.0, largest / LARGEST_CODE)
+def _cpu_maxima(
+    sample_tokens: npt.NDArray[np.float32],
+    store: TokenStore,
+    indices: npt.NDArray[np.int64],
+    precision: str,
+    num_threads: int,
+) -> npt.NDArray[np.float32]:
+    return _core.token_maxima(sample_tokens, store.select(indices), num_threads, precision, by_document=True)

@@ -9,7 +9,7 @@ import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any, BinaryIO, cast
+from typing import Any, BinaryIO, NamedTuple, cast
 
 import numpy as np
 import numpy.typing as npt
@@ -21,16 +21,34 @@ from lemur_ann.errors import CorruptIndex
 from lemur_ann.inputs import to_offsets, tokens_from_arrow
 
 VALUES_PER_BATCH = 2**24  # of a token file: 64 MiB of float32, the memory it takes to write one
+CODE_COLUMNS = ("codes", "scales", "sums")
 BYTES_TO_MERGE = 2**20  # chunks below this may be merged, those above stay where they lie: it may be a file
 
-Chunk = tuple[Tokens, Offsets]
+Codes = tuple[npt.NDArray[np.int8], npt.NDArray[np.float32], npt.NDArray[np.int32]]
+
+
+class Chunk(NamedTuple):
+    """Documents laid end to end."""
+
+    tokens: Tokens
+    offsets: Offsets
+    codes: Codes | None = None  # of each row of tokens: int8 codes, their scale, their sum
+
+
+def without_gaps(tokens: Tokens, offsets: Offsets) -> tuple[Tokens, Offsets]:
+    """The same documents, where offsets name a part of the tokens only."""
+    return tokens[offsets[0] : offsets[-1]], offsets - offsets[0]
 
 
 class TokenStore:
-    """Documents as chunks of (tokens, offsets), all of one dim and dtype; document i keeps its index for ever."""
+    """Documents as chunks, all of one dim and dtype; document i keeps its index for ever.
 
-    def __init__(self, chunks: Sequence[Chunk] = ()) -> None:
-        self._chunks = list(chunks)
+    ``coded``: whether int8 codes of all tokens are kept beside them, for the first pass of a rerank.
+    """
+
+    def __init__(self, chunks: Sequence[Chunk | tuple[Tokens, Offsets]] = (), *, coded: bool = False) -> None:
+        self._chunks = [Chunk(*chunk) for chunk in chunks]
+        self._coded = coded
         self._bounds: Offsets | None = None
         self._documents: _core.Documents | None = None
 
@@ -40,30 +58,36 @@ class TokenStore:
     @property
     def dim(self) -> int | None:
         """Dimension of the tokens; None while empty."""
-        return self._chunks[0][0].shape[1] if self._chunks else None
+        return self._chunks[0].tokens.shape[1] if self._chunks else None
 
     @property
     def dtype(self) -> np.dtype[Any] | None:
         """float32 or float16; None while empty."""
-        return self._chunks[0][0].dtype if self._chunks else None
+        return self._chunks[0].tokens.dtype if self._chunks else None
 
     @property
     def num_tokens(self) -> int:
         """Tokens of all documents together."""
-        return sum(int(offsets[-1] - offsets[0]) for _, offsets in self._chunks)
+        return sum(int(chunk.offsets[-1] - chunk.offsets[0]) for chunk in self._chunks)
+
+    @property
+    def coded(self) -> bool:
+        """Whether int8 codes of all tokens are kept beside them."""
+        return self._coded
 
     @property
     def documents(self) -> _core.Documents:
         """All documents, for the kernels."""
         if self._documents is None:
-            self._documents = _core.Documents(self._chunks)
+            codes = [chunk.codes for chunk in self._chunks if chunk.codes is not None]
+            self._documents = _core.Documents([(chunk.tokens, chunk.offsets) for chunk in self._chunks], codes)
         return self._documents
 
     @property
     def _firsts(self) -> npt.NDArray[np.int64]:
         """Document indices at which the chunks begin, and the number of documents."""
         if self._bounds is None:
-            self._bounds = to_offsets([len(offsets) - 1 for _, offsets in self._chunks])
+            self._bounds = to_offsets([len(chunk.offsets) - 1 for chunk in self._chunks])
         return self._bounds
 
     def __getitem__(self, index: int) -> Tokens:
@@ -71,7 +95,7 @@ class TokenStore:
         if not 0 <= index < len(self):
             raise IndexError("document index outside the store")
         i = int(np.searchsorted(self._firsts, index, side="right")) - 1
-        tokens, offsets = self._chunks[i]
+        tokens, offsets, _ = self._chunks[i]
         index -= int(self._firsts[i])
         return tokens[offsets[index] : offsets[index + 1]]
 
@@ -80,7 +104,7 @@ class TokenStore:
         chunks = []
         cuts = np.searchsorted(indices, self._firsts)
         for i in np.flatnonzero(np.diff(cuts)).tolist():
-            tokens, offsets = self._chunks[i]
+            tokens, offsets, _ = self._chunks[i]
             inside = indices[cuts[i] : cuts[i + 1]] - self._firsts[i]
             # runs of neighbouring documents become one chunk each
             runs = np.split(inside, np.flatnonzero(np.diff(inside) != 1) + 1)
@@ -92,33 +116,39 @@ class TokenStore:
         matrices = [self[int(index)] for index in indices]
         return np.concatenate(matrices), np.concatenate([[0], np.cumsum([len(matrix) for matrix in matrices])])
 
-    def append(self, tokens: Tokens, offsets: Offsets) -> None:
+    def append(self, tokens: Tokens, offsets: Offsets, codes: Codes | None = None, *, num_threads: int = 1) -> None:
         """Add documents at the end, in the store's dtype; the arrays are kept, not copied."""
         if len(offsets) == 1:
             return
         assert self.dtype in (None, tokens.dtype)
-        chunk = (tokens, offsets)
+        if self._coded and codes is None:
+            tokens, offsets = without_gaps(tokens, offsets)
+            codes = _core.token_codes(tokens, num_threads)
+        chunk = Chunk(tokens, offsets, codes if self._coded else None)
         # Small chunks at least halve in size from first to last, so many small additions cost few copies and few chunks.
         while (
-            self._chunks and len(self._chunks[-1][0]) < 2 * len(chunk[0]) and _is_small(chunk) and _is_small(self._chunks[-1])
+            self._chunks
+            and len(self._chunks[-1].tokens) < 2 * len(chunk.tokens)
+            and _is_small(chunk)
+            and _is_small(self._chunks[-1])
         ):
             chunk = _concatenate(self._chunks.pop(), chunk)
         self._chunks.append(chunk)
         self._bounds = self._documents = None
 
     def write(self, path: Path) -> None:
-        """Write an Arrow IPC file with one column ``tokens``."""
+        """Write an Arrow IPC file with a column ``tokens``, and columns of codes where there are codes."""
         with pa.OSFile(str(path), "wb") as sink:
-            writer = TokenWriter(sink, self.dim or 1, self.dtype or np.dtype(np.float32))
-            for tokens, offsets in self._chunks:
+            writer = TokenWriter(sink, self.dim or 1, self.dtype or np.dtype(np.float32), coded=self._coded)
+            for tokens, offsets, _ in self._chunks:
                 writer.append(tokens, offsets)
             writer.close()
 
     @classmethod
-    def open(cls, path: Path) -> TokenStore:
+    def open(cls, path: Path, *, coded: bool = False) -> TokenStore:
         """Map a file that :meth:`write` made; tokens are read from it when they are first used."""
         try:
-            store = cls(_chunks(pa.memory_map(str(path)), path.name))
+            store = cls(_chunks(pa.memory_map(str(path)), path.name, coded), coded=coded)
             _ = store.documents  # checks every offset
         except (pa.ArrowException, ValueError, TypeError, KeyError) as error:
             raise CorruptIndex(f"{path.name} is not a token file: {error}") from error
@@ -126,14 +156,18 @@ class TokenStore:
 
 
 class TokenWriter:
-    """Writes documents as an Arrow IPC file with one column ``tokens``, in batches of whole documents.
+    """Writes documents as an Arrow IPC file with a column ``tokens``, in batches of whole documents.
 
-    One batch is held in memory, of VALUES_PER_BATCH values; a document longer than that is a batch of its own.
+    One batch is held in memory, of VALUES_PER_BATCH values; a document longer than that is a batch of its own. ``coded`` adds
+    the columns of CODE_COLUMNS.
     """
 
-    def __init__(self, sink: pa.NativeFile, dim: int, dtype: np.dtype[Any]) -> None:
-        kind = pa.large_list(pa.list_(pa.from_numpy_dtype(dtype), dim))
-        self._schema = pa.schema([pa.field("tokens", kind, nullable=False)])
+    def __init__(self, sink: pa.NativeFile, dim: int, dtype: np.dtype[Any], *, coded: bool = False) -> None:
+        kinds = {"tokens": pa.list_(pa.from_numpy_dtype(dtype), dim)}
+        if coded:
+            kinds |= zip(CODE_COLUMNS, (pa.list_(pa.int8(), _core.int8_stride(dim)), pa.float32(), pa.int32()), strict=True)
+        self._schema = pa.schema([pa.field(name, pa.large_list(kind), nullable=False) for name, kind in kinds.items()])
+        self._coded = coded
         self._writer = pa.ipc.new_file(sink, self._schema)
         tokens_per_batch = max(VALUES_PER_BATCH // dim, 1)
         self._tokens = np.empty((tokens_per_batch, dim), dtype)
@@ -172,9 +206,14 @@ class TokenWriter:
             self._size = 0
 
     def _write(self, tokens: Tokens, offsets: Offsets) -> None:
-        vectors = pa.FixedSizeListArray.from_arrays(pa.array(tokens.reshape(-1)), tokens.shape[1])
-        column = pa.LargeListArray.from_arrays(pa.array(offsets), vectors)
-        self._writer.write_batch(pa.record_batch([column], schema=self._schema))
+        values = [tokens, *(_core.token_codes(np.ascontiguousarray(tokens), os.cpu_count() or 1) if self._coded else ())]
+        columns = [pa.LargeListArray.from_arrays(pa.array(offsets), _rows(array)) for array in values]
+        self._writer.write_batch(pa.record_batch(columns, schema=self._schema))
+
+
+def _rows(array: npt.NDArray[Any]) -> pa.Array:
+    flat = pa.array(array.reshape(-1))
+    return flat if array.ndim == 1 else pa.FixedSizeListArray.from_arrays(flat, array.shape[1])
 
 
 class TokenFile:
@@ -184,8 +223,9 @@ class TokenFile:
     killed process or the end of the index, and there is nothing to clean up: its space is free once nothing maps it.
     """
 
-    def __init__(self, directory: str | os.PathLike[str] | None = None) -> None:
+    def __init__(self, directory: str | os.PathLike[str] | None = None, *, coded: bool = False) -> None:
         self._directory = directory
+        self._coded = coded
         self._file = cast(BinaryIO, tempfile.TemporaryFile(dir=directory))  # noqa: SIM115 (closed by __exit__)
         self._writer: TokenWriter | None = None
 
@@ -202,7 +242,8 @@ class TokenFile:
         """Documents to come after those before, all of one dim and dtype; the arrays may change afterwards."""
         with self._naming_the_folder():
             if self._writer is None:
-                self._writer = TokenWriter(pa.PythonFile(self._file, mode="w"), tokens.shape[1], tokens.dtype)
+                sink = pa.PythonFile(self._file, mode="w")
+                self._writer = TokenWriter(sink, tokens.shape[1], tokens.dtype, coded=self._coded)
             self._writer.append(tokens, offsets)
 
     def mapped(self) -> list[Chunk]:
@@ -217,7 +258,7 @@ class TokenFile:
                 whole = source.read_buffer()
         except OSError:  # Windows, or a system without /dev/fd
             whole = pa.py_buffer(mmap.mmap(self._file.fileno(), 0, access=mmap.ACCESS_READ))
-        return _chunks(whole, "the temporary token file")
+        return _chunks(whole, "the temporary token file", self._coded)
 
     @contextmanager
     def _naming_the_folder(self) -> Iterator[None]:
@@ -229,19 +270,30 @@ class TokenFile:
             raise OSError(error.errno or errno.EIO, f"{reason}; directory= names another folder") from error
 
 
-def _chunks(source: pa.Buffer | pa.NativeFile, name: str) -> list[Chunk]:
+def _chunks(source: pa.Buffer | pa.NativeFile, name: str, coded: bool) -> list[Chunk]:
     """The batches of a token file, as views."""
     reader = pa.ipc.open_file(source)
     batches = [reader.get_batch(i) for i in range(reader.num_record_batches)]
-    return [tokens_from_arrow(batch.column("tokens"), name) for batch in batches if len(batch)]
+    return [_chunk(batch, name, coded) for batch in batches if len(batch)]
+
+
+def _chunk(batch: pa.RecordBatch, name: str, coded: bool) -> Chunk:
+    tokens, offsets = tokens_from_arrow(batch.column("tokens"), name)
+    if not coded:
+        return Chunk(tokens, offsets)
+    values = [batch.column(column).values for column in CODE_COLUMNS]
+    codes = values[0].values.to_numpy().reshape(-1, values[0].type.list_size)
+    return Chunk(tokens, offsets, (codes, values[1].to_numpy(), values[2].to_numpy()))
 
 
 def _is_small(chunk: Chunk) -> bool:
-    return chunk[0].nbytes < BYTES_TO_MERGE
+    return chunk.tokens.nbytes < BYTES_TO_MERGE
 
 
 def _concatenate(a: Chunk, b: Chunk) -> Chunk:
-    a_tokens = a[0][a[1][0] : a[1][-1]]
-    b_tokens = b[0][b[1][0] : b[1][-1]]
-    offsets = np.concatenate([a[1] - a[1][0], b[1][1:] - b[1][0] + len(a_tokens)])
-    return np.concatenate([a_tokens, b_tokens]), offsets
+    a_tokens, a_offsets = without_gaps(a.tokens, a.offsets)
+    b_tokens, b_offsets = without_gaps(b.tokens, b.offsets)
+    codes = None
+    if a.codes is not None and b.codes is not None:  # whose tokens have no gaps
+        codes = cast(Codes, tuple(np.concatenate(pair) for pair in zip(a.codes, b.codes, strict=True)))
+    return Chunk(np.concatenate([a_tokens, b_tokens]), np.concatenate([a_offsets, b_offsets[1:] + len(a_tokens)]), codes)

@@ -2,15 +2,19 @@
 #include <nanobind/ndarray.h>
 #include <nanobind/stl/pair.h>
 #include <nanobind/stl/string.h>
+#include <nanobind/stl/tuple.h>
 #include <nanobind/stl/vector.h>
 
 #include <algorithm>
 #include <string>
+#include <tuple>
 #include <utility>
 #include <vector>
 
 #include "array_args.hpp"
+#include "lemur/int8.hpp"
 #include "lemur/maxsim.hpp"
+#include "lemur/rerank.hpp"
 
 namespace lemur_bindings {
 
@@ -43,27 +47,61 @@ using FloatArray1 = nb::ndarray<nb::numpy, float, nb::ndim<1>>;
 using FloatArray2 = nb::ndarray<nb::numpy, float, nb::ndim<2>>;
 using Int64Array1 = nb::ndarray<nb::numpy, std::int64_t, nb::ndim<1>>;
 
+using Codes = nb::ndarray<const std::int8_t, nb::ndim<2>, nb::c_contig, nb::device::cpu>;
+using FloatVector = nb::ndarray<const float, nb::ndim<1>, nb::c_contig, nb::device::cpu>;
+using Int32Vector = nb::ndarray<const std::int32_t, nb::ndim<1>, nb::c_contig, nb::device::cpu>;
+using CodesOfTokens = std::tuple<Codes, FloatVector, Int32Vector>;
+using Chunk = std::pair<AnyMatrix, Int64Vector>;
+
 // Documents in the caller's buffers, which stay alive with this object.
 class Documents {
  public:
-  explicit Documents(std::vector<std::pair<AnyMatrix, Int64Vector>> chunks)
-      : chunks_(std::move(chunks)), view_(views(chunks_)) {}
+  Documents(std::vector<Chunk> chunks, std::vector<CodesOfTokens> codes)
+      : chunks_(std::move(chunks)), codes_(std::move(codes)), view_(views(chunks_, codes_)) {}
 
   const lemur::DocumentsView& view() const { return view_; }
 
  private:
-  static std::vector<lemur::RaggedView> views(const std::vector<std::pair<AnyMatrix, Int64Vector>>& chunks) {
+  static std::vector<lemur::RaggedView> views(const std::vector<Chunk>& chunks,
+                                              const std::vector<CodesOfTokens>& all_codes) {
+    if (!all_codes.empty() && all_codes.size() != chunks.size())
+      throw nb::value_error("there must be codes for each chunk, or for none");
     std::vector<lemur::RaggedView> out;
-    for (const auto& [tokens, offsets] : chunks) {
+    for (std::size_t c = 0; c < chunks.size(); ++c) {
+      const auto& [tokens, offsets] = chunks[c];
       out.push_back(ragged_view(token_view(tokens), offsets));
-      for (std::int64_t i = 0; i < out.back().size; ++i) out.back().range(i);  // throws where offsets run backwards
+      lemur::RaggedView& view = out.back();
+      for (std::int64_t i = 0; i < view.size; ++i) view.range(i);  // throws where offsets run backwards
+      if (all_codes.empty()) continue;
+      const auto& [codes, scales, sums] = all_codes[c];
+      if (codes.shape(0) != tokens.shape(0) || scales.shape(0) != tokens.shape(0) || sums.shape(0) != tokens.shape(0) ||
+          static_cast<std::int64_t>(codes.shape(1)) != lemur::int8_stride(view.tokens.dim))
+        throw nb::value_error("codes, scales and sums must have a row for each token, and codes the stride of dim");
+      view.codes = {codes.data(), scales.data(), sums.data()};
     }
     return out;
   }
 
-  std::vector<std::pair<AnyMatrix, Int64Vector>> chunks_;
+  std::vector<Chunk> chunks_;
+  std::vector<CodesOfTokens> codes_;
   lemur::DocumentsView view_;
 };
+
+// int8 codes, scales and sums of codes of a matrix of tokens.
+std::tuple<nb::ndarray<nb::numpy, std::int8_t, nb::ndim<2>>, FloatArray1, nb::ndarray<nb::numpy, std::int32_t, nb::ndim<1>>>
+token_codes(const AnyMatrix& tokens, int num_threads) {
+  const lemur::TokenView view = token_view(tokens);
+  const std::int64_t stride = lemur::int8_stride(view.dim);
+  auto codes = new_array<std::int8_t>(view.num_tokens, stride);
+  auto scales = new_array<float>(view.num_tokens);
+  auto sums = new_array<std::int32_t>(view.num_tokens);
+  const lemur::CodedRows out{codes.data(), scales.data(), sums.data()};
+  {
+    nb::gil_scoped_release release;
+    lemur::quantise_tokens(view, out, num_threads);
+  }
+  return {codes, scales, sums};
+}
 
 lemur::Precision precision_named(const std::string& name) {
   if (name == "float32") return lemur::Precision::kFloat32;
@@ -94,20 +132,44 @@ FloatArray2 scores(const FloatMatrix& queries, const Int64Vector& query_offsets,
   return out;
 }
 
+void check_candidates(const lemur::RaggedView& queries, const Int64Vector& candidates, const Int64Vector& offsets) {
+  if (static_cast<std::int64_t>(offsets.shape(0)) != queries.size + 1)
+    throw nb::value_error("candidate_offsets must have one element more than there are queries");
+  const std::int64_t* begin = offsets.data();
+  if (begin[0] < 0 || begin[queries.size] > static_cast<std::int64_t>(candidates.shape(0)) ||
+      !std::is_sorted(begin, begin + queries.size + 1))
+    throw nb::value_error("candidate_offsets must ascend within the candidates");
+}
+
 FloatArray1 candidate_scores(const FloatMatrix& queries, const Int64Vector& query_offsets, const Documents& documents,
                              const Int64Vector& candidates, const Int64Vector& candidate_offsets, int num_threads) {
   const lemur::RaggedView q = ragged_view(token_view(queries), query_offsets);
-  if (static_cast<std::int64_t>(candidate_offsets.shape(0)) != q.size + 1)
-    throw nb::value_error("candidate_offsets must have one element more than there are queries");
-  const std::int64_t* offsets = candidate_offsets.data();
-  if (offsets[0] < 0 || offsets[q.size] > static_cast<std::int64_t>(candidates.shape(0)) ||
-      !std::is_sorted(offsets, offsets + q.size + 1))
-    throw nb::value_error("candidate_offsets must ascend within the candidates");
+  check_candidates(q, candidates, candidate_offsets);
   auto out = new_array<float>(candidates.shape(0));
   float* data = out.data();
   nb::gil_scoped_release release;
-  lemur::candidate_scores(q, documents.view(), candidates.data(), offsets, data, num_threads);
+  lemur::candidate_scores(q, documents.view(), candidates.data(), candidate_offsets.data(), data, num_threads);
   return out;
+}
+
+using Int64Array2 = nb::ndarray<nb::numpy, std::int64_t, nb::ndim<2>>;
+
+std::tuple<Int64Array2, FloatArray2, Int64Array1> rerank(const FloatMatrix& queries, const Int64Vector& query_offsets,
+                                                         const Documents& documents, const Int64Vector& candidates,
+                                                         const Int64Vector& candidate_offsets, std::int64_t k,
+                                                         int num_threads) {
+  const lemur::RaggedView q = ragged_view(token_view(queries), query_offsets);
+  check_candidates(q, candidates, candidate_offsets);
+  if (k < 1) throw nb::value_error("k must be at least 1");
+  auto found = new_array<std::int64_t>(q.size, k);
+  auto scores = new_array<float>(q.size, k);
+  auto counts = new_array<std::int64_t>(q.size);
+  const lemur::RerankResult out{found.data(), scores.data(), counts.data()};
+  {
+    nb::gil_scoped_release release;
+    lemur::rerank(q, documents.view(), candidates.data(), candidate_offsets.data(), k, out, num_threads);
+  }
+  return {found, scores, counts};
 }
 
 Int64Array1 top_k(const nb::ndarray<const float, nb::ndim<1>, nb::c_contig, nb::device::cpu>& values, std::int64_t k) {
@@ -122,10 +184,14 @@ Int64Array1 top_k(const nb::ndarray<const float, nb::ndim<1>, nb::c_contig, nb::
 
 void bind_maxsim(nanobind::module_& m) {
   using namespace lemur_bindings;
-  nb::class_<Documents>(m, "Documents", "Documents in one or more chunks of (tokens, offsets), read where they lie.")
-      .def(nb::init<std::vector<std::pair<AnyMatrix, Int64Vector>>>(), nb::arg("chunks"),
+  nb::class_<Documents>(m, "Documents", 
+                        "Documents in one or more chunks of (tokens, offsets), and what token_codes gave for the tokens "
+                        "of each, read where they lie.")
+      .def(nb::init<std::vector<Chunk>, std::vector<CodesOfTokens>>(), nb::arg("chunks"), nb::arg("codes") = nb::list(),
            nb::sig("def __init__(self, chunks: collections.abc.Sequence[tuple[numpy.typing.NDArray[typing.Any], "
-                   "numpy.typing.NDArray[numpy.int64]]]) -> None"))
+                   "numpy.typing.NDArray[numpy.int64]]], codes: collections.abc.Sequence["
+                   "tuple[numpy.typing.NDArray[numpy.int8], numpy.typing.NDArray[numpy.float32], "
+                   "numpy.typing.NDArray[numpy.int32]]] = ()) -> None"))
       .def("__len__", [](const Documents& d) { return d.view().size(); })
       .def_prop_ro("num_tokens", [](const Documents& d) { return d.view().num_tokens(); })
       .def_prop_ro("dim", [](const Documents& d) { return d.view().dim(); });
@@ -138,6 +204,12 @@ void bind_maxsim(nanobind::module_& m) {
   m.def("candidate_scores", &candidate_scores, nb::arg("queries").noconvert(), nb::arg("query_offsets").noconvert(),
         nb::arg("documents"), nb::arg("candidates").noconvert(), nb::arg("candidate_offsets").noconvert(),
         nb::arg("num_threads"), "MaxSim scores of each query's own candidates, in the shape of candidates.");
+  m.def("token_codes", &token_codes, nb::arg("tokens").noconvert(), nb::arg("num_threads"),
+        "int8 codes (num_tokens, stride), their float32 scales and int32 sums (num_tokens,).");
+  m.def("rerank", &rerank, nb::arg("queries").noconvert(), nb::arg("query_offsets").noconvert(), nb::arg("documents"),
+        nb::arg("candidates").noconvert(), nb::arg("candidate_offsets").noconvert(), nb::arg("k"),
+        nb::arg("num_threads"),
+        "Each query's best candidates by exact MaxSim: documents and scores (num_queries, k), and how many of them count.");
   m.def("top_k", &top_k, nb::arg("values").noconvert(), nb::arg("k"),
         "Positions of the k largest values, best first; -inf counts as absent.");
 }

@@ -3,6 +3,8 @@
 namespace nb = nanobind;
 
 void bind_cpu(nb::module_& m);
+void bind_features(nb::module_& m);
+void bind_graph(nb::module_& m);
 void bind_maxsim(nb::module_& m);
 void bind_products(nb::module_& m);
 void bind_checks(nb::module_& m);
@@ -11,6 +13,8 @@ NB_MODULE(_core, m) {
   m.doc() = "The C++ core of lemur_ann. Use lemur_ann.maxsim, which checks its arguments.";
   m.attr("version") = LEMUR_ANN_VERSION;
   bind_cpu(m);
+  bind_features(m);
+  bind_graph(m);
   bind_maxsim(m);
   bind_products(m);
   bind_checks(m);

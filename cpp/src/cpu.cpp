@@ -83,7 +83,7 @@ bool has_vnni() { return has_avx512() && all_set(cpuid(7).ecx, 1u << 11); }
 bool has_amx() {
   const std::uint32_t tile_int8 = 1u << 24 | 1u << 25;
   constexpr long kRequestPermission = 0x1023, kTileData = 18;
-  return has_avx512() && all_set(saved_states(), 3u << 17) && all_set(cpuid(7).edx, tile_int8) &&
+  return has_vnni() && all_set(saved_states(), 3u << 17) && all_set(cpuid(7).edx, tile_int8) &&
          syscall(SYS_arch_prctl, kRequestPermission, kTileData) == 0;
 }
 #endif

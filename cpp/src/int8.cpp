@@ -3,13 +3,17 @@
 #include <algorithm>
 #include <cmath>
 
+#include "lemur/cpu.hpp"
+#include "lemur/parallel.hpp"
+
 namespace lemur {
 namespace {
 
 constexpr float kLargestCode = 127.0f;
 constexpr float kSmallest = 1e-30f;  // a row of smaller components counts as zero: 127 / kSmallest is still finite
 
-// Writes the codes of `dim` components and returns their scale; rounds half to even.
+}  // namespace
+
 float quantise(const float* row, std::int64_t dim, std::int8_t* codes) {
   float largest = 0.0f;
   for (std::int64_t k = 0; k < dim; ++k) largest = std::max(largest, std::fabs(row[k]));
@@ -28,21 +32,43 @@ float quantise(const float* row, std::int64_t dim, std::int8_t* codes) {
   return largest / kLargestCode;
 }
 
-}  // namespace
+void quantise_rows(const float* rows, std::int64_t num_rows, std::int64_t dim, const CodedRows& out) {
+  const std::int64_t stride = int8_stride(dim);
+  for (std::int64_t r = 0; r < num_rows; ++r) {
+    std::int8_t* codes = out.codes + r * stride;
+    out.scales[r] = quantise(rows + r * dim, dim, codes);
+    std::fill(codes + dim, codes + stride, std::int8_t{0});
+    std::int32_t sum = 0;
+    for (std::int64_t k = 0; k < dim; ++k) sum += codes[k];
+    out.sums[r] = sum;
+  }
+}
+
+void quantise_tokens(const TokenView& tokens, const CodedRows& out, int num_threads) {
+  constexpr std::int64_t kRows = 1024;
+  const KernelTable& kernels = active_kernels();
+  const std::int64_t stride = int8_stride(tokens.dim);
+  parallel_for((tokens.num_tokens + kRows - 1) / kRows, num_threads, [&] {
+    return [&, widened = std::vector<float>()](std::int64_t task) mutable {
+      const std::int64_t begin = task * kRows, rows = std::min(kRows, tokens.num_tokens - begin);
+      const auto* floats = static_cast<const float*>(tokens.row(begin));
+      if (tokens.type == TokenType::kFloat16) {
+        widened.resize(static_cast<std::size_t>(kRows * tokens.dim));
+        kernels.widen(static_cast<const std::uint16_t*>(tokens.row(begin)), rows * tokens.dim, widened.data());
+        floats = widened.data();
+      }
+      quantise_rows(floats, rows, tokens.dim, {out.codes + begin * stride, out.scales + begin, out.sums + begin});
+    };
+  });
+}
 
 void Int8Rows::append(const float* rows, std::int64_t num_rows) {
   const std::int64_t total = num_rows_ + num_rows, readable = total + kInt8Padding;
   codes_.resize(static_cast<std::size_t>(readable * stride_));
   scales_.resize(static_cast<std::size_t>(readable));
   sums_.resize(static_cast<std::size_t>(readable));
-  for (std::int64_t r = 0; r < num_rows; ++r) {
-    std::int8_t* codes = codes_.data() + (num_rows_ + r) * stride_;
-    scales_[num_rows_ + r] = quantise(rows + r * dim_, dim_, codes);
-    std::fill(codes + dim_, codes + stride_, std::int8_t{0});
-    std::int32_t sum = 0;
-    for (std::int64_t k = 0; k < dim_; ++k) sum += codes[k];
-    sums_[num_rows_ + r] = sum;
-  }
+  quantise_rows(rows, num_rows, dim_,
+                {codes_.data() + num_rows_ * stride_, scales_.data() + num_rows_, sums_.data() + num_rows_});
   num_rows_ = total;
 }
 

@@ -8,86 +8,13 @@
 #include "lemur/cpu.hpp"
 #include "lemur/int8.hpp"
 #include "lemur/parallel.hpp"
+#include "lemur/scorer.hpp"
 
 namespace lemur {
 namespace {
 
-constexpr float kNone = -std::numeric_limits<float>::infinity();
-
-// Widened half-precision tokens of this many rows at a time stay in the second-level cache.
-constexpr std::int64_t kWidenRows = 96;
-
 // A task of a full scan: enough tokens to pay for walking over all query panels once.
 constexpr std::int64_t kTaskTokens = 2048;
-
-void check_dim(std::int64_t query_dim, const DocumentsView& documents) {
-  if (documents.size() > 0 && query_dim != documents.dim())
-    throw std::invalid_argument("query has dim " + std::to_string(query_dim) + ", documents have dim " +
-                                std::to_string(documents.dim()));
-}
-
-// Query tokens in panels of 16 (see kernels/table.hpp), the last one padded with zeros.
-std::vector<float> pack(const float* tokens, std::int64_t num_tokens, std::int64_t dim) {
-  std::vector<float> panels(static_cast<std::size_t>(panels_of(num_tokens) * dim * kPanelTokens), 0.0f);
-  for (std::int64_t t = 0; t < num_tokens; ++t) {
-    float* panel = panels.data() + (t / kPanelTokens) * dim * kPanelTokens + t % kPanelTokens;
-    for (std::int64_t k = 0; k < dim; ++k) panel[k * kPanelTokens] = tokens[t * dim + k];
-  }
-  return panels;
-}
-
-struct PackedQuery {
-  std::vector<float> panels;
-  std::int64_t num_tokens = 0;
-  std::int64_t num_panels() const { return panels_of(num_tokens); }
-};
-
-std::vector<PackedQuery> pack_queries(const RaggedView& queries) {
-  std::vector<PackedQuery> packed(static_cast<std::size_t>(queries.size));
-  for (std::int64_t i = 0; i < queries.size; ++i) {
-    const TokenRange r = queries.range(i);
-    packed[i] = {pack(static_cast<const float*>(queries.tokens.row(r.begin)), r.size(), queries.tokens.dim), r.size()};
-  }
-  return packed;
-}
-
-float sum(const float* best, std::int64_t size) {
-  double total = 0.0;
-  for (std::int64_t t = 0; t < size; ++t) total += best[t];
-  return static_cast<float>(total);
-}
-
-// MaxSim of one document at a time; owns the scratch memory of one thread.
-class Scorer {
- public:
-  explicit Scorer(const KernelTable& kernels) : kernels_(kernels) {}
-
-  float operator()(const PackedQuery& query, const DocumentsView::Document& document) {
-    best_.assign(static_cast<std::size_t>(query.num_panels() * kPanelTokens), kNone);
-    const TokenView& tokens = document.chunk->tokens;
-    const TokenRange range = document.range;
-    if (tokens.type == TokenType::kFloat32) {
-      update(query, static_cast<const float*>(tokens.row(range.begin)), range.size(), tokens.dim);
-    } else {
-      widened_.resize(static_cast<std::size_t>(kWidenRows * tokens.dim));
-      for (std::int64_t begin = range.begin; begin < range.end; begin += kWidenRows) {
-        const std::int64_t rows = std::min(kWidenRows, range.end - begin);
-        kernels_.widen(static_cast<const std::uint16_t*>(tokens.row(begin)), rows * tokens.dim, widened_.data());
-        update(query, widened_.data(), rows, tokens.dim);
-      }
-    }
-    return sum(best_.data(), query.num_tokens);
-  }
-
- private:
-  void update(const PackedQuery& query, const float* tokens, std::int64_t num_tokens, std::int64_t dim) {
-    kernels_.update_maxima(query.panels.data(), query.num_panels(), tokens, num_tokens, dim, best_.data());
-  }
-
-  const KernelTable& kernels_;
-  std::vector<float> best_;
-  std::vector<float> widened_;
-};
 
 // The tokens of a run of documents as float32: read in place where they are stored so, widened once where they are not.
 class FloatRun {

@@ -27,6 +27,9 @@ class CandidateIndex(Protocol):
     def add(self, vectors: Vectors, *, first: int, num_threads: int) -> None:
         """Put documents at the indices from ``first`` on; what a broken-off call left there is replaced."""
 
+    def finish(self) -> None:
+        """The documents of one call to the library are all added: time for what would be wasteful after each block of them."""
+
     @property
     def num_rows(self) -> int:
         """One more than the largest document index, deleted ones included."""

@@ -41,6 +41,9 @@ class ExactCandidates:
         self._parts = [*self._parts, vectors] if self.num_rows == first else [self.vectors[:first], vectors]
         self._deleted = self._deleted[self._deleted < first]
 
+    def finish(self) -> None:
+        pass
+
     def delete(self, indices: Indices) -> None:
         self._deleted = np.union1d(self._deleted, indices[indices < self.num_rows])
 

@@ -12,10 +12,11 @@ import lemur_ann
 
 folder = Path(sys.argv[1])
 rng = np.random.default_rng(1)
-documents = [rng.normal(size=(rng.integers(2, 6), 4)).astype(np.float16) for _ in range(30)]
+# more than are scanned, so that the graph's links are there
+documents = [rng.normal(size=(rng.integers(1, 3), 4)).astype(np.float16) for _ in range(1100)]
 queries = [rng.normal(size=(4, 4)).astype(np.float32) for _ in range(30)]
-index = lemur_ann.LemurIndex(num_features=16, epochs=1, num_sample_tokens=60, rank=7, num_candidates=8, ef_search=16)
-index.fit(documents, queries[:20], ids=[f"doc-{i}" for i in range(30)], num_threads=1)
+index = lemur_ann.LemurIndex(num_features=16, epochs=1, num_sample_tokens=60, rank=7, M=4, num_candidates=8, ef_search=16)
+index.fit(documents, queries[:20], ids=[f"doc-{i}" for i in range(len(documents))], num_threads=1)
 index.delete("doc-3")
 index.save(folder / "index")
 hits = [index.search(q, k=5) for q in queries[20:]]
@@ -25,5 +26,5 @@ np.savez(
     ids=np.stack([h.ids for h in hits]).astype(str),
     scores=np.stack([h.scores for h in hits]),
     new_document=documents[3] * np.float16(0.5),
-    new_vector=index.add([documents[3] * np.float16(0.5)], ids=["new"])._learned.candidates.take([30])[0],
+    new_vector=index.add([documents[3] * np.float16(0.5)], ids=["new"])._learned.candidates.take([len(documents)])[0],
 )

@@ -10,9 +10,9 @@ from lemur_ann.inputs import read_documents
 from lemur_ann.tokens import TokenStore
 
 
-def store_of(matrices, sizes):
+def store_of(matrices, sizes, coded=False):
     """A store filled in additions of the given sizes."""
-    store, begin = TokenStore(), 0
+    store, begin = TokenStore(coded=coded), 0
     for size in sizes:
         (batch,) = read_documents(matrices[begin : begin + size])
         store.append(batch.tokens, batch.offsets)
@@ -31,6 +31,40 @@ def test_write_and_open(make_matrices, tmp_path, dtype, monkeypatch):
     assert (len(opened), opened.dim, opened.dtype, opened.num_tokens) == (50, 16, dtype, store.num_tokens)
     for i, matrix in enumerate(matrices):
         np.testing.assert_array_equal(opened[i], matrix)
+
+
+def codes_of(store):
+    """The codes of each document."""
+    found = []
+    for chunk in store._chunks:
+        for begin, end in zip(chunk.offsets[:-1], chunk.offsets[1:], strict=True):
+            found.append([array[begin:end] for array in chunk.codes])
+    return found
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float16])
+def test_codes_follow_their_tokens(make_matrices, tmp_path, dtype, monkeypatch):
+    monkeypatch.setattr(tokens_module, "VALUES_PER_BATCH", 16 * 20)
+    matrices = make_matrices(53, dtype=dtype)
+    store = store_of(matrices, [20, 1, 1, 1, 30], coded=True)
+    store.write(tmp_path / "tokens.arrow")
+    for some in (store, TokenStore.open(tmp_path / "tokens.arrow", coded=True)):
+        for matrix, codes in zip(matrices, codes_of(some), strict=True):
+            for got, expected in zip(codes, _core.token_codes(matrix, 1), strict=True):
+                np.testing.assert_array_equal(got, expected)
+    plain = TokenStore.open(tmp_path / "tokens.arrow")
+    assert plain._chunks[0].codes is None
+
+
+def test_codes_of_a_slice_of_tokens(make_matrices):
+    matrices = make_matrices(6)
+    tokens, offsets = np.concatenate(matrices), np.concatenate([[0], np.cumsum([len(m) for m in matrices])])
+    store = TokenStore(coded=True)
+    store.append(tokens, offsets[2:5])
+    assert len(store) == 2
+    for i in (0, 1):
+        np.testing.assert_array_equal(store[i], matrices[2 + i])
+        np.testing.assert_array_equal(codes_of(store)[i][0], _core.token_codes(matrices[2 + i], 1)[0])
 
 
 def test_opened_tokens_are_views_of_the_file(make_matrices, tmp_path):

@@ -8,8 +8,23 @@
 #include <vector>
 
 #include "lemur/kernels/table.hpp"
+#include "lemur/views.hpp"
 
 namespace lemur {
+
+// Writes the codes of `dim` components and returns their scale; rounds half to even.
+float quantise(const float* row, std::int64_t dim, std::int8_t* codes);
+
+struct CodedRows {
+  std::int8_t* codes;  // (num_rows, int8_stride(dim))
+  float* scales;
+  std::int32_t* sums;
+};
+
+void quantise_rows(const float* rows, std::int64_t num_rows, std::int64_t dim, const CodedRows& out);
+
+// The codes of a matrix of tokens.
+void quantise_tokens(const TokenView& tokens, const CodedRows& out, int num_threads);
 
 // Rows of codes laid out as kernels read documents (Int8Run in kernels/table.hpp).
 class Int8Rows {
@@ -36,6 +51,7 @@ class Int8Panels {
  public:
   Int8Panels(const float* tokens, std::int64_t num_tokens, std::int64_t dim);
 
+  std::int64_t num_panels() const { return static_cast<std::int64_t>(scales_.size()) / kPanelTokens; }
   const std::int8_t* panel(std::int64_t p) const { return codes_.data() + p * stride_ * kPanelTokens; }
   float scale(std::int64_t token) const { return scales_[token]; }
 

@@ -24,6 +24,13 @@ struct TokenView {
   }
 };
 
+// The same tokens as int8 codes (int8.hpp), by the same row numbers.
+struct TokenCodes {
+  const std::int8_t* codes = nullptr;  // (num_tokens, int8_stride(dim)); null where there are none
+  const float* scales = nullptr;
+  const std::int32_t* sums = nullptr;  // of each row's codes
+};
+
 // The tokens of one document or query.
 struct TokenRange {
   std::int64_t begin = 0;
@@ -36,6 +43,7 @@ struct RaggedView {
   TokenView tokens;
   const std::int64_t* offsets = nullptr;  // (size + 1,)
   std::int64_t size = 0;
+  TokenCodes codes = {};
 
   // Checked at every use, so that offsets changed behind our back cannot make a kernel read outside the buffer.
   TokenRange range(std::int64_t i) const {

@@ -1,8 +1,8 @@
-// x86-64 with AVX-512 and the int8 tiles of AMX, under Linux: elsewhere nobody has tried them.
+// x86-64 with AVX-512, VNNI and the int8 tiles of AMX, under Linux: elsewhere nobody has tried them.
 #if defined(__x86_64__) && defined(__linux__)
 
 #include "lemur/kernels/amx_int8.hpp"
-#include "lemur/kernels/avx512.hpp"
+#include "lemur/kernels/vnni.hpp"
 
 namespace lemur {
 namespace {
@@ -53,8 +53,9 @@ struct Amx {
 
 }  // namespace
 
+// One vector by many would leave a tile nearly empty, so these products are VNNI's.
 const KernelTable kAmxKernels = {"amx", update_maxima<Avx512>, products<Avx512>, amx_int8_maxima<Amx, Avx512Codes>,
-                                 widen};
+                                 int8_document<Vnni>, int8_dots<Vnni>, activate, normalise, widen};
 
 }  // namespace lemur
 

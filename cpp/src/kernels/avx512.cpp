@@ -7,6 +7,7 @@ namespace lemur {
 namespace {
 
 struct Avx512Int8 : Avx512Codes {
+  static constexpr std::int32_t offset = 0;
   static constexpr int tile_panels = 2;
   static constexpr int tile_tokens =
       8;  // 8 x 2 sums, 2 x 2 query vectors, 3 of each document token: 23 of 32 registers
@@ -22,7 +23,8 @@ struct Avx512Int8 : Avx512Codes {
 
 }  // namespace
 
-const KernelTable kAvx512Kernels = {"avx512", update_maxima<Avx512>, products<Avx512>, int8_maxima<Avx512Int8>, widen};
+const KernelTable kAvx512Kernels = {"avx512", update_maxima<Avx512>, products<Avx512>, int8_maxima<Avx512Int8>,
+                                     int8_document<Avx512Int8>, int8_dots<Avx512Int8>, activate, normalise, widen};
 
 }  // namespace lemur
 

@@ -12,8 +12,7 @@ struct DotprodInt8 : NeonCodes {
 
 }  // namespace
 
-const KernelTable kNeonDotprodKernels = {"neon_dotprod", update_maxima<Neon>, products<Neon>, int8_maxima<DotprodInt8>,
-                                         widen};
+const KernelTable kNeonDotprodKernels = {"neon_dotprod", update_maxima<Neon>, products<Neon>, int8_maxima<DotprodInt8>, int8_document<DotprodInt8>, int8_dots<DotprodInt8>, activate, normalise, widen};
 
 }  // namespace lemur
 

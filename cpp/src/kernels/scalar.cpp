@@ -1,4 +1,5 @@
 // Any processor. Plain C++ at the compiler's baseline.
+#include "lemur/kernels/feature_rows.hpp"
 #include "lemur/kernels/half.hpp"
 #include "lemur/kernels/inner_product.hpp"
 #include "lemur/kernels/int8_product.hpp"
@@ -26,17 +27,22 @@ struct ScalarInt8 {
   using sums = std::int32_t;
   using floats = float;
   static constexpr int lanes = 1;
+  static constexpr std::int32_t offset = 0;
   static constexpr int tile_panels = 1;
   static constexpr int tile_tokens = 1;
+  static codes load_signed(const std::int8_t* p) { return {p}; }
   static codes load(const std::int8_t* p) { return {p}; }
   static codes broadcast(const std::int8_t* p) { return {p}; }
   static std::int32_t start(std::int32_t) { return 0; }
+  static std::int32_t start_first(std::int32_t sum) { return sum; }
+  static std::int32_t total(std::int32_t a) { return a; }
   static std::int32_t dot(std::int32_t sum, codes q, codes d) {
     for (int k = 0; k < 4; ++k) sum += q.p[k] * d.p[k];
     return sum;
   }
   static std::int32_t load_sums(const std::int32_t* p) { return *p; }
   static void store_sums(std::int32_t* p, std::int32_t a) { *p = a; }
+  static float load_floats(const float* p) { return *p; }
   static float lowest() { return negative_infinity(); }
   static float scale(std::int32_t a, float s) { return static_cast<float>(a) * s; }
   static float max(float a, float b) { return a > b ? a : b; }
@@ -49,6 +55,7 @@ void widen(const std::uint16_t* half, std::int64_t size, float* out) {
 
 }  // namespace
 
-const KernelTable kScalarKernels = {"scalar", update_maxima<Scalar>, products<Scalar>, int8_maxima<ScalarInt8>, widen};
+const KernelTable kScalarKernels = {"scalar", update_maxima<Scalar>, products<Scalar>, int8_maxima<ScalarInt8>,
+                                     int8_document<ScalarInt8>, int8_dots<ScalarInt8>, activate, normalise, widen};
 
 }  // namespace lemur

@@ -3,6 +3,7 @@
 
 #include <immintrin.h>
 
+#include "lemur/kernels/feature_rows.hpp"
 #include "lemur/kernels/half.hpp"
 #include "lemur/kernels/inner_product.hpp"
 #include "lemur/kernels/int8_product.hpp"
@@ -37,8 +38,12 @@ struct Avx512Codes {
   using sums = __m512i;
   static constexpr int lanes = 16;
   static __m512i broadcast(const std::int8_t* p) { return _mm512_set1_epi32(load_group(p)); }
+  static __m512i load_signed(const std::int8_t* p) { return _mm512_loadu_si512(p); }
+  static __m512i start_first(std::int32_t sum) { return _mm512_zextsi128_si512(_mm_cvtsi32_si128(sum)); }
+  static std::int32_t total(__m512i a) { return _mm512_reduce_add_epi32(a); }
   static __m512i load_sums(const std::int32_t* p) { return _mm512_loadu_si512(p); }
   static void store_sums(std::int32_t* p, __m512i a) { _mm512_storeu_si512(p, a); }
+  static __m512 load_floats(const float* p) { return _mm512_loadu_ps(p); }
   static __m512 lowest() { return _mm512_set1_ps(negative_infinity()); }
   static __m512 scale(__m512i a, float s) { return _mm512_mul_ps(_mm512_cvtepi32_ps(a), _mm512_set1_ps(s)); }
   static __m512 max(__m512 a, __m512 b) { return _mm512_max_ps(a, b); }

@@ -1,9 +1,10 @@
-// The int8 kernel, written once over a small integer vector type V (lanes, load, broadcast, start, dot,
-// load_sums, store_sums, scale, max, store), laid out as in inner_product.hpp: query tokens across the lanes, document
-// tokens broadcast.
+// The int8 kernels, written once over a small integer vector type V (lanes, load, load_signed, broadcast, offset, start,
+// dot, load_sums, store_sums, total, scale, max, store). For MaxSim they are laid out as in inner_product.hpp: query
+// tokens across the lanes, document tokens broadcast.
 #pragma once
 
 #include "lemur/kernels/table.hpp"
+#include "lemur/prefetch.hpp"
 
 namespace lemur {
 namespace {  // internal linkage: every instruction set keeps its own copy
@@ -80,29 +81,62 @@ inline void run_maxima(const Int8Run& run, float* best, std::int64_t best_stride
   maxima.finish();
 }
 
+// out[j * P * 16 + t] = <query token t, row j> for P panels and J rows, in registers for the whole of their length.
+template <class V, int P, int J>
+inline void int8_tile(const std::int8_t* panels, const std::int8_t* rows, const std::int32_t* row_sums,
+                      std::int64_t stride, std::int64_t groups, std::int32_t* out) {
+  constexpr int kVectorsPerPanel = static_cast<int>(kPanelTokens) / V::lanes, kVectors = P * kVectorsPerPanel;
+  typename V::sums sums[J][kVectors];
+  for (int j = 0; j < J; ++j)
+    for (int v = 0; v < kVectors; ++v) sums[j][v] = V::start(row_sums[j]);
+  for (std::int64_t k = 0; k < groups; ++k) {
+    typename V::codes q[kVectors];
+    for (int v = 0; v < kVectors; ++v)
+      q[v] = V::load(panels + (v / kVectorsPerPanel) * stride * kPanelTokens + k * 4 * kPanelTokens +
+                     (v % kVectorsPerPanel) * V::lanes * 4);
+    for (int j = 0; j < J; ++j) {
+      const typename V::codes d = V::broadcast(rows + j * stride + 4 * k);
+      for (int v = 0; v < kVectors; ++v) sums[j][v] = V::dot(sums[j][v], q[v], d);
+    }
+  }
+  for (int j = 0; j < J; ++j)
+    for (int v = 0; v < kVectors; ++v) V::store_sums(out + (j * kVectors + v) * V::lanes, sums[j][v]);
+}
+
 template <class V, int P>
 inline void int8_panels(const std::int8_t* panels, const Int8Run& run, float* best, std::int64_t best_stride) {
   constexpr int J = V::tile_tokens;
-  constexpr int kVectorsPerPanel = static_cast<int>(kPanelTokens) / V::lanes, kVectors = P * kVectorsPerPanel;
   const std::int64_t stride = run.stride, groups = (run.dim + 3) / 4;
-  const auto block = [=](const std::int8_t* rows, const std::int32_t* row_sums, std::int32_t* out) {
-    typename V::sums sums[J][kVectors];
-    for (int j = 0; j < J; ++j)
-      for (int v = 0; v < kVectors; ++v) sums[j][v] = V::start(row_sums[j]);
-    for (std::int64_t k = 0; k < groups; ++k) {
-      typename V::codes q[kVectors];
-      for (int v = 0; v < kVectors; ++v)
-        q[v] = V::load(panels + (v / kVectorsPerPanel) * stride * kPanelTokens + k * 4 * kPanelTokens +
-                       (v % kVectorsPerPanel) * V::lanes * 4);
-      for (int j = 0; j < J; ++j) {
-        const typename V::codes d = V::broadcast(rows + j * stride + 4 * k);
-        for (int v = 0; v < kVectors; ++v) sums[j][v] = V::dot(sums[j][v], q[v], d);
-      }
+  run_maxima<V, P, J>(run, best, best_stride,
+                      [=](const std::int8_t* rows, const std::int32_t* row_sums, std::int32_t* out) {
+                        int8_tile<V, P, J>(panels, rows, row_sums, stride, groups, out);
+                      });
+}
+
+// Two rows at a time, so that one's sum over the lanes hides behind the other's products.
+template <class V>
+void int8_dots(const std::int8_t* query, const std::int8_t* codes, std::int64_t stride, const std::int32_t* rows,
+               std::int64_t num_rows, std::int32_t* out) {
+  constexpr int kBytes = V::lanes * 4;
+  typename V::sums start = V::start(0);
+  if (V::offset != 0) {  // V::load adds it to every component of a row
+    std::int32_t sum = 0;
+    for (std::int64_t k = 0; k < stride; ++k) sum += query[k];
+    start = V::start_first(-V::offset * sum);
+  }
+  for (std::int64_t i = 0; i < num_rows; i += 2) {
+    const std::int64_t j = i + 1 < num_rows ? i + 1 : i;
+    const std::int8_t* a = codes + (rows == nullptr ? i : rows[i]) * stride;
+    const std::int8_t* b = codes + (rows == nullptr ? j : rows[j]) * stride;
+    typename V::sums sum_a = start, sum_b = start;
+    for (std::int64_t k = 0; k < stride; k += kBytes) {
+      const typename V::codes q = V::load_signed(query + k);
+      sum_a = V::dot(sum_a, V::load(a + k), q);
+      sum_b = V::dot(sum_b, V::load(b + k), q);
     }
-    for (int j = 0; j < J; ++j)
-      for (int v = 0; v < kVectors; ++v) V::store_sums(out + (j * kVectors + v) * V::lanes, sums[j][v]);
-  };
-  run_maxima<V, P, J>(run, best, best_stride, block);
+    out[i] = V::total(sum_a);
+    out[j] = V::total(sum_b);
+  }
 }
 
 template <class V>
@@ -112,6 +146,47 @@ void int8_maxima(const std::int8_t* panels, std::int64_t num_panels, const Int8R
   for (; p + V::tile_panels <= num_panels; p += V::tile_panels)
     int8_panels<V, V::tile_panels>(panels + p * panel_bytes, run, best + p * kPanelTokens, width);
   for (; p < num_panels; ++p) int8_panels<V, 1>(panels + p * panel_bytes, run, best + p * kPanelTokens, width);
+}
+
+// J rows at a time; the last are taken early enough to be J, since a row seen twice changes no maximum.
+template <class V, int P, int J>
+inline void document_tiles(const std::int8_t* panels, const Int8Document& document, float* best) {
+  constexpr int kWidth = P * static_cast<int>(kPanelTokens);
+  const std::int64_t stride = document.stride, groups = (document.dim + 3) / 4;
+  for (int t = 0; t < kWidth; t += V::lanes) V::store(best + t, V::lowest());
+  alignas(64) std::int32_t out[J * kWidth];
+  std::int64_t fetched = 0;
+  for (std::int64_t row = 0; row < document.num_rows; row += J) {
+    for (std::int64_t end = fetched + J * stride; fetched < end && fetched < document.ahead_bytes; fetched += kCacheLine)
+      prefetch(document.ahead + fetched);
+    const std::int64_t first = row + J <= document.num_rows ? row : document.num_rows - J;
+    int8_tile<V, P, J>(panels, document.codes + first * stride, document.sums + first, stride, groups, out);
+    for (int t = 0; t < kWidth; t += V::lanes) {
+      typename V::floats m = V::load_floats(best + t);
+      for (int j = 0; j < J; ++j)
+        m = V::max(m, V::scale(V::load_sums(out + j * kWidth + t), document.scales[first + j]));
+      V::store(best + t, m);
+    }
+  }
+}
+
+template <class V, int P>
+inline void document_panels(const std::int8_t* panels, const Int8Document& document, float* best) {
+  if (document.num_rows >= V::tile_tokens)
+    document_tiles<V, P, V::tile_tokens>(panels, document, best);
+  else if (document.num_rows >= 3)
+    document_tiles<V, P, 3>(panels, document, best);
+  else
+    document_tiles<V, P, 1>(panels, document, best);
+}
+
+template <class V>
+void int8_document(const std::int8_t* panels, std::int64_t num_panels, const Int8Document& document, float* best) {
+  std::int64_t p = 0;
+  const std::int64_t panel_bytes = document.stride * kPanelTokens;
+  for (; p + V::tile_panels <= num_panels; p += V::tile_panels)
+    document_panels<V, V::tile_panels>(panels + p * panel_bytes, document, best + p * kPanelTokens);
+  for (; p < num_panels; ++p) document_panels<V, 1>(panels + p * panel_bytes, document, best + p * kPanelTokens);
 }
 
 }  // namespace

@@ -3,6 +3,7 @@
 
 #include <arm_neon.h>
 
+#include "lemur/kernels/feature_rows.hpp"
 #include "lemur/kernels/half.hpp"
 #include "lemur/kernels/inner_product.hpp"
 #include "lemur/kernels/int8_product.hpp"
@@ -35,13 +36,18 @@ struct NeonCodes {
   using sums = int32x4_t;
   using floats = float32x4_t;
   static constexpr int lanes = 4;
+  static constexpr std::int32_t offset = 0;
   static constexpr int tile_panels = 1;
   static constexpr int tile_tokens = 4;
   static int8x16_t load(const std::int8_t* p) { return vld1q_s8(p); }
+  static int8x16_t load_signed(const std::int8_t* p) { return load(p); }
   static int8x16_t broadcast(const std::int8_t* p) { return vreinterpretq_s8_s32(vdupq_n_s32(load_group(p))); }
   static int32x4_t start(std::int32_t) { return vdupq_n_s32(0); }
+  static int32x4_t start_first(std::int32_t sum) { return vsetq_lane_s32(sum, vdupq_n_s32(0), 0); }
+  static std::int32_t total(int32x4_t a) { return vaddvq_s32(a); }
   static int32x4_t load_sums(const std::int32_t* p) { return vld1q_s32(p); }
   static void store_sums(std::int32_t* p, int32x4_t a) { vst1q_s32(p, a); }
+  static float32x4_t load_floats(const float* p) { return vld1q_f32(p); }
   static float32x4_t lowest() { return vdupq_n_f32(negative_infinity()); }
   static float32x4_t scale(int32x4_t a, float s) { return vmulq_n_f32(vcvtq_f32_s32(a), s); }
   static float32x4_t max(float32x4_t a, float32x4_t b) { return vmaxq_f32(a, b); }

@@ -32,6 +32,20 @@ static constexpr std::int64_t int8_stride(std::int64_t dim) {
   return (dim + kInt8Stride - 1) / kInt8Stride * kInt8Stride;
 }
 
+// One document the same way, but nothing is read beyond its last row.
+struct Int8Document {
+  const std::int8_t* codes;
+  const float* scales;
+  const std::int32_t* sums;
+  std::int64_t num_rows;
+  std::int64_t dim;
+  std::int64_t stride;
+  const std::int8_t* ahead;  // to be fetched meanwhile, bit by bit: all at once would wait for memory
+  std::int64_t ahead_bytes;
+};
+
+enum class Activation { kGelu, kRelu, kSilu, kMish };
+
 struct KernelTable {
   const char* isa;
 
@@ -51,6 +65,19 @@ struct KernelTable {
   // * t + k % 4 of group k / 4, stride / 4 groups a panel. Sums of codes are exact integers, so every instruction set
   // gives the same bits.
   void (*int8_maxima)(const std::int8_t* panels, std::int64_t num_panels, const Int8Run& run, float* best);
+
+  // The same of one document: best has num_panels * 16 elements.
+  void (*int8_document)(const std::int8_t* panels, std::int64_t num_panels, const Int8Document& document, float* best);
+
+  // out[i] = <codes of the query, codes of row rows[i]>, or of row i where rows is null; `stride` codes each, a multiple
+  // of kInt8Stride. Exact integers too.
+  void (*int8_dots)(const std::int8_t* query, const std::int8_t* codes, std::int64_t stride, const std::int32_t* rows,
+                    std::int64_t num_rows, std::int32_t* out);
+
+  // What query features need between products: x = scale * activation(x); and layer normalisation with weight and bias, or
+  // without where they are null. To a few units in the last place on every instruction set, not to the last bit.
+  void (*activate)(float* x, std::int64_t size, Activation activation, float scale);
+  void (*normalise)(float* x, std::int64_t size, const float* weight, const float* bias, float epsilon);
 
   // float32 values of `size` IEEE half-precision numbers.
   void (*widen)(const std::uint16_t* half, std::int64_t size, float* out);

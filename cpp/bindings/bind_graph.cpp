@@ -1,0 +1,118 @@
+#include <nanobind/nanobind.h>
+#include <nanobind/ndarray.h>
+#include <nanobind/stl/optional.h>
+#include <nanobind/stl/pair.h>
+
+#include <algorithm>
+#include <optional>
+#include <utility>
+
+#include "array_args.hpp"
+#include "lemur/graph.hpp"
+#include "lemur/int8.hpp"
+#include "lemur/parallel.hpp"
+
+using namespace lemur_bindings;
+
+namespace {
+
+using Codes = nb::ndarray<const std::int8_t, nb::ndim<2>, nb::c_contig, nb::device::cpu>;
+using FloatVector = nb::ndarray<const float, nb::ndim<1>, nb::c_contig, nb::device::cpu>;
+using Int32Matrix = nb::ndarray<const std::int32_t, nb::ndim<2>, nb::c_contig, nb::device::cpu>;
+using Int32Vector = nb::ndarray<const std::int32_t, nb::ndim<1>, nb::c_contig, nb::device::cpu>;
+using Flags = nb::ndarray<const bool, nb::ndim<1>, nb::c_contig, nb::device::cpu>;
+using Int8Array = nb::ndarray<nb::numpy, std::int8_t, nb::ndim<2>>;
+using FloatArray = nb::ndarray<nb::numpy, float, nb::ndim<1>>;
+using Int64Array = nb::ndarray<nb::numpy, std::int64_t, nb::ndim<2>>;
+
+std::pair<Int8Array, FloatArray> int8_codes(const FloatMatrix& vectors, int num_threads) {
+  const auto size = static_cast<std::int64_t>(vectors.shape(0)), dim = static_cast<std::int64_t>(vectors.shape(1));
+  const std::int64_t stride = lemur::int8_stride(dim);
+  auto codes = new_array<std::int8_t>(size, stride);
+  auto scales = new_array<float>(size);
+  const float* data = vectors.data();
+  std::int8_t* out = codes.data();
+  float* out_scales = scales.data();
+  constexpr std::int64_t kRows = 1024;
+  {
+    nb::gil_scoped_release release;
+    lemur::parallel_for((size + kRows - 1) / kRows, num_threads, [&] {
+      return [&](std::int64_t task) {
+        for (std::int64_t r = task * kRows; r < std::min(size, (task + 1) * kRows); ++r) {
+          out_scales[r] = lemur::quantise(data + r * dim, dim, out + r * stride);
+          std::fill(out + r * stride + dim, out + (r + 1) * stride, std::int8_t{0});
+        }
+      };
+    });
+  }
+  return {codes, scales};
+}
+
+// Coded vectors and a graph over the first of them, in the caller's arrays, which stay alive with this object.
+class CodedGraph {
+ public:
+  CodedGraph(Codes codes, FloatVector scales, std::int64_t dim, Int32Matrix links, Int32Vector entries)
+      : codes_(std::move(codes)), scales_(std::move(scales)), links_(std::move(links)), entries_(std::move(entries)) {
+    const auto size = static_cast<std::int64_t>(codes_.shape(0)), stride = static_cast<std::int64_t>(codes_.shape(1));
+    if (dim < 1 || stride != lemur::int8_stride(dim)) throw nb::value_error("codes do not have the stride of dim");
+    if (static_cast<std::int64_t>(scales_.shape(0)) != size) throw nb::value_error("codes and scales differ in length");
+    if (static_cast<std::int64_t>(links_.shape(0)) > size) throw nb::value_error("links has more rows than codes");
+    if (size > INT32_MAX) throw nb::value_error("more rows than an int32 can number");
+    search_.vectors = {codes_.data(), scales_.data(), size, dim, stride};
+    search_.graph = {links_.data(), static_cast<std::int64_t>(links_.shape(0)),
+                     static_cast<std::int64_t>(links_.shape(1)), entries_.data(),
+                     static_cast<std::int64_t>(entries_.shape(0))};
+  }
+
+  std::int64_t size() const { return search_.vectors.size; }
+
+  Int64Array search(const FloatMatrix& queries, const std::optional<Flags>& excluded, std::int64_t num_candidates,
+                    std::int64_t beam, int num_threads) const {
+    if (static_cast<std::int64_t>(queries.shape(1)) != search_.vectors.dim)
+      throw nb::value_error("queries and vectors differ in dim");
+    lemur::CandidateSearch search = search_;
+    if (excluded) {
+      if (static_cast<std::int64_t>(excluded->shape(0)) != size())
+        throw nb::value_error("excluded and codes differ in length");
+      search.excluded = reinterpret_cast<const std::uint8_t*>(excluded->data());
+      search.num_excluded = std::count(excluded->data(), excluded->data() + size(), true);
+    }
+    search.num_candidates = num_candidates;
+    search.beam = beam;
+    const auto num_queries = static_cast<std::int64_t>(queries.shape(0));
+    auto out = new_array<std::int64_t>(num_queries, std::max<std::int64_t>(search.num_found(), 0));
+    const float* data = queries.data();
+    std::int64_t* rows = out.data();
+    {
+      nb::gil_scoped_release release;
+      search.run(data, num_queries, rows, num_threads);
+    }
+    return out;
+  }
+
+ private:
+  Codes codes_;
+  FloatVector scales_;
+  Int32Matrix links_;
+  Int32Vector entries_;
+  lemur::CandidateSearch search_;
+};
+
+}  // namespace
+
+void bind_graph(nb::module_& m) {
+  m.def("int8_stride", &lemur::int8_stride, nb::arg("dim"), "Codes of a row of dim components.");
+  m.def("int8_codes", &int8_codes, nb::arg("vectors").noconvert(), nb::arg("num_threads"),
+        "int8 codes (n, stride), zeros from dim on, and float32 scales (n,) of float32 vectors (n, dim).");
+  nb::class_<CodedGraph>(m, "CodedGraph",
+                         "int8 codes of vectors and links (num_nodes, degree) between the first of them, -1 for none; "
+                         "rows without links are scanned.")
+      .def(nb::init<Codes, FloatVector, std::int64_t, Int32Matrix, Int32Vector>(), nb::arg("codes").noconvert(),
+           nb::arg("scales").noconvert(), nb::arg("dim"), nb::arg("links").noconvert(),
+           nb::arg("entries").noconvert())
+      .def("__len__", &CodedGraph::size)
+      .def("search", &CodedGraph::search, nb::arg("queries").noconvert(), nb::arg("excluded").noconvert().none(),
+           nb::arg("num_candidates"), nb::arg("beam"), nb::arg("num_threads"),
+           "(num_queries, found) rows of largest inner product, best first; found is num_candidates, or all rows that "
+           "are not excluded where these are fewer.");
+}

@@ -1,0 +1,43 @@
+// Candidates: the rows of largest inner product with a query, found by best-first search of a neighbourhood graph.
+//
+// Vectors are kept as int8 codes (int8.hpp), a quarter of the memory that the search has to read; candidates are ranked by
+// exact scores afterwards. The graph may cover the first rows only: those that came since are scanned.
+#pragma once
+
+#include <cstdint>
+
+namespace lemur {
+
+// Row r is about codes[r * stride + k] * scales[r] for k < dim; codes from dim on are 0.
+struct CodedVectors {
+  const std::int8_t* codes = nullptr;
+  const float* scales = nullptr;
+  std::int64_t size = 0;
+  std::int64_t dim = 0;
+  std::int64_t stride = 0;
+};
+
+struct Graph {
+  const std::int32_t* links = nullptr;  // (num_nodes, degree): neighbours, -1 after the last
+  std::int64_t num_nodes = 0;
+  std::int64_t degree = 0;
+  const std::int32_t* entries = nullptr;  // where searches may begin: all are looked at
+  std::int64_t num_entries = 0;
+};
+
+struct CandidateSearch {
+  CodedVectors vectors;
+  Graph graph;
+  const std::uint8_t* excluded = nullptr;  // (vectors.size,): rows to pass through but never return where not 0; or null
+  std::int64_t num_excluded = 0;
+  std::int64_t num_candidates = 0;
+  std::int64_t beam = 0;  // rows the search keeps in view, excluded ones left out of the count
+
+  // For each query, (num_queries, dim) float32, its best rows, best first: exactly min(num_candidates, rows that are not
+  // excluded) of them each. Throws std::invalid_argument where a link or an entry is not a node.
+  void run(const float* queries, std::int64_t num_queries, std::int64_t* out, int num_threads) const;
+
+  std::int64_t num_found() const;
+};
+
+}  // namespace lemur

@@ -1,0 +1,44 @@
+// Exact MaxSim of one query and one document: what scans and reranks are made of.
+#pragma once
+
+#include <cstdint>
+#include <limits>
+#include <vector>
+
+#include "lemur/kernels/table.hpp"
+#include "lemur/views.hpp"
+
+namespace lemur {
+
+constexpr float kNone = -std::numeric_limits<float>::infinity();  // the score of a document without tokens
+
+// Throws std::invalid_argument where the dims differ.
+void check_dim(std::int64_t query_dim, const DocumentsView& documents);
+
+// Query tokens in panels of 16 (see kernels/table.hpp), the last one padded with zeros.
+std::vector<float> pack(const float* tokens, std::int64_t num_tokens, std::int64_t dim);
+
+struct PackedQuery {
+  std::vector<float> panels;
+  std::int64_t num_tokens = 0;
+  std::int64_t num_panels() const { return panels_of(num_tokens); }
+};
+
+std::vector<PackedQuery> pack_queries(const RaggedView& queries);
+
+// The sum of the maxima of a query's tokens, in float64 and rounded once.
+float sum(const float* best, std::int64_t size);
+
+// MaxSim of one document at a time; owns the scratch memory of one thread.
+class Scorer {
+ public:
+  explicit Scorer(const KernelTable& kernels) : kernels_(kernels) {}
+  float operator()(const PackedQuery& query, const DocumentsView::Document& document);
+
+ private:
+  const KernelTable& kernels_;
+  std::vector<float> best_;
+  std::vector<float> widened_;
+};
+
+}  // namespace lemur

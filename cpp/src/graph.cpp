@@ -1,0 +1,200 @@
+#include "lemur/graph.hpp"
+
+#include <algorithm>
+#include <stdexcept>
+#include <vector>
+
+#include "lemur/cpu.hpp"
+#include "lemur/int8.hpp"
+#include "lemur/parallel.hpp"
+#include "lemur/prefetch.hpp"
+
+namespace lemur {
+namespace {
+
+constexpr std::int64_t kStarts = 8;         // entries that a search begins from
+constexpr std::int64_t kRowsPerScan = 256;  // products at a time, in a scan
+// A search looks at about so many rows for each place of its beam, at a random place of memory each; where that is more
+// than a scan of everything would cost, everything is scanned.
+constexpr std::int64_t kRowsPerPlace = 16;
+
+struct Scored {
+  float score;
+  std::int32_t row;
+  bool expanded;
+};
+
+bool better(const Scored& a, const Scored& b) { return a.score > b.score || (a.score == b.score && a.row < b.row); }
+
+// The best rows so far, sorted, at most `capacity`.
+class Best {
+ public:
+  void start(std::int64_t capacity) {
+    capacity_ = capacity;
+    rows_.clear();
+    rows_.reserve(static_cast<std::size_t>(capacity + 1));
+  }
+
+  bool full() const { return static_cast<std::int64_t>(rows_.size()) == capacity_; }
+  bool admits(const Scored& item) const { return !full() || better(item, rows_.back()); }
+
+  // Where it came to stand.
+  std::int64_t insert(const Scored& item) {
+    if (full()) rows_.pop_back();
+    const auto place = std::upper_bound(rows_.begin(), rows_.end(), item, better);
+    return rows_.insert(place, item) - rows_.begin();
+  }
+
+  std::vector<Scored>& rows() { return rows_; }
+
+ private:
+  std::int64_t capacity_ = 0;
+  std::vector<Scored> rows_;
+};
+
+// One thread's search; owns its scratch memory.
+class Searcher {
+ public:
+  explicit Searcher(const CandidateSearch& search)
+      : search_(search),
+        kernels_(active_kernels()),
+        code_(static_cast<std::size_t>(search.vectors.stride), 0),
+        visited_(static_cast<std::size_t>(search.graph.num_nodes / 64 + 1), 0),
+        products_(static_cast<std::size_t>(std::max({kRowsPerScan, search.graph.degree, search.graph.num_entries}))),
+        fresh_(static_cast<std::size_t>(search.graph.degree)) {}
+
+  void operator()(const float* query, std::int64_t* out) {
+    quantise(query, search_.vectors.dim, code_.data());
+    const std::int64_t rows = search_.vectors.size, wanted = search_.num_found();
+    const std::int64_t nodes = search_.graph.num_nodes, left = rows - search_.num_excluded;
+    // Excluded rows take places of the beam, so it is wider where there are many, and widened while too few are found.
+    double share = left > 0 ? static_cast<double>(rows) / static_cast<double>(left) : 1.0;
+    for (;; share *= 2) {
+      const auto beam = static_cast<std::int64_t>(std::max(search_.beam, wanted) * share);
+      best_.start(std::min(beam, rows));
+      std::int64_t scanned_from = 0;
+      if (beam * kRowsPerPlace < nodes) {
+        walk();
+        scanned_from = nodes;
+      }
+      const bool all = scanned_from == 0;
+      if (all) best_.start(wanted);
+      scan(scanned_from, rows, all);
+      std::int64_t found = 0;
+      for (const Scored& item : best_.rows()) {
+        if (found == wanted) break;
+        if (!excluded(item.row)) out[found++] = item.row;
+      }
+      if (found == wanted) return;
+      if (all) throw std::invalid_argument("num_excluded is not the number of excluded rows");
+    }
+  }
+
+ private:
+  bool excluded(std::int64_t row) const { return search_.excluded != nullptr && search_.excluded[row] != 0; }
+
+  float score(std::int64_t row, std::int32_t product) const {
+    return static_cast<float>(product) * search_.vectors.scales[row];
+  }
+
+  bool visit(std::int32_t node) {
+    std::uint64_t& word = visited_[static_cast<std::size_t>(node) / 64];
+    const std::uint64_t bit = std::uint64_t{1} << (node % 64);
+    const bool seen = (word & bit) != 0;
+    word |= bit;
+    return !seen;
+  }
+
+  void check(std::int32_t node) const {
+    if (node >= search_.graph.num_nodes) throw std::invalid_argument("a link of the graph is not a node");
+  }
+
+  // Expands the best node that is not expanded yet, until the best of the beam all are.
+  void walk() {
+    const Graph& graph = search_.graph;
+    const CodedVectors& vectors = search_.vectors;
+    std::fill(visited_.begin(), visited_.end(), 0);
+    kernels_.int8_dots(code_.data(), vectors.codes, vectors.stride, graph.entries, graph.num_entries, products_.data());
+    starts_.clear();
+    for (std::int64_t i = 0; i < graph.num_entries; ++i)
+      starts_.push_back({score(graph.entries[i], products_[i]), graph.entries[i], false});
+    const auto end = starts_.begin() + std::min<std::int64_t>(kStarts, graph.num_entries);
+    std::partial_sort(starts_.begin(), end, starts_.end(), better);
+    for (auto start = starts_.begin(); start != end; ++start)
+      if (visit(start->row) && best_.admits(*start)) best_.insert(*start);
+    std::int64_t next = 0;
+    while (next < static_cast<std::int64_t>(best_.rows().size())) {
+      Scored& node = best_.rows()[next];
+      if (node.expanded) {
+        ++next;
+        continue;
+      }
+      node.expanded = true;
+      next = std::min(next + 1, expand(node.row));
+    }
+  }
+
+  // The foremost place that a neighbour took.
+  std::int64_t expand(std::int32_t node) {
+    const Graph& graph = search_.graph;
+    const CodedVectors& vectors = search_.vectors;
+    const std::int32_t* links = graph.links + node * graph.degree;
+    std::int64_t num_fresh = 0;
+    for (std::int64_t i = 0; i < graph.degree && links[i] >= 0; ++i) {
+      check(links[i]);
+      if (!visit(links[i])) continue;
+      const std::int8_t* codes = vectors.codes + links[i] * vectors.stride;
+      for (std::int64_t byte = 0; byte < vectors.stride; byte += kCacheLine) prefetch(codes + byte);
+      prefetch(vectors.scales + links[i]);
+      fresh_[num_fresh++] = links[i];
+    }
+    kernels_.int8_dots(code_.data(), vectors.codes, vectors.stride, fresh_.data(), num_fresh, products_.data());
+    std::int64_t foremost = static_cast<std::int64_t>(best_.rows().size()) + num_fresh;
+    for (std::int64_t i = 0; i < num_fresh; ++i) {
+      const Scored item{score(fresh_[i], products_[i]), fresh_[i], false};
+      if (!best_.admits(item)) continue;
+      prefetch(graph.links + item.row * graph.degree);
+      foremost = std::min(foremost, best_.insert(item));
+    }
+    return foremost;
+  }
+
+  void scan(std::int64_t begin, std::int64_t end, bool without_excluded) {
+    const CodedVectors& vectors = search_.vectors;
+    for (; begin < end; begin += kRowsPerScan) {
+      const std::int64_t size = std::min(kRowsPerScan, end - begin);
+      kernels_.int8_dots(code_.data(), vectors.codes + begin * vectors.stride, vectors.stride, nullptr, size,
+                         products_.data());
+      for (std::int64_t i = 0; i < size; ++i) {
+        const Scored item{score(begin + i, products_[i]), static_cast<std::int32_t>(begin + i), true};
+        if (best_.admits(item) && !(without_excluded && excluded(item.row))) best_.insert(item);
+      }
+    }
+  }
+
+  const CandidateSearch& search_;
+  const KernelTable& kernels_;
+  std::vector<std::int8_t> code_;
+  std::vector<std::uint64_t> visited_;
+  std::vector<std::int32_t> products_;
+  std::vector<std::int32_t> fresh_;
+  std::vector<Scored> starts_;
+  Best best_;
+};
+
+}  // namespace
+
+std::int64_t CandidateSearch::num_found() const { return std::min(num_candidates, vectors.size - num_excluded); }
+
+void CandidateSearch::run(const float* queries, std::int64_t num_queries, std::int64_t* out, int num_threads) const {
+  const std::int64_t found = num_found();
+  if (found <= 0) return;
+  for (std::int64_t i = 0; i < graph.num_entries; ++i)
+    if (graph.entries[i] < 0 || graph.entries[i] >= graph.num_nodes)
+      throw std::invalid_argument("an entry of the graph is not a node");
+  parallel_for(num_queries, num_threads, [&] {
+    return [&, search = Searcher(*this)](std::int64_t i) mutable { search(queries + i * vectors.dim, out + i * found); };
+  });
+}
+
+}  // namespace lemur

@@ -1,0 +1,167 @@
+#include "lemur/rerank.hpp"
+
+#include <algorithm>
+#include <cmath>
+#include <vector>
+
+#include "lemur/cpu.hpp"
+#include "lemur/int8.hpp"
+#include "lemur/parallel.hpp"
+#include "lemur/prefetch.hpp"
+#include "lemur/scorer.hpp"
+
+namespace lemur {
+namespace {
+
+constexpr double kMargin = 6.0;
+constexpr std::int64_t kFirstRound = 8;  // documents scored both ways, at least, before their difference is believed
+constexpr std::int64_t kLaterRound = 4;   // at a time, by each thread
+constexpr std::int64_t kTaskCandidates = 32;
+
+struct Scored {
+  float score;
+  std::int64_t document;
+};
+
+bool better(const Scored& a, const Scored& b) {
+  return a.score > b.score || (a.score == b.score && a.document < b.document);
+}
+
+struct CodedQuery {
+  CodedQuery(const RaggedView& queries, std::int64_t i, const PackedQuery& packed)
+      : exact(packed),
+        panels(static_cast<const float*>(queries.tokens.row(queries.range(i).begin)), packed.num_tokens,
+               queries.tokens.dim) {}
+  const PackedQuery& exact;
+  Int8Panels panels;
+};
+
+// Scores by codes, or exactly where a document has none. Scratch memory of one thread.
+class FirstPass {
+ public:
+  explicit FirstPass(const KernelTable& kernels) : kernels_(kernels), exact_(kernels) {}
+
+  // `next` is scored after this one.
+  float operator()(const CodedQuery& query, const DocumentsView::Document& document,
+                   const DocumentsView::Document& next) {
+    const TokenCodes& codes = document.chunk->codes;
+    if (codes.codes == nullptr) return exact_(query.exact, document);
+    if (document.range.size() == 0) return kNone;
+    const std::int64_t dim = document.chunk->tokens.dim, stride = int8_stride(dim), row = document.range.begin;
+    const TokenCodes& ahead = next.chunk->codes;
+    prefetch(ahead.scales + next.range.begin);
+    prefetch(ahead.sums + next.range.begin);
+    best_.resize(static_cast<std::size_t>(query.panels.num_panels() * kPanelTokens));
+    kernels_.int8_document(query.panels.panel(0), query.panels.num_panels(),
+                           {codes.codes + row * stride, codes.scales + row, codes.sums + row, document.range.size(), dim,
+                            stride, ahead.codes == nullptr ? nullptr : ahead.codes + next.range.begin * stride,
+                            ahead.codes == nullptr ? 0 : next.range.size() * stride},
+                           best_.data());
+    float total = 0.0f;
+    for (std::int64_t t = 0; t < query.exact.num_tokens; ++t) total += best_[t] * query.panels.scale(t);
+    return total;
+  }
+
+ private:
+  const KernelTable& kernels_;
+  Scorer exact_;
+  std::vector<float> best_;
+};
+
+// What exact scores are above coded ones: mean and standard deviation so far.
+class Difference {
+ public:
+  void add(double value) {
+    ++count_;
+    const double step = value - mean_;
+    mean_ += step / count_;
+    squares_ += step * (value - mean_);
+  }
+  double limit() const { return mean_ + kMargin * std::sqrt(squares_ / std::max(count_ - 1.0, 1.0)); }
+
+ private:
+  double count_ = 0, mean_ = 0, squares_ = 0;
+};
+
+class Reranker {
+ public:
+  Reranker(const RaggedView& queries, const DocumentsView& documents, std::int64_t k)
+      : kernels_(active_kernels()), queries_(queries), packed_(pack_queries(queries)), documents_(documents), k_(k) {}
+
+  // The best k candidates of query i, at most; the work is shared out to `num_threads`.
+  std::vector<Scored> operator()(std::int64_t i, const std::int64_t* candidates, std::int64_t num_candidates,
+                                 int num_threads) const {
+    const CodedQuery query(queries_, i, packed_[i]);
+    std::vector<Scored> coded(static_cast<std::size_t>(num_candidates));
+    parallel_for((num_candidates + kTaskCandidates - 1) / kTaskCandidates, num_threads, [&] {
+      return [&, score = FirstPass(kernels_)](std::int64_t task) mutable {
+        const std::int64_t end = std::min(num_candidates, (task + 1) * kTaskCandidates);
+        auto next = documents_.document(candidates[task * kTaskCandidates]);
+        for (std::int64_t c = task * kTaskCandidates; c < end; ++c) {
+          const auto document = next;
+          if (c + 1 < end) next = documents_.document(candidates[c + 1]);
+          coded[c] = {score(query, document, next), candidates[c]};
+        }
+      };
+    });
+    coded.erase(std::remove_if(coded.begin(), coded.end(), [](const Scored& s) { return s.score == kNone; }),
+                coded.end());
+    std::sort(coded.begin(), coded.end(), better);
+
+    const auto size = static_cast<std::int64_t>(coded.size()), wanted = std::min(k_, size);
+    std::vector<Scored> exact;
+    Difference difference;
+    std::int64_t round = std::max(wanted, kFirstRound);
+    while (static_cast<std::int64_t>(exact.size()) < size) {
+      const auto begin = static_cast<std::int64_t>(exact.size());
+      if (begin > 0) {
+        std::nth_element(exact.begin(), exact.begin() + (wanted - 1), exact.end(), better);
+        if (coded[begin].score + difference.limit() < exact[wanted - 1].score) break;
+      }
+      const std::int64_t end = std::min(size, begin + round);
+      exact.resize(static_cast<std::size_t>(end));
+      parallel_for(end - begin, num_threads, [&] {
+        return [&, score = Scorer(kernels_)](std::int64_t task) mutable {
+          const std::int64_t document = coded[begin + task].document;
+          exact[begin + task] = {score(query.exact, documents_.document(document)), document};
+        };
+      });
+      for (std::int64_t c = begin; c < end; ++c)
+        difference.add(static_cast<double>(exact[c].score) - static_cast<double>(coded[c].score));
+      round = kLaterRound * num_threads;
+    }
+    std::partial_sort(exact.begin(), exact.begin() + wanted, exact.end(), better);
+    exact.resize(static_cast<std::size_t>(wanted));
+    return exact;
+  }
+
+ private:
+  const KernelTable& kernels_;
+  const RaggedView& queries_;
+  const std::vector<PackedQuery> packed_;
+  const DocumentsView& documents_;
+  const std::int64_t k_;
+};
+
+}  // namespace
+
+void rerank(const RaggedView& queries, const DocumentsView& documents, const std::int64_t* candidates,
+            const std::int64_t* candidate_offsets, std::int64_t k, const RerankResult& out, int num_threads) {
+  check_dim(queries.tokens.dim, documents);
+  const Reranker rerank_one(queries, documents, k);
+  // Each query on one thread where there are enough of them, else all threads on each.
+  const bool by_query = queries.size >= num_threads;
+  parallel_for(queries.size, by_query ? num_threads : 1, [&] {
+    return [&](std::int64_t i) {
+      const std::int64_t begin = candidate_offsets[i], size = candidate_offsets[i + 1] - begin;
+      const std::vector<Scored> best = rerank_one(i, candidates + begin, size, by_query ? 1 : num_threads);
+      out.counts[i] = static_cast<std::int64_t>(best.size());
+      for (std::size_t j = 0; j < best.size(); ++j) {
+        out.documents[i * k + static_cast<std::int64_t>(j)] = best[j].document;
+        out.scores[i * k + static_cast<std::int64_t>(j)] = best[j].score;
+      }
+    };
+  });
+}
+
+}  // namespace lemur

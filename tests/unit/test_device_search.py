@@ -1,0 +1,51 @@
+"""The search on a device, on CPU tensors: the same hits as the index that scans."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+
+import lemur_ann.device_search
+from lemur_ann.device_search import DeviceSearch
+from lemur_ann.inputs import read_queries
+
+
+def on_cpu_tensors(index, queries, k, num_candidates):
+    learned = index._fitted()
+    live = np.setdiff1d(np.arange(len(index._store)), index._ids.deleted)
+    search = DeviceSearch(learned.encoder, learned.candidates.take(live), index._store, live, "cpu")
+    found = search.search(read_queries(queries), k, num_candidates)
+    return [index._hits(documents, scores) for documents, scores in found]
+
+
+@pytest.mark.parametrize("step", [1, 2**26])
+def test_same_hits(small_index, make_matrices, monkeypatch, step):
+    monkeypatch.setattr(lemur_ann.device_search, "SCORES_PER_STEP", step)
+    monkeypatch.setattr(lemur_ann.device_search, "TOKENS_PER_COPY", max(step // 2**20, 1))
+    index, _, queries = small_index(candidates="exact")
+    index.delete(["doc-3", "doc-77"])
+    index.add(make_matrices(9, dim=16), ids=[f"new-{i}" for i in range(9)])
+    for k, count in ((5, 60), (30, 30)):
+        expected = index.search(queries, k=k, num_candidates=count)
+        for a, b in zip(on_cpu_tensors(index, queries, k, count), expected, strict=True):
+            np.testing.assert_array_equal(a.ids, b.ids)
+            np.testing.assert_allclose(a.scores, b.scores, rtol=1e-5)
+
+
+def test_more_than_there_are(small_index):
+    index, _, queries = small_index(candidates="exact")
+    hits = on_cpu_tensors(index, queries[:2], 500, 1000)
+    assert [len(h) for h in hits] == [200, 200]
+    exact = index.search(queries[0], k=500, exact=True)
+    np.testing.assert_array_equal(hits[0].ids, exact.ids)
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+def test_same_hits_on_cuda(small_index):
+    index, documents, queries = small_index(candidates="exact")
+    expected = index.search(queries, k=5)
+    index._options = index._options.__class__(**{**index._options.__dict__, "device": "cuda"})
+    index.fit(queries=queries)
+    again = index.search(queries, k=5)
+    assert np.mean([len(set(a.ids) & set(b.ids)) for a, b in zip(again, expected, strict=True)]) > 4
