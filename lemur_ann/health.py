@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 LOW_RECALL = 0.9
 LOWER_RECALL = 0.05  # on recent documents than on older ones
 LOWER_CORRELATION = 0.1
+MANY_BEYOND = 0.05  # of the documents, beyond the radius
 FEW_WANTED = 30  # places in the exact top k, too few for their recall to say much
 
 OWN_QUERY_TOKENS = 16  # of a query made from the map's own sample; Health says why
@@ -38,10 +39,8 @@ class MapFit:
         recall: share of those that are among the candidates; None where num_wanted is 0. The rerank is exact, so this is also
             recall@k of whole searches.
         recall_interval: its 95% confidence interval over queries, by :func:`lemur_ann.metrics.share_found`; None with recall.
-        num_beyond_radius: documents whose vector is longer than the radius chosen when the map was learned. A scan is exact for
-            them too, but a graph's distances rank them lower than their estimates. The longest vectors are those of documents
-            that many queries want: of 2,500 real documents one such, 3% too long, was missed by 151 of the 175 queries that
-            want it.
+        num_beyond_radius: documents whose vector is longer than the radius chosen when the map was learned. A graph has few links
+            to them, so every search looks at all of them.
     """
 
     num_documents: int
@@ -113,7 +112,8 @@ class Health:
         - The queries want recent documents in fewer than 30 places of their exact top k, so that recall says little of these,
           and the rank correlation on recent documents is more than 0.1 lower than on older ones. (Where the queries want them,
           recall alone decides: documents that are much alike are harder to rank, and that does no harm by itself.)
-        - A document is beyond the radius, and the candidates come from a graph.
+        - More than 0.05 of the documents are beyond the radius, and the candidates come from a graph: every search looks at all
+          of these.
         - Recall on all documents is below 0.9 with its whole interval.
         """
         found = []
@@ -129,9 +129,10 @@ class Health:
                     f"rank correlation on recent documents is {lower:.2f} lower, and few are in these queries' top {self.k}: "
                     "refit, with queries for them"
                 )
-        if self.documents.num_beyond_radius and self.candidates != "exact":
-            beyond = f"{self.documents.num_beyond_radius:,} of {self.documents.num_documents:,}"
-            found.append(f"documents beyond the radius, which a graph ranks too low: {beyond}: refit")
+        num_beyond = self.documents.num_beyond_radius
+        if num_beyond > MANY_BEYOND * self.documents.num_documents and self.candidates != "exact":
+            beyond = f"{num_beyond:,} of {self.documents.num_documents:,}"
+            found.append(f"documents beyond the radius, which every search scans: {beyond}: refit")
         if self.documents.recall_interval is not None and self.documents.recall_interval[1] < LOW_RECALL:
             found.append(
                 f"recall is {self.documents.recall:.2f}: raise num_candidates or ef_search, or refit with queries like these"

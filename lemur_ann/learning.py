@@ -125,6 +125,8 @@ def fit_encoder(
     distilled = enough and steps > 0 and rank is not None and rank < options.num_features
     width = min(TEACHER_RANKS * rank, options.num_features) if distilled and rank is not None else rank
     reduction = Reduction.learn(sample_weights, features, width)
+    if not distilled:
+        reduction.rotate(random)
     clock.lap("reduction")
     projection, offset = solver.projection(reduction.document_map), reduction.mean @ reduction.document_map
     clock.lap("projection")
@@ -147,12 +149,8 @@ def fit_encoder(
         )
         query_map = query_map @ further
         clock.lap("distillation")
-    rotation = random_rotation(query_map.shape[1], random)
-    query_map = query_map @ rotation
-    if document_map is None:
-        projection, offset, wide = projection @ rotation, offset @ rotation, wide @ rotation
-    else:
-        document_map = document_map @ rotation
+        rotation = random_rotation(rank, random)
+        document_map, query_map = document_map @ rotation, query_map @ rotation
     reduced = reduced_further(wide, document_map, num_threads)
     radius = radius_for(reduced)
     summary = {

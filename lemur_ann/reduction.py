@@ -59,6 +59,14 @@ class Reduction:
         return cls(mean, (root @ leading).float().numpy(), query_map.float().numpy())
 
 
+    def rotate(self, random: np.random.Generator) -> None:
+        """Turn both sides, see :func:`random_rotation`; a map that does not reduce stays as it is."""
+        rank = self.query_map.shape[1]
+        if rank < self.query_map.shape[0]:
+            rotation = random_rotation(rank, random)
+            self.document_map, self.query_map = self.document_map @ rotation, self.query_map @ rotation
+
+
 def random_rotation(rank: int, random: np.random.Generator) -> npt.NDArray[np.float32]:
     """An orthogonal matrix, float32 (rank, rank). It changes no inner product and no distance, and spreads what documents have
     in the leading directions over all of them, so that int8 codes with one scale a vector lose less."""

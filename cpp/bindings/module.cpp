@@ -11,6 +11,7 @@ void bind_checks(nb::module_& m);
 
 NB_MODULE(_core, m) {
   m.doc() = "The C++ core of lemur_ann. Use lemur_ann.maxsim, which checks its arguments.";
+  nb::set_leak_warnings(false);  // what is alive when the interpreter ends is nobody's mistake
   m.attr("version") = LEMUR_ANN_VERSION;
   bind_cpu(m);
   bind_features(m);

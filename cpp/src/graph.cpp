@@ -12,7 +12,6 @@
 namespace lemur {
 namespace {
 
-constexpr std::int64_t kStarts = 8;         // entries that a search begins from
 constexpr std::int64_t kRowsPerScan = 256;  // products at a time, in a scan
 // A search looks at about so many rows for each place of its beam, at a random place of memory each; where that is more
 // than a scan of everything would cost, everything is scanned.
@@ -115,13 +114,10 @@ class Searcher {
     const CodedVectors& vectors = search_.vectors;
     std::fill(visited_.begin(), visited_.end(), 0);
     kernels_.int8_dots(code_.data(), vectors.codes, vectors.stride, graph.entries, graph.num_entries, products_.data());
-    starts_.clear();
-    for (std::int64_t i = 0; i < graph.num_entries; ++i)
-      starts_.push_back({score(graph.entries[i], products_[i]), graph.entries[i], false});
-    const auto end = starts_.begin() + std::min<std::int64_t>(kStarts, graph.num_entries);
-    std::partial_sort(starts_.begin(), end, starts_.end(), better);
-    for (auto start = starts_.begin(); start != end; ++start)
-      if (visit(start->row) && best_.admits(*start)) best_.insert(*start);
+    for (std::int64_t i = 0; i < graph.num_entries; ++i) {
+      const Scored start{score(graph.entries[i], products_[i]), graph.entries[i], false};
+      if (visit(start.row) && best_.admits(start)) best_.insert(start);
+    }
     std::int64_t next = 0;
     while (next < static_cast<std::int64_t>(best_.rows().size())) {
       Scored& node = best_.rows()[next];
@@ -178,7 +174,6 @@ class Searcher {
   std::vector<std::uint64_t> visited_;
   std::vector<std::int32_t> products_;
   std::vector<std::int32_t> fresh_;
-  std::vector<Scored> starts_;
   Best best_;
 };
 

@@ -190,8 +190,11 @@ void candidate_scores(const RaggedView& queries, const DocumentsView& documents,
   parallel_for(static_cast<std::int64_t>(tasks.size()), num_threads, [&] {
     return [&, score = Scorer(kernels)](std::int64_t t) mutable {
       const Task& task = tasks[t];
+      auto next = documents.document(candidates[task.begin]);
       for (std::int64_t c = task.begin; c < task.end; ++c) {
-        out[c] = score(packed[task.query], documents.document(candidates[c]));
+        const auto document = next;
+        if (c + 1 < task.end) next = documents.document(candidates[c + 1]);
+        out[c] = score(packed[task.query], document, next);
       }
     };
   });

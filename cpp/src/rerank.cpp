@@ -45,7 +45,7 @@ class FirstPass {
   float operator()(const CodedQuery& query, const DocumentsView::Document& document,
                    const DocumentsView::Document& next) {
     const TokenCodes& codes = document.chunk->codes;
-    if (codes.codes == nullptr) return exact_(query.exact, document);
+    if (codes.codes == nullptr) return exact_(query.exact, document, next);
     if (document.range.size() == 0) return kNone;
     const std::int64_t dim = document.chunk->tokens.dim, stride = int8_stride(dim), row = document.range.begin;
     const TokenCodes& ahead = next.chunk->codes;
@@ -123,7 +123,8 @@ class Reranker {
       parallel_for(end - begin, num_threads, [&] {
         return [&, score = Scorer(kernels_)](std::int64_t task) mutable {
           const std::int64_t document = coded[begin + task].document;
-          exact[begin + task] = {score(query.exact, documents_.document(document)), document};
+          const std::int64_t next = coded[std::min(begin + task + num_threads, end - 1)].document;
+          exact[begin + task] = {score(query.exact, documents_.document(document), documents_.document(next)), document};
         };
       });
       for (std::int64_t c = begin; c < end; ++c)

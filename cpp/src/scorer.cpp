@@ -4,11 +4,13 @@
 #include <stdexcept>
 #include <string>
 
+#include "lemur/prefetch.hpp"
+
 namespace lemur {
 namespace {
 
-// Widened half-precision tokens of this many rows at a time stay in the second-level cache.
-constexpr std::int64_t kWidenRows = 96;
+// Rows at a time: a multiple of every kernel's tile, and few enough for the first-level cache once widened to float32.
+constexpr std::int64_t kBlockRows = 12;
 
 }  // namespace
 
@@ -42,22 +44,28 @@ float sum(const float* best, std::int64_t size) {
   return static_cast<float>(total);
 }
 
-float Scorer::operator()(const PackedQuery& query, const DocumentsView::Document& document) {
+float Scorer::operator()(const PackedQuery& query, const DocumentsView::Document& document,
+                         const DocumentsView::Document& next) {
   best_.assign(static_cast<std::size_t>(query.num_panels() * kPanelTokens), kNone);
   const TokenView& tokens = document.chunk->tokens;
   const TokenRange range = document.range;
-  const auto update = [&](const float* rows, std::int64_t num_rows) {
-    kernels_.update_maxima(query.panels.data(), query.num_panels(), rows, num_rows, tokens.dim, best_.data());
-  };
-  if (tokens.type == TokenType::kFloat32) {
-    update(static_cast<const float*>(tokens.row(range.begin)), range.size());
-  } else {
-    widened_.resize(static_cast<std::size_t>(kWidenRows * tokens.dim));
-    for (std::int64_t begin = range.begin; begin < range.end; begin += kWidenRows) {
-      const std::int64_t rows = std::min(kWidenRows, range.end - begin);
-      kernels_.widen(static_cast<const std::uint16_t*>(tokens.row(begin)), rows * tokens.dim, widened_.data());
-      update(widened_.data(), rows);
+  const bool half = tokens.type == TokenType::kFloat16;
+  if (half) widened_.resize(static_cast<std::size_t>(kBlockRows * tokens.dim));
+  const char* ahead = static_cast<const char*>(next.chunk->tokens.row(next.range.begin));
+  const char* const ahead_end = static_cast<const char*>(next.chunk->tokens.row(next.range.end));
+  for (std::int64_t begin = range.begin; begin < range.end; begin += kBlockRows) {
+    // The last block begins early enough to be whole where it can: a row seen twice changes no maximum.
+    const std::int64_t first = std::max(range.begin, std::min(begin, range.end - kBlockRows));
+    const std::int64_t rows = std::min(kBlockRows, range.end - first);
+    const char* const data = static_cast<const char*>(tokens.row(first));
+    const char* const end = static_cast<const char*>(tokens.row(first + rows));
+    for (const char* p = data; p < end && ahead < ahead_end; p += kCacheLine, ahead += kCacheLine) prefetch(ahead);
+    const float* floats = reinterpret_cast<const float*>(data);
+    if (half) {
+      kernels_.widen(reinterpret_cast<const std::uint16_t*>(data), rows * tokens.dim, widened_.data());
+      floats = widened_.data();
     }
+    kernels_.update_maxima(query.panels.data(), query.num_panels(), floats, rows, tokens.dim, best_.data());
   }
   return sum(best_.data(), query.num_tokens);
 }

@@ -8,6 +8,7 @@ a search never meets a graph that is being changed, and a process that only sear
 from __future__ import annotations
 
 import shutil
+import weakref
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -109,7 +110,9 @@ class HnswCandidates:
         few, level = 2 * int(count**0.5), 0  # so many entries, about, are looked at by every search
         while level < levels.max() and np.count_nonzero(levels >= level) > few:
             level += 1
-        chosen = rows[levels >= level]
+        # Vectors beyond the radius (reduction.py) are near nobody, so that few links lead to them, and the best of many queries.
+        last = nodes[:, state["offset_data"] + 4 * (self._dim - 1) :][:, :4].copy().view(np.float32)[:, 0]
+        chosen = rows[(levels >= level) | (last == 0)]
         self._links, self._entries = links, np.sort(chosen[chosen >= 0])
 
     def delete(self, indices: Indices) -> None:
@@ -142,7 +145,9 @@ class HnswCandidates:
 
     @classmethod
     def load(cls, folder: Path, dim: int, deleted: Indices) -> HnswCandidates:
-        index = cls(dim, (folder / cls.FILE).open("rb"))
+        file = (folder / cls.FILE).open("rb")
+        index = cls(dim, file)
+        weakref.finalize(index, file.close)
         index._deleted = deleted
         if (folder / cls.FROZEN).exists():
             arrays = storage.read_arrays(folder / cls.FROZEN)
@@ -154,7 +159,10 @@ class HnswCandidates:
             return index
         builder = index._loaded()  # formats 1 and 2
         rows = builder.get_current_count()
-        index._codes, index._scales = _core.int8_codes(builder.get_items(np.arange(rows)), 1)
+        vectors = np.zeros((rows, dim), np.float32)
+        live = np.setdiff1d(np.arange(rows), deleted)
+        vectors[live] = index.take(live)
+        index._codes, index._scales = _core.int8_codes(vectors, 1)
         index._freeze(rows)
         index._publish(rows)
         return index

@@ -11,6 +11,8 @@
 #include <vector>
 
 #include "lemur/cpu.hpp"
+#include "lemur/graph.hpp"
+#include "lemur/int8.hpp"
 #include "lemur/maxsim.hpp"
 #include "lemur/products.hpp"
 
@@ -166,7 +168,85 @@ void test_int8(const std::vector<std::int64_t>& lengths, std::int64_t dim, std::
     check(std::memcmp(got.data(), expected.data(), bytes) == 0, name);
     lemur::token_maxima(x.data(), num_x, dim, documents, {got.data(), 1, num_x}, lemur::Precision::kInt8, 3);
     check(std::memcmp(got.data(), transposed.data(), bytes) == 0, name + " by document");
+    // One document at a time, from codes that are kept.
+    const std::int64_t stride = lemur::int8_stride(dim);
+    std::vector<std::int8_t> kept(offsets.back() * stride);
+    std::vector<float> scales(offsets.back());
+    std::vector<std::int32_t> sums(offsets.back());
+    lemur::quantise_tokens(view, {kept.data(), scales.data(), sums.data()}, 2);
+    const lemur::Int8Panels panels(x.data(), num_x, dim);
+    std::vector<float> best(panels.num_panels() * lemur::kPanelTokens);
+    for (std::int64_t l = 0; l < count; ++l) {
+      const std::int64_t row = offsets[l];
+      lemur::active_kernels().int8_document(
+          panels.panel(0), panels.num_panels(),
+          {kept.data() + row * stride, scales.data() + row, sums.data() + row, offsets[l + 1] - row, dim, stride, nullptr, 0},
+          best.data());
+      bool same = true;
+      for (std::int64_t i = 0; i < num_x; ++i) same &= best[i] * panels.scale(i) == transposed[l * num_x + i];
+      check(same, name + " one document");
+    }
   }
+}
+
+// Rows on a line, each linked to its neighbours: a walk from row 0 must reach the best, and pass through excluded rows.
+void test_graph(const std::string& isa) {
+  const std::int64_t size = 5000, dim = 70, stride = lemur::int8_stride(dim);
+  std::vector<std::int8_t> codes(size * stride);
+  std::vector<float> scales(size), vector(dim);
+  std::vector<std::int32_t> links(size * 3, -1);
+  for (std::int64_t r = 0; r < size; ++r) {
+    for (std::int64_t k = 0; k < dim; ++k) vector[k] = std::cos(0.0005f * static_cast<float>(r) * static_cast<float>(k % 3 + 1));
+    scales[r] = lemur::quantise(vector.data(), dim, codes.data() + r * stride);
+    if (r > 0) links[r * 3] = static_cast<std::int32_t>(r - 1);
+    if (r + 1 < size) links[r * 3 + (r > 0)] = static_cast<std::int32_t>(r + 1);
+  }
+  const std::int32_t entries[] = {static_cast<std::int32_t>(size / 2)};
+  std::vector<std::uint8_t> excluded(size, 0);
+  for (std::int64_t r = 0; r < size; r += 2) excluded[r] = 1;
+  lemur::CandidateSearch search;
+  search.vectors = {codes.data(), scales.data(), size, dim, stride};
+  search.num_candidates = 20;
+  std::vector<float> queries(2 * dim, 1.0f);
+  for (std::int64_t k = 0; k < dim; ++k) queries[dim + k] = k % 3 == 0 ? 1.0f : -0.5f;
+  std::vector<std::int64_t> scanned(40), walked(40);
+  for (const bool with_excluded : {false, true}) {
+    search.excluded = with_excluded ? excluded.data() : nullptr;
+    search.num_excluded = with_excluded ? size / 2 : 0;
+    search.graph = {};
+    search.run(queries.data(), 2, scanned.data(), 2);
+    search.graph = {links.data(), size, 3, entries, 1};
+    search.beam = 40;
+    search.run(queries.data(), 2, walked.data(), 2);
+    for (std::int64_t i = 0; i < 20; ++i) {
+      check(walked[i] == scanned[i], isa + " walk");
+      check(!with_excluded || scanned[i] % 2 == 1, isa + " excluded");
+    }
+  }
+}
+
+void test_activations(const std::string& isa) {
+  const lemur::KernelTable& kernels = lemur::active_kernels();
+  std::vector<float> x(2001), y;
+  for (std::size_t i = 0; i < x.size(); ++i) x[i] = 0.02f * (static_cast<float>(i) - 1000.0f);
+  const double softest = 2e-6;
+  const auto compare = [&](lemur::Activation activation, const char* name, auto&& exact) {
+    y = x;
+    kernels.activate(y.data(), static_cast<std::int64_t>(y.size()), activation, 3.0f);
+    for (std::size_t i = 0; i < x.size(); ++i) {
+      const double v = x[i], expected = 3.0 * exact(v);
+      check(std::abs(y[i] - expected) <= softest * (1.0 + std::abs(expected)), isa + " " + name);
+    }
+  };
+  compare(lemur::Activation::kGelu, "gelu", [](double v) { return 0.5 * v * (1.0 + std::erf(v / std::sqrt(2.0))); });
+  compare(lemur::Activation::kRelu, "relu", [](double v) { return std::max(v, 0.0); });
+  compare(lemur::Activation::kSilu, "silu", [](double v) { return v / (1.0 + std::exp(-v)); });
+  compare(lemur::Activation::kMish, "mish", [](double v) { return v * std::tanh(std::log1p(std::exp(v))); });
+  y = x;
+  kernels.normalise(y.data(), static_cast<std::int64_t>(y.size()), nullptr, nullptr, 1e-5f);
+  double mean = 0, square = 0;
+  for (const float v : y) mean += v, square += static_cast<double>(v) * v;
+  check(std::abs(mean) < 1e-2 && std::abs(square / static_cast<double>(y.size()) - 1) < 1e-4, isa + " normalise");
 }
 
 void test_products(const std::string& isa) {
@@ -227,6 +307,8 @@ int main() {
       for (const std::int64_t num_x : {1, 15, 16, 17, 32, 40})
         for (const bool half : {false, true}) test_maxima(isa, dim, num_x, half);
     test_products(isa);
+    test_graph(isa);
+    test_activations(isa);
     std::printf("%s ", isa.c_str());
   }
   for (const std::int64_t dim : {1, 3, 8, 17, 64, 128, 131})

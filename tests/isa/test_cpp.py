@@ -15,21 +15,24 @@ PROGRAMS = ["kernel_test", "amx_model_test"]
 
 # The sources and flags of CMakeLists.txt; Clang does not know all of GCC's warnings.
 WARNINGS = ["-Wall", "-Wextra", "-Wpedantic", "-Wno-unknown-warning-option", "-Wno-uninitialized", "-Wno-maybe-uninitialized"]
-CORE = ["cpu.cpp", "int8.cpp", "maxsim.cpp", "products.cpp", "kernels/scalar.cpp"]
+CORE = [
+    *("cpu.cpp", "features.cpp", "graph.cpp", "int8.cpp", "maxsim.cpp", "products.cpp", "rerank.cpp", "scorer.cpp"),
+    "kernels/scalar.cpp",
+]
 AVX2 = ["-mavx2", "-mfma", "-mf16c"]
 AVX512 = [*AVX2, "-mavx512f", "-mavx512bw", "-mavx512dq", "-mavx512vl", "-mprefer-vector-width=512"]
 X86 = {
     "kernels/avx2.cpp": AVX2,
     "kernels/avx512.cpp": AVX512,
     "kernels/avx512_vnni.cpp": [*AVX512, "-mavx512vnni"],
-    "kernels/amx.cpp": [*AVX512, "-mamx-tile", "-mamx-int8"],
+    "kernels/amx.cpp": [*AVX512, "-mavx512vnni", "-mamx-tile", "-mamx-int8"],
 }
 ARM = {"kernels/neon.cpp": [], "kernels/neon_dotprod.cpp": ["-march=armv8.2-a+dotprod"]}
 
 
 def compile_programs(compiler, kernels, flags, folder):
     """One source at a time, each with its own flags, as CMakeLists.txt does."""
-    command = [compiler, "-std=c++17", "-O3", *WARNINGS, "-Werror", f"-I{ROOT}/cpp/include", *flags]
+    command = [compiler, "-std=c++17", "-O3", "-fno-trapping-math", "-fno-math-errno", *WARNINGS, "-Werror", f"-I{ROOT}/cpp/include", *flags]
     objects = []
     for source in [*CORE, *kernels]:
         objects.append(str(folder / (source.replace("/", "_") + ".o")))

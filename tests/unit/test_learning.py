@@ -26,7 +26,7 @@ def store_of(matrices):
 @pytest.mark.parametrize("dtype", [np.float32, np.float16])
 def test_targets_on_a_device_are_those_of_the_kernels(make_matrices, rng, monkeypatch, dtype):
     """Run here on CPU tensors: the int8 codes and their sums are the same, so the maxima are, to the last bit."""
-    monkeypatch.setattr("lemur_ann.targets.PRODUCTS_PER_STEP", 1000)
+    monkeypatch.setattr("lemur_ann.torch_targets.PRODUCTS_PER_STEP", 1000)
     x = rng.normal(size=(33, 16)).astype(np.float32)
     x[5] = 0
     matrices = [m.astype(dtype) for m in make_matrices(20, high=60)]

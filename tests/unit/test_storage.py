@@ -11,7 +11,7 @@ import pytest
 
 from lemur_ann import CorruptIndex, LemurIndex, storage
 
-FILES = ["documents.arrow", "graph.hnsw", "learned.safetensors", "tokens.arrow"]
+FILES = ["documents.arrow", "graph.hnsw", "graph.safetensors", "learned.safetensors", "tokens.arrow"]
 
 
 @pytest.fixture
@@ -36,7 +36,7 @@ def test_files(saved):
     *_, path = saved
     assert sorted(p.name for p in path.iterdir()) == sorted([*FILES, "manifest.json"])
     manifest = json.loads((path / "manifest.json").read_text())
-    assert manifest["format_version"] == 2
+    assert manifest["format_version"] == storage.FORMAT_VERSION
     assert sorted(manifest["files"]) == FILES
     for file in path.iterdir():
         assert not file.read_bytes().startswith(b"\x80\x04"), "no pickles"
@@ -215,10 +215,10 @@ def test_damaged_manifest(saved, tmp_path):
     edit_manifest(path, lambda m: m["options"].update(M=99), sign=False)
     with pytest.raises(CorruptIndex, match=r"manifest.json was altered"):
         LemurIndex.load(path)
-    edit_manifest(path, lambda m: m.update(format_version=3, lemur_ann_version="9.0"), sign=True)
-    with pytest.raises(CorruptIndex, match=r"index format 3, .* reads up to 2; it was written by lemur_ann 9.0"):
+    edit_manifest(path, lambda m: m.update(format_version=99, lemur_ann_version="9.0"), sign=True)
+    with pytest.raises(CorruptIndex, match=rf"index format 99, .* reads up to {storage.FORMAT_VERSION}; it was written by lemur_ann 9.0"):
         LemurIndex.load(path)
-    edit_manifest(path, lambda m: (m.update(format_version=2), m["options"].update(magic=1)), sign=True)
+    edit_manifest(path, lambda m: (m.update(format_version=storage.FORMAT_VERSION), m["options"].update(magic=1)), sign=True)
     with pytest.raises(CorruptIndex, match=r"options this version cannot read: .*magic"):
         LemurIndex.load(path)
     for text, message in [("{", "cannot be read"), ("[]", "does not describe"), ('{"format": "zip"}', "does not describe")]:

@@ -126,7 +126,7 @@ def test_blocks_of_whole_documents(make_matrices, folder):
     matrices = make_matrices(150)
     data = table(matrices)
     index = LemurIndex().add(data.to_reader(max_chunksize=1), directory=folder)
-    sizes = [len(tokens) for tokens, _ in index._store._chunks]
+    sizes = [len(tokens) for tokens, _, _ in index._store._chunks]
     assert max(sizes) <= 300
     assert min(sizes[:-1]) > 300 - 12
     long = [*matrices[:3], np.ones((1000, 16), np.float32), *matrices[3:6]]
@@ -395,11 +395,11 @@ def test_where_no_descriptor_has_a_path(make_matrices, folder, monkeypatch):
 
 def test_later_additions_do_not_copy_the_file_into_memory(make_matrices, folder):
     index = LemurIndex().add(iter(make_matrices(400)), directory=folder)
-    before = [tokens.__array_interface__["data"][0] for tokens, _ in index._store._chunks]
+    before = [tokens.__array_interface__["data"][0] for tokens, _, _ in index._store._chunks]
     assert len(before) > 3
     for _ in range(20):
         index.add(make_matrices(10))
-    after = [tokens.__array_interface__["data"][0] for tokens, _ in index._store._chunks]
+    after = [tokens.__array_interface__["data"][0] for tokens, _, _ in index._store._chunks]
     assert after[: len(before) - 1] == before[:-1]
 
 

@@ -33,7 +33,10 @@ float sum(const float* best, std::int64_t size);
 class Scorer {
  public:
   explicit Scorer(const KernelTable& kernels) : kernels_(kernels) {}
-  float operator()(const PackedQuery& query, const DocumentsView::Document& document);
+
+  // `next` is what will be scored after this document, or the document itself: its tokens are fetched meanwhile.
+  float operator()(const PackedQuery& query, const DocumentsView::Document& document,
+                   const DocumentsView::Document& next);
 
  private:
   const KernelTable& kernels_;
