@@ -121,8 +121,7 @@ def run(corpus: Path, work: Path, options: dict, share: int, pieces: int, learn_
     exact = np.load(truth)
     encoded = index.encoder.encode_queries(queries.tokens, queries.offsets)
     scan = ExactCandidates.create(index.encoder.dim, {})
-    graph = index._learned.candidates._graph
-    scan.add(np.asarray(graph.get_items(np.arange(len(index)))), first=0, num_threads=1)
+    scan.add(index._learned.candidates.take(np.arange(len(index))), first=0, num_threads=1)
     found = scan.search(encoded, 400, 400, num_threads=os.cpu_count() or 1)
     for top, count in ((10, 100), (10, 200), (100, 200), (100, 400)):
         result[f"top {top} in {count}"] = recall([f[:count].tolist() for f in found], exact[:, :top].tolist())

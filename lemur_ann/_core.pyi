@@ -88,7 +88,7 @@ def candidate_scores(queries: Annotated[NDArray[numpy.float32], dict(shape=(None
     MaxSim scores of each query's own candidates, in the shape of candidates.
     """
 
-def token_codes(tokens: Annotated[NDArray, dict(shape=(None, None), order='C', device='cpu', writable=False)], num_threads: int) -> tuple[Annotated[NDArray[numpy.int8], dict(shape=(None, None))], Annotated[NDArray[numpy.float32], dict(shape=(None,))], Annotated[NDArray[numpy.int32], dict(shape=(None,))]]:
+def token_codes(tokens: numpy.typing.NDArray[Any], num_threads: int) -> tuple[numpy.typing.NDArray[numpy.int8], numpy.typing.NDArray[numpy.float32], numpy.typing.NDArray[numpy.int32]]:
     """
     int8 codes (num_tokens, stride), their float32 scales and int32 sums (num_tokens,).
     """

@@ -55,6 +55,7 @@ IndexDir = Annotated[Path, typer.Argument(metavar="DIR", help="A saved index.")]
 NumCandidates = Annotated[
     int | None, typer.Option(help="Documents reranked per query; more finds more, slower. [default: the index's own]")
 ]
+TargetRecall = Annotated[float | None, typer.Option(help="Search as 'lemur-ann tune' chose for this recall.")]
 Device = Annotated[str | None, typer.Option(help="cpu, cuda or mps. [default: the one it was made with]")]
 MemoryLimit = Annotated[str | None, typer.Option(help="What learning should stay below, such as 3GB.")]
 Threads = Annotated[int | None, typer.Option(help="Threads to use. [default: all cores]")]
@@ -155,7 +156,7 @@ def search(
     k: Annotated[int, typer.Option("-k", help="Documents per query.")] = 10,
     limit: Annotated[int, typer.Option(help="Print this many queries at most; --out gets all.")] = 10,
     num_candidates: NumCandidates = None,
-    target_recall: Annotated[float | None, typer.Option(help="Search as 'tune' chose for this recall.")] = None,
+    target_recall: TargetRecall = None,
     exact: Annotated[bool, typer.Option("--exact", help="Score every document instead.")] = False,
     out: Annotated[Path | None, typer.Option(help="Also write all hits to this Parquet file.")] = None,
     device: Device = None,
@@ -165,7 +166,9 @@ def search(
     index = lemur_ann.LemurIndex.load(path, device=device)
     table = _read(queries)
     wanted = table if out is not None else table[:limit]
-    found = index.search(wanted, k=k, num_candidates=num_candidates, target_recall=target_recall, exact=exact, num_threads=threads)
+    found = index.search(
+        wanted, k=k, num_candidates=num_candidates, target_recall=target_recall, exact=exact, num_threads=threads
+    )
     names = _query_names(table)
     for hits, name in zip(found[:limit], names, strict=False):
         _print_hits(index, hits, name)
@@ -189,6 +192,7 @@ def evaluate(
     limit: Annotated[int | None, typer.Option(help="Use this many queries at most.")] = None,
     num_candidates: NumCandidates = None,
     ef_search: Annotated[int | None, typer.Option(help="Beam of the graph search.")] = None,
+    target_recall: TargetRecall = None,
     device: Device = None,
     threads: Threads = None,
 ) -> None:
@@ -196,7 +200,10 @@ def evaluate(
     index = lemur_ann.LemurIndex.load(path, device=device)
     table = _read(queries)
     table = table if limit is None else table[:limit]
-    _print_evaluation(index.evaluate(table, k=k, num_candidates=num_candidates, ef_search=ef_search, num_threads=threads))
+    result = index.evaluate(
+        table, k=k, num_candidates=num_candidates, ef_search=ef_search, target_recall=target_recall, num_threads=threads
+    )
+    _print_evaluation(result)
 
 
 @app.command()

@@ -1,7 +1,7 @@
 """Batches of queries on a device: features, a scan of all document vectors and the exact rerank, all in torch.
 
-Everything lies on the device: 1 KB a document for the vectors at rank 255, and the tokens as they are stored. Nothing here asks for
-a GPU, so that the tests run it on CPU tensors.
+Everything lies on the device: 1 KB a document for the vectors at rank 255, and the tokens as they are stored. Nothing here asks
+for a GPU, so that the tests run it on CPU tensors.
 """
 
 from __future__ import annotations
@@ -59,7 +59,7 @@ class DeviceSearch:
     def search(
         self, queries: QueryBatch, k: int, num_candidates: int
     ) -> list[tuple[npt.NDArray[np.int64], npt.NDArray[np.float32]]]:
-        """For each query (document indices, exact scores) of its best candidates, best first, the smaller index among equals."""
+        """(document indices, exact scores) of each query's best candidates, best first, the smaller index among equals."""
         size = len(self._indices)
         step = max(SCORES_PER_STEP // max(size, 1), 1)
         features = torch.from_numpy(self._encoder.encode_queries(queries.tokens, queries.offsets)).to(self._device)

@@ -39,8 +39,8 @@ class MapFit:
         recall: share of those that are among the candidates; None where num_wanted is 0. The rerank is exact, so this is also
             recall@k of whole searches.
         recall_interval: its 95% confidence interval over queries, by :func:`lemur_ann.metrics.share_found`; None with recall.
-        num_beyond_radius: documents whose vector is longer than the radius chosen when the map was learned. A graph has few links
-            to them, so every search looks at all of them.
+        num_beyond_radius: documents whose vector is longer than the radius chosen when the map was learned. A graph has few
+            links to them, so every search looks at all of them.
     """
 
     num_documents: int

@@ -305,7 +305,9 @@ class LemurIndex:
                 memory_limit=limit,
                 directory=directory,
             )
-            learned = _with_candidates(encoder, encoded, self.options, store, len(store), id_map, threads, lines)
+            learned = _with_candidates(
+                encoder, encoded, self.options, store, len(store), id_map, threads, lines, validate.directory(directory)
+            )
         self._store, self._ids, self._metadata = store, id_map, metadata
         self._learned = learned
         return self
@@ -509,11 +511,7 @@ class LemurIndex:
         """
         learned = self._learned  # read once: a refit in another thread may replace it
         k = validate.positive_int(k, "k")
-        if target_recall is not None:
-            if num_candidates is not None or ef_search is not None:
-                raise TypeError("target_recall= takes the place of num_candidates= and ef_search=; pass one or the other")
-            num_candidates, ef_search = _tuned_for(() if learned is None else learned.tuned, target_recall, k)
-        count, beam = _search_options(self._options if learned is None else learned.options, k, num_candidates, ef_search)
+        count, beam = _search_options(learned, self._options, k, num_candidates, ef_search, target_recall)
         threads = validate.num_threads(num_threads)
         if exact:
             learned = None
@@ -533,6 +531,7 @@ class LemurIndex:
         *,
         num_candidates: int | None = None,
         ef_search: int | None = None,
+        target_recall: float | None = None,
         num_threads: int | None = None,
         progress: bool | None = None,
     ) -> Evaluation:
@@ -540,11 +539,11 @@ class LemurIndex:
 
         Args:
             queries: a batch, as for :meth:`search`; at least one query.
-            k, num_candidates, ef_search, num_threads: as for :meth:`search`.
+            k, num_candidates, ef_search, target_recall, num_threads: as for :meth:`search`.
             progress: show a progress bar; None means when standard error is a terminal.
         """
         k = validate.positive_int(k, "k")
-        count, beam = _search_options(self.options, k, num_candidates, ef_search)
+        count, beam = _search_options(self._learned, self._options, k, num_candidates, ef_search, target_recall)
         threads = validate.num_threads(num_threads)
         batch = read_queries([queries] if is_single_query(queries) else queries, dim=self.dim)
         if len(batch) == 0:
@@ -623,9 +622,7 @@ class LemurIndex:
             for scores in self._exact_scores(tokens, batch.offsets, threads):
                 exact.append(_core.top_k(scores, k))
                 task.advance()
-            tuner = Tuner(
-                learned.encoder, learned.candidates, self._store, QueryBatch(tokens, batch.offsets), exact, threads
-            )
+            tuner = Tuner(learned.encoder, learned.candidates, self._store, QueryBatch(tokens, batch.offsets), exact, threads)
             order = random.permutation(len(batch))
             chosen_on, measured_on = order[: len(order) // 2], order[len(order) // 2 :]
             count, beam = tuner.choose(chosen_on, target, k, len(self), lines.task("settings tried", None))
@@ -671,7 +668,7 @@ class LemurIndex:
         """
         learned = self._fitted()
         k = validate.positive_int(k, "k")
-        count, beam = _search_options(learned.options, k, num_candidates, ef_search)
+        count, beam = _search_options(learned, learned.options, k, num_candidates, ef_search)
         num_documents = validate.integer(num_documents, "num_documents", least=2)
         num_queries = validate.positive_int(num_queries, "num_queries")
         random = np.random.default_rng(validate.integer(seed, "seed", least=0))
@@ -736,9 +733,7 @@ class LemurIndex:
         known = self._device_search
         if known is None or known[0] is not learned or known[1] != state:
             live = _live(self._store, self._ids)
-            search = DeviceSearch(
-                learned.encoder, learned.candidates.take(live), self._store, live, learned.options.device
-            )
+            search = DeviceSearch(learned.encoder, learned.candidates.take(live), self._store, live, learned.options.device)
             self._device_search = known = (learned, state, search)
         return known[2]
 
@@ -849,10 +844,11 @@ def _with_candidates(
     id_map: IdMap,
     num_threads: int,
     progress: Progress,
+    directory: str | None = None,
 ) -> _Learned:
     """A new candidate index of the first ``num_rows`` documents, for the map that was just learned."""
     release()  # what learning held, before the graph takes its place
-    candidates = kind_of(options.candidates).create(encoder.dim, asdict(options), num_rows)
+    candidates = kind_of(options.candidates).create(encoder.dim, asdict(options), num_rows, directory)
     task = progress.task(f"{options.candidates} index", num_rows)
     start = time.perf_counter()
     for block, vectors in encoder.encode_blocks(store, np.arange(num_rows), num_threads=num_threads, known=encoded):
@@ -865,8 +861,20 @@ def _with_candidates(
     return _Learned(options, encoder, candidates)
 
 
-def _search_options(options: Options, k: int, num_candidates: int | None, ef_search: int | None) -> tuple[int, int]:
-    """How many candidates to rerank, and the beam to find them with."""
+def _search_options(
+    learned: _Learned | None,
+    options: Options,
+    k: int,
+    num_candidates: int | None,
+    ef_search: int | None,
+    target_recall: float | None = None,
+) -> tuple[int, int]:
+    """How many candidates to rerank, and the beam to find them with; ``options`` are those before fit."""
+    if target_recall is not None:
+        if num_candidates is not None or ef_search is not None:
+            raise TypeError("target_recall= takes the place of num_candidates= and ef_search=; pass one or the other")
+        num_candidates, ef_search = _tuned_for(() if learned is None else learned.tuned, target_recall, k)
+    options = options if learned is None else learned.options
     count = options.num_candidates if num_candidates is None else num_candidates
     count = max(validate.positive_int(count, "num_candidates"), k)
     beam = options.ef_search if ef_search is None else ef_search

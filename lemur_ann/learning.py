@@ -160,7 +160,9 @@ def fit_encoder(
         "expected_peak_bytes": sizes.peak_bytes,
         "seconds": clock.seconds,
     }
-    encoder = LemurEncoder(FeatureWeights.of(feature_map), targets, weights, projection, offset, document_map, query_map, radius, summary)
+    encoder = LemurEncoder(
+        FeatureWeights.of(feature_map), targets, weights, projection, offset, document_map, query_map, radius, summary
+    )
     return encoder, Encoded(kept, augment(reduced, radius))
 
 

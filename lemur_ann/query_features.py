@@ -29,6 +29,7 @@ class FeatureWeights:
 
     @classmethod
     def of(cls, feature_map: FeatureMap) -> FeatureWeights:
+        """Those of a map, on the CPU."""
         return cls(feature_map.config, {name: value.cpu().numpy() for name, value in feature_map.state_dict().items()})
 
     def module(self, device: str) -> FeatureMap:

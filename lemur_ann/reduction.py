@@ -58,7 +58,6 @@ class Reduction:
         query_map = torch.linalg.solve_triangular(root.T, leading, upper=True)
         return cls(mean, (root @ leading).float().numpy(), query_map.float().numpy())
 
-
     def rotate(self, random: np.random.Generator) -> None:
         """Turn both sides, see :func:`random_rotation`; a map that does not reduce stays as it is."""
         rank = self.query_map.shape[1]

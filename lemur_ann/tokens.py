@@ -295,5 +295,5 @@ def _concatenate(a: Chunk, b: Chunk) -> Chunk:
     b_tokens, b_offsets = without_gaps(b.tokens, b.offsets)
     codes = None
     if a.codes is not None and b.codes is not None:  # whose tokens have no gaps
-        codes = cast(Codes, tuple(np.concatenate(pair) for pair in zip(a.codes, b.codes, strict=True)))
+        codes = cast(Codes, tuple(np.concatenate([x, y]) for x, y in zip(a.codes, b.codes, strict=True)))
     return Chunk(np.concatenate([a_tokens, b_tokens]), np.concatenate([a_offsets, b_offsets[1:] + len(a_tokens)]), codes)

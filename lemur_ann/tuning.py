@@ -95,9 +95,7 @@ class Tuner:
         self, measured_on: npt.NDArray[np.int64], num_candidates: int, ef_search: int
     ) -> tuple[float, float, float] | None:
         """Share found, and its confidence interval. The rerank is exact, so a candidate of the exact top k is found."""
-        found = self._candidates.search(
-            self._encoded[measured_on], num_candidates, ef_search, num_threads=self._num_threads
-        )
+        found = self._candidates.search(self._encoded[measured_on], num_candidates, ef_search, num_threads=self._num_threads)
         exact = [self._exact[i] for i in measured_on]
         hits = [int(np.isin(e, f).sum()) for e, f in zip(exact, found, strict=True)]
         return metrics.share_found(hits, [len(e) for e in exact])
@@ -111,9 +109,7 @@ class Tuner:
             self._candidates.search(self._encoded[i : i + 1], beam, beam, num_threads=self._num_threads)
         return found, (time.perf_counter() - start) / len(timed)
 
-    def _depth(
-        self, queries: npt.NDArray[np.int64], found: list[npt.NDArray[np.int64]], target_recall: float
-    ) -> int | None:
+    def _depth(self, queries: npt.NDArray[np.int64], found: list[npt.NDArray[np.int64]], target_recall: float) -> int | None:
         """How many of the candidates, best first, hold that share of the exact answers; None where all do not."""
         places = []
         for i, own in zip(queries.tolist(), found, strict=True):

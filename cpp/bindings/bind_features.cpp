@@ -41,26 +41,23 @@ const float* data_of(const std::optional<FloatVector>& vector, std::size_t size)
 
 lemur::LayerWeights weights(const Layer& layer) {
   const std::size_t width = layer.weight.shape(0);
-  return {layer.weight.data(),
-          static_cast<std::int64_t>(width),
-          static_cast<std::int64_t>(layer.weight.shape(1)),
-          data_of(layer.bias, width),
-          data_of(layer.norm_weight, width),
-          data_of(layer.norm_bias, width),
-          layer.activate_first,
-          activation_named(layer.activation),
-          layer.scale};
+  return {
+      layer.weight.data(),        static_cast<std::int64_t>(width),   static_cast<std::int64_t>(layer.weight.shape(1)),
+      data_of(layer.bias, width), data_of(layer.norm_weight, width),  data_of(layer.norm_bias, width),
+      layer.activate_first,       activation_named(layer.activation), layer.scale};
 }
 
 }  // namespace
 
 void bind_features(nb::module_& m) {
-  nb::class_<Layer>(m, "Layer", "One layer of a feature map: a product, and an activation before or after layer normalisation.")
+  nb::class_<Layer>(m, "Layer",
+                    "One layer of a feature map: a product, and an activation before or after layer normalisation.")
       .def(nb::init<FloatMatrix, std::optional<FloatVector>, std::optional<FloatVector>, std::optional<FloatVector>,
                     std::string, bool, float>(),
            nb::arg("weight").noconvert(), nb::arg("bias").noconvert().none(), nb::arg("norm_weight").noconvert().none(),
            nb::arg("norm_bias").noconvert().none(), nb::arg("activation"), nb::arg("activate_first"), nb::arg("scale"));
-  nb::class_<lemur::QueryEncoder>(m, "QueryEncoder", "Query features, reduced: the sum of psi over tokens, times query_map.")
+  nb::class_<lemur::QueryEncoder>(m, "QueryEncoder",
+                                  "Query features, reduced: the sum of psi over tokens, times query_map.")
       .def(
           "__init__",
           [](lemur::QueryEncoder* self, const std::vector<Layer>& layers, const FloatMatrix& query_map) {

@@ -108,8 +108,7 @@ void bind_graph(nb::module_& m) {
                          "int8 codes of vectors and links (num_nodes, degree) between the first of them, -1 for none; "
                          "rows without links are scanned.")
       .def(nb::init<Codes, FloatVector, std::int64_t, Int32Matrix, Int32Vector>(), nb::arg("codes").noconvert(),
-           nb::arg("scales").noconvert(), nb::arg("dim"), nb::arg("links").noconvert(),
-           nb::arg("entries").noconvert())
+           nb::arg("scales").noconvert(), nb::arg("dim"), nb::arg("links").noconvert(), nb::arg("entries").noconvert())
       .def("__len__", &CodedGraph::size)
       .def("search", &CodedGraph::search, nb::arg("queries").noconvert(), nb::arg("excluded").noconvert().none(),
            nb::arg("num_candidates"), nb::arg("beam"), nb::arg("num_threads"),

@@ -88,7 +88,8 @@ class Documents {
 };
 
 // int8 codes, scales and sums of codes of a matrix of tokens.
-std::tuple<nb::ndarray<nb::numpy, std::int8_t, nb::ndim<2>>, FloatArray1, nb::ndarray<nb::numpy, std::int32_t, nb::ndim<1>>>
+std::tuple<nb::ndarray<nb::numpy, std::int8_t, nb::ndim<2>>, FloatArray1,
+           nb::ndarray<nb::numpy, std::int32_t, nb::ndim<1>>>
 token_codes(const AnyMatrix& tokens, int num_threads) {
   const lemur::TokenView view = token_view(tokens);
   const std::int64_t stride = lemur::int8_stride(view.dim);
@@ -184,9 +185,10 @@ Int64Array1 top_k(const nb::ndarray<const float, nb::ndim<1>, nb::c_contig, nb::
 
 void bind_maxsim(nanobind::module_& m) {
   using namespace lemur_bindings;
-  nb::class_<Documents>(m, "Documents", 
-                        "Documents in one or more chunks of (tokens, offsets), and what token_codes gave for the tokens "
-                        "of each, read where they lie.")
+  nb::class_<Documents>(
+      m, "Documents",
+      "Documents in one or more chunks of (tokens, offsets), and what token_codes gave for the tokens "
+      "of each, read where they lie.")
       .def(nb::init<std::vector<Chunk>, std::vector<CodesOfTokens>>(), nb::arg("chunks"), nb::arg("codes") = nb::list(),
            nb::sig("def __init__(self, chunks: collections.abc.Sequence[tuple[numpy.typing.NDArray[typing.Any], "
                    "numpy.typing.NDArray[numpy.int64]]], codes: collections.abc.Sequence["
@@ -205,11 +207,15 @@ void bind_maxsim(nanobind::module_& m) {
         nb::arg("documents"), nb::arg("candidates").noconvert(), nb::arg("candidate_offsets").noconvert(),
         nb::arg("num_threads"), "MaxSim scores of each query's own candidates, in the shape of candidates.");
   m.def("token_codes", &token_codes, nb::arg("tokens").noconvert(), nb::arg("num_threads"),
+        nb::sig("def token_codes(tokens: numpy.typing.NDArray[typing.Any], num_threads: int) -> "
+                "tuple[numpy.typing.NDArray[numpy.int8], numpy.typing.NDArray[numpy.float32], "
+                "numpy.typing.NDArray[numpy.int32]]"),
         "int8 codes (num_tokens, stride), their float32 scales and int32 sums (num_tokens,).");
   m.def("rerank", &rerank, nb::arg("queries").noconvert(), nb::arg("query_offsets").noconvert(), nb::arg("documents"),
         nb::arg("candidates").noconvert(), nb::arg("candidate_offsets").noconvert(), nb::arg("k"),
         nb::arg("num_threads"),
-        "Each query's best candidates by exact MaxSim: documents and scores (num_queries, k), and how many of them count.");
+        "Each query's best candidates by exact MaxSim: documents and scores (num_queries, k), and how many of them "
+        "count.");
   m.def("top_k", &top_k, nb::arg("values").noconvert(), nb::arg("k"),
         "Positions of the k largest values, best first; -inf counts as absent.");
 }

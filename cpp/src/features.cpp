@@ -10,7 +10,7 @@
 namespace lemur {
 namespace {
 
-constexpr float kEpsilon = 1e-5f;         // of torch.nn.LayerNorm
+constexpr float kEpsilon = 1e-5f;          // of torch.nn.LayerNorm
 constexpr std::int64_t kBlockTokens = 48;  // their features stay in the second-level cache
 
 std::vector<float> copied(const float* values, std::int64_t size) {
@@ -35,7 +35,8 @@ class QueryEncoder::Forward {
     for (const Layer& layer : encoder_.layers_) {
       const std::int64_t out_stride = padded(layer.width);
       next_.resize(static_cast<std::size_t>(num_tokens * out_stride));
-      kernels_.products(layer.panels.data(), panels_of(layer.width), rows, num_tokens, stride, layer.depth, next_.data());
+      kernels_.products(layer.panels.data(), panels_of(layer.width), rows, num_tokens, stride, layer.depth,
+                        next_.data());
       for (std::int64_t t = 0; t < num_tokens; ++t) finish(layer, next_.data() + t * out_stride);
       std::swap(rows_, next_);
       rows = rows_.data();
@@ -49,7 +50,8 @@ class QueryEncoder::Forward {
   void reduce(const float* features, float* out) {
     const std::int64_t width = encoder_.layers_.back().width;
     reduced_.resize(static_cast<std::size_t>(padded(encoder_.dim_)));
-    kernels_.products(encoder_.map_panels_.data(), panels_of(encoder_.dim_), features, 1, width, width, reduced_.data());
+    kernels_.products(encoder_.map_panels_.data(), panels_of(encoder_.dim_), features, 1, width, width,
+                      reduced_.data());
     std::copy_n(reduced_.data(), encoder_.dim_, out);
   }
 

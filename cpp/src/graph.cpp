@@ -188,7 +188,8 @@ void CandidateSearch::run(const float* queries, std::int64_t num_queries, std::i
     if (graph.entries[i] < 0 || graph.entries[i] >= graph.num_nodes)
       throw std::invalid_argument("an entry of the graph is not a node");
   parallel_for(num_queries, num_threads, [&] {
-    return [&, search = Searcher(*this)](std::int64_t i) mutable { search(queries + i * vectors.dim, out + i * found); };
+    return
+        [&, search = Searcher(*this)](std::int64_t i) mutable { search(queries + i * vectors.dim, out + i * found); };
   });
 }
 

@@ -15,7 +15,7 @@ namespace {
 
 constexpr double kMargin = 6.0;
 constexpr std::int64_t kFirstRound = 8;  // documents scored both ways, at least, before their difference is believed
-constexpr std::int64_t kLaterRound = 4;   // at a time, by each thread
+constexpr std::int64_t kLaterRound = 4;  // at a time, by each thread
 constexpr std::int64_t kTaskCandidates = 32;
 
 struct Scored {
@@ -53,8 +53,8 @@ class FirstPass {
     prefetch(ahead.sums + next.range.begin);
     best_.resize(static_cast<std::size_t>(query.panels.num_panels() * kPanelTokens));
     kernels_.int8_document(query.panels.panel(0), query.panels.num_panels(),
-                           {codes.codes + row * stride, codes.scales + row, codes.sums + row, document.range.size(), dim,
-                            stride, ahead.codes == nullptr ? nullptr : ahead.codes + next.range.begin * stride,
+                           {codes.codes + row * stride, codes.scales + row, codes.sums + row, document.range.size(),
+                            dim, stride, ahead.codes == nullptr ? nullptr : ahead.codes + next.range.begin * stride,
                             ahead.codes == nullptr ? 0 : next.range.size() * stride},
                            best_.data());
     float total = 0.0f;
@@ -124,7 +124,8 @@ class Reranker {
         return [&, score = Scorer(kernels_)](std::int64_t task) mutable {
           const std::int64_t document = coded[begin + task].document;
           const std::int64_t next = coded[std::min(begin + task + num_threads, end - 1)].document;
-          exact[begin + task] = {score(query.exact, documents_.document(document), documents_.document(next)), document};
+          exact[begin + task] = {score(query.exact, documents_.document(document), documents_.document(next)),
+                                 document};
         };
       });
       for (std::int64_t c = begin; c < end; ++c)

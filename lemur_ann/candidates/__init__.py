@@ -21,8 +21,12 @@ class CandidateIndex(Protocol):
     """
 
     @classmethod
-    def create(cls, dim: int, options: dict[str, Any], capacity: int = 0) -> CandidateIndex:
-        """An empty index for vectors of this dimension; ``options`` are the library's, ``capacity`` the documents to expect."""
+    def create(cls, dim: int, options: dict[str, Any], capacity: int = 0, directory: str | None = None) -> CandidateIndex:
+        """An empty index for vectors of this dimension.
+
+        ``options`` are the library's, ``capacity`` the documents to expect, ``directory`` the folder for temporary files, None
+        that of Python's tempfile.
+        """
 
     def add(self, vectors: Vectors, *, first: int, num_threads: int) -> None:
         """Put documents at the indices from ``first`` on; what a broken-off call left there is replaced."""

@@ -23,7 +23,7 @@ class ExactCandidates:
         self._deleted = deleted
 
     @classmethod
-    def create(cls, dim: int, options: dict[str, Any], capacity: int = 0) -> ExactCandidates:
+    def create(cls, dim: int, options: dict[str, Any], capacity: int = 0, directory: str | None = None) -> ExactCandidates:
         return cls(np.empty((0, dim), np.float32), np.empty(0, np.int64))
 
     @property

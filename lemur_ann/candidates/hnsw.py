@@ -1,14 +1,16 @@
 """An HNSW graph: hnswlib builds it, by L2 distance; our own search reads its links, with the vectors as int8 codes.
 
-The search works on a frozen copy of the links, a fifth of the graph's size with the codes. Documents that came since it was made
-are scanned, which for a few thousand is as fast; :meth:`HnswCandidates.finish` makes a new copy where there are more. So
-a search never meets a graph that is being changed, and a process that only searches never loads hnswlib's.
+The search works on a frozen copy of the links, with the codes a third of the size of hnswlib's graph. Documents that came since
+the copy was made are scanned, which for a few thousand is as fast; :meth:`HnswCandidates.finish` makes a new copy where there
+are more. So a search never meets a graph that is being changed, and a process that only searches never loads hnswlib's.
 """
 
 from __future__ import annotations
 
 import shutil
+import tempfile
 import weakref
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -20,10 +22,17 @@ from lemur_ann import _core, storage
 from lemur_ann.candidates import Indices, Vectors
 from lemur_ann.errors import CorruptIndex
 
-MAX_SCANNED = 16_384  # documents without links that a search scans, about 0.1 ms
-MIN_SCANNED = 1024  # fewer never make a new copy of the links
-MAX_SCANNED_SHARE = 0.125  # of those with links
-ROWS_PER_BLOCK = 65_536
+MIN_SCANNED = 1024  # fewer documents without links never make a new copy
+MAX_SCANNED = 16_384  # more do, which a search scans in about 0.1 ms, unless
+SMALL_SHARE, LARGE_SHARE = 0.125, 0.01  # they are less than this of those with links; in small graphs, more than that is enough
+ROWS_PER_BLOCK = 16_384
+HEADER = np.dtype(
+    [
+        *((name, "<u8") for name in ("offset", "room", "count", "node_bytes", "label_offset", "vector_offset")),
+        *((name, "<i4") for name in ("highest_level", "first_node")),
+        *((name, kind) for name, kind in (("M", "<u8"), ("degree", "<u8"), ("M_again", "<u8"), ("mult", "<f8"), ("ef", "<u8"))),
+    ]
+)
 FILES_BY_DESCRIPTOR = Path("/dev/fd")
 
 
@@ -33,8 +42,9 @@ class HnswCandidates:
     FILE = "graph.hnsw"
     FROZEN = "graph.safetensors"
 
-    def __init__(self, dim: int, builder: hnswlib.Index | BinaryIO, capacity: int = 0) -> None:
+    def __init__(self, dim: int, builder: hnswlib.Index | BinaryIO, capacity: int = 0, directory: str | None = None) -> None:
         self._dim = dim
+        self._directory = directory
         self._builder = builder  # or, until it is needed, the open file to load it from
         self._deleted = np.empty(0, np.int64)
         self._codes = np.empty((capacity, _core.int8_stride(dim)), np.int8)  # with room for more rows than there are
@@ -44,7 +54,7 @@ class HnswCandidates:
         self._publish(0)
 
     @classmethod
-    def create(cls, dim: int, options: dict[str, Any], capacity: int = 0) -> HnswCandidates:
+    def create(cls, dim: int, options: dict[str, Any], capacity: int = 0, directory: str | None = None) -> HnswCandidates:
         builder = hnswlib.Index("l2", dim)
         builder.init_index(
             max_elements=max(capacity, 1),
@@ -52,7 +62,7 @@ class HnswCandidates:
             ef_construction=options["ef_construction"],
             random_seed=options["seed"],
         )
-        return cls(dim, builder, capacity)
+        return cls(dim, builder, capacity, directory)
 
     @property
     def num_rows(self) -> int:
@@ -86,34 +96,20 @@ class HnswCandidates:
 
     def finish(self) -> None:
         num_scanned = self.num_rows - len(self._links)
-        if num_scanned > np.clip(len(self._links) * MAX_SCANNED_SHARE, MIN_SCANNED, MAX_SCANNED):
+        linked = len(self._links)
+        if num_scanned > max(min(linked * SMALL_SHARE, MAX_SCANNED), linked * LARGE_SHARE, MIN_SCANNED):
             self._freeze(self.num_rows)
             self._publish(self.num_rows)
 
     def _freeze(self, num_rows: int) -> None:
-        """Copy the links of the first ``num_rows`` documents; hnswlib hands out its whole state, a copy of it, for a while."""
-        state = self._loaded().__getstate__()[0]
-        count, degree = state["cur_element_count"], state["max_M0"]
-        nodes = state["data_level0"].reshape(-1, state["size_data_per_element"])[:count]
-        labels = nodes[:, state["label_offset"] :][:, :8].copy().view(np.int64)[:, 0]
-        rows = np.where(labels < num_rows, labels, -1).astype(np.int32)  # a broken-off call may have left others
-        links = np.full((num_rows, degree), -1, np.int32)
-        for begin in range(0, count, ROWS_PER_BLOCK):
-            block = nodes[begin : begin + ROWS_PER_BLOCK]
-            num_links = block[:, :2].copy().view(np.uint16)
-            neighbours = block[:, 4 : 4 + 4 * degree].copy().view(np.int32)
-            there = np.arange(degree) < num_links
-            found = np.where(there, rows[np.where(there, neighbours, 0)], -1)
-            own = rows[begin : begin + ROWS_PER_BLOCK]
-            links[own[own >= 0]] = _without_gaps(found)[own >= 0]
-        levels = state["element_levels"][:count]
-        few, level = 2 * int(count**0.5), 0  # so many entries, about, are looked at by every search
-        while level < levels.max() and np.count_nonzero(levels >= level) > few:
-            level += 1
-        # Vectors beyond the radius (reduction.py) are near nobody, so that few links lead to them, and the best of many queries.
-        last = nodes[:, state["offset_data"] + 4 * (self._dim - 1) :][:, :4].copy().view(np.float32)[:, 0]
-        chosen = rows[(levels >= level) | (last == 0)]
-        self._links, self._entries = links, np.sort(chosen[chosen >= 0])
+        """Copy the links of the first ``num_rows`` documents, by way of hnswlib's file, which then stands for its graph."""
+        with tempfile.TemporaryDirectory(dir=self._directory) as folder:
+            path = Path(folder) / self.FILE
+            self._loaded().save_index(str(path))
+            self._links, self._entries = read_links(path, self._dim, num_rows)
+            if FILES_BY_DESCRIPTOR.exists():  # an open file needs no name
+                self._builder = file = path.open("rb")
+                weakref.finalize(self, file.close)
 
     def delete(self, indices: Indices) -> None:
         indices = np.setdiff1d(indices[indices < self.num_rows], self._deleted)
@@ -140,6 +136,7 @@ class HnswCandidates:
             with (folder / self.FILE).open("wb") as target:
                 shutil.copyfileobj(self._builder, target)
         rows = self.num_rows
+        arrays: dict[str, npt.NDArray[Any]]
         arrays = {"codes": self._codes[:rows], "scales": self._scales[:rows], "links": self._links, "entries": self._entries}
         storage.write_arrays(folder / self.FROZEN, arrays)
 
@@ -184,12 +181,62 @@ class HnswCandidates:
         return builder
 
 
+def read_links(path: Path, dim: int, num_rows: int) -> tuple[npt.NDArray[np.int32], npt.NDArray[np.int32]]:
+    """The neighbours of the first ``num_rows`` labels, (num_rows, degree), -1 after the last; and where searches may begin.
+
+    A file of hnswlib is a header, one block a node (the number of its links, room for them, its vector, its label), and for
+    each node the size of its links on higher levels, and these.
+    """
+    with path.open("rb") as file:
+        header = np.frombuffer(file.read(HEADER.itemsize), HEADER)[0]
+        count, size, degree = (int(header[name]) for name in ("count", "node_bytes", "degree"))
+        blocks = [(begin, min(begin + ROWS_PER_BLOCK, count)) for begin in range(0, count, ROWS_PER_BLOCK)]
+
+        def nodes(begin: int, end: int) -> npt.NDArray[np.uint8]:
+            file.seek(HEADER.itemsize + begin * size)
+            return np.frombuffer(file.read((end - begin) * size), np.uint8).reshape(-1, size)
+
+        def column(block: npt.NDArray[np.uint8], offset: int, width: int, kind: type) -> npt.NDArray[Any]:
+            return block[:, offset : offset + width].copy().view(kind)
+
+        rows, is_far = np.empty(count, np.int32), np.empty(count, bool)
+        for begin, end in blocks:
+            block = nodes(begin, end)
+            labels = column(block, int(header["label_offset"]), 8, np.int64)[:, 0]
+            rows[begin:end] = np.where(labels < num_rows, labels, -1)  # a broken-off call may have left others
+            # Vectors beyond the radius (reduction.py) are near nobody: few links lead to them, and many queries want them.
+            is_far[begin:end] = column(block, int(header["vector_offset"]) + 4 * (dim - 1), 4, np.float32)[:, 0] == 0
+        links = np.full((num_rows, degree), -1, np.int32)
+        for begin, end in blocks:
+            block, own = nodes(begin, end), rows[begin:end]
+            there = np.arange(degree) < column(block, 0, 2, np.uint16)
+            found = np.where(there, rows[np.where(there, column(block, 4, 4 * degree, np.int32), 0)], -1)
+            links[own[own >= 0]] = _without_gaps(found)[own >= 0]
+        file.seek(HEADER.itemsize + count * size)
+        levels = _levels(file.read(), count)
+    few, level = 2 * int(count**0.5), 0  # so many entries, about, are looked at by every search
+    while level < levels.max(initial=0) and np.count_nonzero(levels >= level) > few:
+        level += 1
+    chosen = rows[(levels >= level) | is_far]
+    return links, np.sort(chosen[chosen >= 0])
+
+
+def _levels(higher_links: bytes, count: int) -> npt.NDArray[np.int64]:
+    """How many bytes of links each node has above the lowest level: more on more levels."""
+    words = np.frombuffer(higher_links, np.uint32)
+    sizes = np.empty(count, np.int64)
+    place = 0
+    for node in range(count):
+        sizes[node] = words[place]
+        place += 1 + int(sizes[node]) // 4
+    _, levels = np.unique(sizes, return_inverse=True)
+    return levels.astype(np.int64)
+
+
 def _mark_deleted(builder: hnswlib.Index, indices: Indices) -> None:
     for index in indices.tolist():
-        try:
+        with suppress(RuntimeError):  # it is marked in the file already
             builder.mark_deleted(index)
-        except RuntimeError:  # it is marked in the file already
-            continue
 
 
 def _without_gaps(links: npt.NDArray[np.int32]) -> npt.NDArray[np.int32]:

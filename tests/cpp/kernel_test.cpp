@@ -178,10 +178,10 @@ void test_int8(const std::vector<std::int64_t>& lengths, std::int64_t dim, std::
     std::vector<float> best(panels.num_panels() * lemur::kPanelTokens);
     for (std::int64_t l = 0; l < count; ++l) {
       const std::int64_t row = offsets[l];
-      lemur::active_kernels().int8_document(
-          panels.panel(0), panels.num_panels(),
-          {kept.data() + row * stride, scales.data() + row, sums.data() + row, offsets[l + 1] - row, dim, stride, nullptr, 0},
-          best.data());
+      lemur::active_kernels().int8_document(panels.panel(0), panels.num_panels(),
+                                            {kept.data() + row * stride, scales.data() + row, sums.data() + row,
+                                             offsets[l + 1] - row, dim, stride, nullptr, 0},
+                                            best.data());
       bool same = true;
       for (std::int64_t i = 0; i < num_x; ++i) same &= best[i] * panels.scale(i) == transposed[l * num_x + i];
       check(same, name + " one document");
@@ -196,7 +196,8 @@ void test_graph(const std::string& isa) {
   std::vector<float> scales(size), vector(dim);
   std::vector<std::int32_t> links(size * 3, -1);
   for (std::int64_t r = 0; r < size; ++r) {
-    for (std::int64_t k = 0; k < dim; ++k) vector[k] = std::cos(0.0005f * static_cast<float>(r) * static_cast<float>(k % 3 + 1));
+    for (std::int64_t k = 0; k < dim; ++k)
+      vector[k] = std::cos(0.0005f * static_cast<float>(r) * static_cast<float>(k % 3 + 1));
     scales[r] = lemur::quantise(vector.data(), dim, codes.data() + r * stride);
     if (r > 0) links[r * 3] = static_cast<std::int32_t>(r - 1);
     if (r + 1 < size) links[r * 3 + (r > 0)] = static_cast<std::int32_t>(r + 1);

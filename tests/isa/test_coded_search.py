@@ -17,7 +17,8 @@ def test_scan_ranks_by_products_of_codes(isa, dim, rng):
     vectors = rng.normal(size=(301, dim)).astype(np.float32)
     queries = rng.normal(size=(5, dim)).astype(np.float32)
     codes, scales = _core.int8_codes(vectors, 2)
-    assert codes.shape == (301, _core.int8_stride(dim)) and np.all(codes[:, dim:] == 0)
+    assert codes.shape == (301, _core.int8_stride(dim))
+    assert np.all(codes[:, dim:] == 0)
     np.testing.assert_allclose(codes[:, :dim] * scales[:, None], vectors, atol=np.abs(vectors).max() / 253)
     query_codes, _ = _core.int8_codes(queries, 1)
     products = query_codes.astype(np.int64) @ codes.astype(np.int64).T

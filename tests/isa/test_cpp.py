@@ -32,7 +32,17 @@ ARM = {"kernels/neon.cpp": [], "kernels/neon_dotprod.cpp": ["-march=armv8.2-a+do
 
 def compile_programs(compiler, kernels, flags, folder):
     """One source at a time, each with its own flags, as CMakeLists.txt does."""
-    command = [compiler, "-std=c++17", "-O3", "-fno-trapping-math", "-fno-math-errno", *WARNINGS, "-Werror", f"-I{ROOT}/cpp/include", *flags]
+    command = [
+        compiler,
+        "-std=c++17",
+        "-O3",
+        "-fno-trapping-math",
+        "-fno-math-errno",
+        *WARNINGS,
+        "-Werror",
+        f"-I{ROOT}/cpp/include",
+        *flags,
+    ]
     objects = []
     for source in [*CORE, *kernels]:
         objects.append(str(folder / (source.replace("/", "_") + ".o")))

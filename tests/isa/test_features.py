@@ -22,9 +22,7 @@ def feature_map(kind, dim=24, num_features=70, activation="gelu", hidden_dims=()
 
 
 @pytest.mark.parametrize("activation", ACTIVATIONS)
-@pytest.mark.parametrize(
-    ("kind", "hidden_dims"), [("random", ()), ("trained", ()), ("trained", (40,)), ("trained", (33, 17))]
-)
+@pytest.mark.parametrize(("kind", "hidden_dims"), [("random", ()), ("trained", ()), ("trained", (40,)), ("trained", (33, 17))])
 def test_as_torch(isa, kind, activation, hidden_dims, rng):
     psi = feature_map(kind, activation=activation, hidden_dims=hidden_dims)
     tokens = rng.normal(size=(sum(LENGTHS), 24)).astype(np.float32)

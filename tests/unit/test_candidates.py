@@ -7,7 +7,7 @@ import pytest
 
 from lemur_ann import _core
 from lemur_ann.candidates import KINDS, kind_of
-from lemur_ann.candidates.hnsw import HnswCandidates
+from lemur_ann.candidates.hnsw import HnswCandidates, read_links
 
 OPTIONS = {"M": 16, "ef_construction": 100, "seed": 0}
 
@@ -156,17 +156,25 @@ def test_documents_without_links_are_scanned_until_there_are_many(vectors, queri
 def test_links_are_those_of_hnswlib(vectors, tmp_path):
     index = HnswCandidates.create(16, OPTIONS)
     index.add(vectors[1000:2000], first=0, num_threads=2)
-    index.add(vectors[:1000], first=1000, num_threads=2)  # in another order than the labels', with threads
-    index._freeze(2000)
-    placed = np.concatenate([vectors[1000:2000], vectors[:1000]])
-    assert index._links.shape == (2000, 32)
-    assert np.all(index._links < 2000)
-    there = index._links >= 0
-    assert np.all(there[:, :-1] >= there[:, 1:]), "-1 comes last"
-    distances = np.linalg.norm(placed[:, None] - placed[np.where(there, index._links, 0)], axis=2)[there]
-    strangers = np.linalg.norm(placed - placed[::-1], axis=1)
-    assert np.median(distances) < np.quantile(strangers, 0.1), "neighbours are near"
-    assert 1 <= len(index._entries) <= 2 * 2000**0.5
+    index.add(vectors[:1000], first=1000, num_threads=2)  # threads insert in an order of their own
+    state = index._loaded().__getstate__()[0]
+    index._loaded().save_index(str(tmp_path / "graph"))
+    links, entries = read_links(tmp_path / "graph", 16, 2000)
+    nodes = state["data_level0"].view(np.uint8).reshape(-1, state["size_data_per_element"])
+    labels = dict(zip(state["label_lookup_internal"].tolist(), state["label_lookup_external"].tolist(), strict=True))
+    for node in range(2000):
+        words = nodes[node, : 4 + 4 * 32].copy().view(np.int32)
+        neighbours = [labels[i] for i in words[1 : 1 + (words[0] & 0xFFFF)].tolist()]
+        found = links[labels[node]]
+        assert found[: len(neighbours)].tolist() == neighbours
+        assert np.all(found[len(neighbours) :] == -1)
+    levels = state["element_levels"]
+    level = next(level for level in range(9) if np.count_nonzero(levels >= level) <= 2 * 2000**0.5)
+    assert entries.tolist() == sorted(labels[node] for node in np.flatnonzero(levels[:2000] >= level).tolist())
+    fewer, _ = read_links(tmp_path / "graph", 16, 1500)  # as if the last had been left by a broken-off call
+    for row in range(1500):
+        kept = [i for i in links[row].tolist() if 0 <= i < 1500]
+        assert fewer[row].tolist() == kept + [-1] * (32 - len(kept))
 
 
 def test_bad_links_and_codes_are_refused(vectors):

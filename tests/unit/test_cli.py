@@ -65,6 +65,22 @@ def test_evaluate_and_info(workplace):
         assert expected in result.stdout
 
 
+def test_tune(workplace):
+    before = (workplace / "index/tokens.arrow").stat().st_mtime_ns
+    result = lemur_ann("tune", "index", "queries.parquet", "--target-recall", 0.8, "-k", 5, cwd=workplace)
+    assert result.returncode == 0, result.stderr
+    assert "recall@5 " in result.stdout
+    (tuned,) = LemurIndex.load(workplace / "index").tuned
+    assert f"num_candidates {tuned.num_candidates}, ef_search {tuned.ef_search}: recall@5" in result.stdout
+    assert (workplace / "index/tokens.arrow").stat().st_mtime_ns == before, "only the manifest changes"
+    result = lemur_ann("evaluate", "index", "queries.parquet", "-k", 5, "--target-recall", 0.8, cwd=workplace)
+    assert result.returncode == 0, result.stderr
+    assert f"{max(tuned.num_candidates, 5)}, {max(tuned.ef_search, tuned.num_candidates)}" in result.stdout
+    result = lemur_ann("search", "index", "queries.parquet", "--target-recall", 0.99, cwd=workplace)
+    assert result.returncode == 1
+    assert "not tuned for target_recall 0.99 at k 10, but for: 0.8 at k 5" in result.stderr.replace("\n", "")
+
+
 def test_health_and_refit(workplace):
     result = lemur_ann("health", "index", cwd=workplace)
     assert result.returncode == 0, result.stderr

@@ -43,7 +43,7 @@ def test_more_than_there_are(small_index):
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 def test_same_hits_on_cuda(small_index):
-    index, documents, queries = small_index(candidates="exact")
+    index, _documents, queries = small_index(candidates="exact")
     expected = index.search(queries, k=5)
     index._options = index._options.__class__(**{**index._options.__dict__, "device": "cuda"})
     index.fit(queries=queries)

@@ -12,8 +12,8 @@ from lemur_ann.features import FeatureMap
 from lemur_ann.progress import Progress
 from lemur_ann.reduction import HEADROOM, Reduction, augment, radius_for
 from lemur_ann.targets import Targets
-from lemur_ann.torch_targets import torch_token_maxima
 from lemur_ann.tokens import TokenStore
+from lemur_ann.torch_targets import torch_token_maxima
 from lemur_ann.training import train_feature_map
 from lemur_ann.weights import WeightSolver, draw_sample
 

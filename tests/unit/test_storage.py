@@ -216,7 +216,9 @@ def test_damaged_manifest(saved, tmp_path):
     with pytest.raises(CorruptIndex, match=r"manifest.json was altered"):
         LemurIndex.load(path)
     edit_manifest(path, lambda m: m.update(format_version=99, lemur_ann_version="9.0"), sign=True)
-    with pytest.raises(CorruptIndex, match=rf"index format 99, .* reads up to {storage.FORMAT_VERSION}; it was written by lemur_ann 9.0"):
+    with pytest.raises(
+        CorruptIndex, match=rf"index format 99, .* reads up to {storage.FORMAT_VERSION}; it was written by lemur_ann 9.0"
+    ):
         LemurIndex.load(path)
     edit_manifest(path, lambda m: (m.update(format_version=storage.FORMAT_VERSION), m["options"].update(magic=1)), sign=True)
     with pytest.raises(CorruptIndex, match=r"options this version cannot read: .*magic"):

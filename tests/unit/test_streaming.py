@@ -131,7 +131,7 @@ def test_blocks_of_whole_documents(make_matrices, folder):
     assert min(sizes[:-1]) > 300 - 12
     long = [*matrices[:3], np.ones((1000, 16), np.float32), *matrices[3:6]]
     index = LemurIndex().add(iter(long), directory=folder)
-    assert [len(offsets) - 1 for _, offsets in index._store._chunks] == [3, 1, 3]
+    assert [len(offsets) - 1 for _, offsets, _ in index._store._chunks] == [3, 1, 3]
     for i, matrix in enumerate(long):
         np.testing.assert_array_equal(index._store[i], matrix)
 

@@ -67,7 +67,8 @@ def test_deleted_documents_and_small_indexes(small_index):
     index, documents, queries = small_index()
     index.delete([f"doc-{i}" for i in range(0, 190)])
     tuned = index.tune(queries, 1.0, k=20)
-    assert tuned.recall == 1.0 and tuned.num_candidates <= 20
+    assert tuned.recall == 1.0
+    assert tuned.num_candidates <= 20
     assert len(index.search(documents[0], k=20, target_recall=1.0)) == 10
     index.delete([f"doc-{i}" for i in range(190, 200)])
     with pytest.raises(ValueError, match="at least one document"):

@@ -14,7 +14,7 @@ struct LayerWeights {
   const float* weight = nullptr;  // (width, depth)
   std::int64_t width = 0;
   std::int64_t depth = 0;
-  const float* bias = nullptr;  // (width,), or null
+  const float* bias = nullptr;         // (width,), or null
   const float* norm_weight = nullptr;  // (width,), or null for a normalisation without parameters
   const float* norm_bias = nullptr;
   bool activate_first = false;  // before the normalisation, not after it
@@ -24,7 +24,8 @@ struct LayerWeights {
 
 class QueryEncoder {
  public:
-  // Copies the weights. query_map is (width of the last layer, dim). Throws std::invalid_argument where sizes do not fit.
+  // Copies the weights. query_map is (width of the last layer, dim). Throws std::invalid_argument where sizes do not
+  // fit.
   QueryEncoder(const std::vector<LayerWeights>& layers, const float* query_map, std::int64_t dim);
 
   std::int64_t token_dim() const { return layers_.front().depth; }

@@ -1,7 +1,7 @@
 // Candidates: the rows of largest inner product with a query, found by best-first search of a neighbourhood graph.
 //
-// Vectors are kept as int8 codes (int8.hpp), a quarter of the memory that the search has to read; candidates are ranked by
-// exact scores afterwards. The graph may cover the first rows only: those that came since are scanned.
+// Vectors are kept as int8 codes (int8.hpp), a quarter of the memory that the search has to read; candidates are ranked
+// by exact scores afterwards. The graph may cover the first rows only: those that came since are scanned.
 #pragma once
 
 #include <cstdint>
@@ -28,13 +28,14 @@ struct Graph {
 struct CandidateSearch {
   CodedVectors vectors;
   Graph graph;
-  const std::uint8_t* excluded = nullptr;  // (vectors.size,): rows to pass through but never return where not 0; or null
+  const std::uint8_t* excluded =
+      nullptr;  // (vectors.size,): rows to pass through but never return where not 0; or null
   std::int64_t num_excluded = 0;
   std::int64_t num_candidates = 0;
   std::int64_t beam = 0;  // rows the search keeps in view, excluded ones left out of the count
 
-  // For each query, (num_queries, dim) float32, its best rows, best first: exactly min(num_candidates, rows that are not
-  // excluded) of them each. Throws std::invalid_argument where a link or an entry is not a node.
+  // For each query, (num_queries, dim) float32, its best rows, best first: exactly min(num_candidates, rows that are
+  // not excluded) of them each. Throws std::invalid_argument where a link or an entry is not a node.
   void run(const float* queries, std::int64_t num_queries, std::int64_t* out, int num_threads) const;
 
   std::int64_t num_found() const;

@@ -54,8 +54,15 @@ struct Amx {
 }  // namespace
 
 // One vector by many would leave a tile nearly empty, so these products are VNNI's.
-const KernelTable kAmxKernels = {"amx", update_maxima<Avx512>, products<Avx512>, amx_int8_maxima<Amx, Avx512Codes>,
-                                 int8_document<Vnni>, int8_dots<Vnni>, activate, normalise, widen};
+const KernelTable kAmxKernels = {"amx",
+                                 update_maxima<Avx512>,
+                                 products<Avx512>,
+                                 amx_int8_maxima<Amx, Avx512Codes>,
+                                 int8_document<Vnni>,
+                                 int8_dots<Vnni>,
+                                 activate,
+                                 normalise,
+                                 widen};
 
 }  // namespace lemur
 

@@ -65,8 +65,9 @@ void widen(const std::uint16_t* half, std::int64_t size, float* out) {
 
 }  // namespace
 
-const KernelTable kAvx2Kernels = {"avx2", update_maxima<Avx2>, products<Avx2>, int8_maxima<Avx2Int8>,
-                                   int8_document<Avx2Int8>, int8_dots<Avx2Int8>, activate, normalise, widen};
+const KernelTable kAvx2Kernels = {
+    "avx2",   update_maxima<Avx2>, products<Avx2>, int8_maxima<Avx2Int8>, int8_document<Avx2Int8>, int8_dots<Avx2Int8>,
+    activate, normalise,           widen};
 
 }  // namespace lemur
 

@@ -23,8 +23,15 @@ struct Avx512Int8 : Avx512Codes {
 
 }  // namespace
 
-const KernelTable kAvx512Kernels = {"avx512", update_maxima<Avx512>, products<Avx512>, int8_maxima<Avx512Int8>,
-                                     int8_document<Avx512Int8>, int8_dots<Avx512Int8>, activate, normalise, widen};
+const KernelTable kAvx512Kernels = {"avx512",
+                                    update_maxima<Avx512>,
+                                    products<Avx512>,
+                                    int8_maxima<Avx512Int8>,
+                                    int8_document<Avx512Int8>,
+                                    int8_dots<Avx512Int8>,
+                                    activate,
+                                    normalise,
+                                    widen};
 
 }  // namespace lemur
 

@@ -5,8 +5,15 @@
 
 namespace lemur {
 
-const KernelTable kAvx512VnniKernels = {"avx512_vnni", update_maxima<Avx512>, products<Avx512>, int8_maxima<Vnni>,
-                                        int8_document<Vnni>, int8_dots<Vnni>, activate, normalise, widen};
+const KernelTable kAvx512VnniKernels = {"avx512_vnni",
+                                        update_maxima<Avx512>,
+                                        products<Avx512>,
+                                        int8_maxima<Vnni>,
+                                        int8_document<Vnni>,
+                                        int8_dots<Vnni>,
+                                        activate,
+                                        normalise,
+                                        widen};
 
 }  // namespace lemur
 

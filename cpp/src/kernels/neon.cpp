@@ -16,7 +16,15 @@ struct PlainInt8 : NeonCodes {
 
 }  // namespace
 
-const KernelTable kNeonKernels = {"neon", update_maxima<Neon>, products<Neon>, int8_maxima<PlainInt8>, int8_document<PlainInt8>, int8_dots<PlainInt8>, activate, normalise, widen};
+const KernelTable kNeonKernels = {"neon",
+                                  update_maxima<Neon>,
+                                  products<Neon>,
+                                  int8_maxima<PlainInt8>,
+                                  int8_document<PlainInt8>,
+                                  int8_dots<PlainInt8>,
+                                  activate,
+                                  normalise,
+                                  widen};
 
 }  // namespace lemur
 

@@ -12,7 +12,15 @@ struct DotprodInt8 : NeonCodes {
 
 }  // namespace
 
-const KernelTable kNeonDotprodKernels = {"neon_dotprod", update_maxima<Neon>, products<Neon>, int8_maxima<DotprodInt8>, int8_document<DotprodInt8>, int8_dots<DotprodInt8>, activate, normalise, widen};
+const KernelTable kNeonDotprodKernels = {"neon_dotprod",
+                                         update_maxima<Neon>,
+                                         products<Neon>,
+                                         int8_maxima<DotprodInt8>,
+                                         int8_document<DotprodInt8>,
+                                         int8_dots<DotprodInt8>,
+                                         activate,
+                                         normalise,
+                                         widen};
 
 }  // namespace lemur
 

@@ -55,7 +55,14 @@ void widen(const std::uint16_t* half, std::int64_t size, float* out) {
 
 }  // namespace
 
-const KernelTable kScalarKernels = {"scalar", update_maxima<Scalar>, products<Scalar>, int8_maxima<ScalarInt8>,
-                                     int8_document<ScalarInt8>, int8_dots<ScalarInt8>, activate, normalise, widen};
+const KernelTable kScalarKernels = {"scalar",
+                                    update_maxima<Scalar>,
+                                    products<Scalar>,
+                                    int8_maxima<ScalarInt8>,
+                                    int8_document<ScalarInt8>,
+                                    int8_dots<ScalarInt8>,
+                                    activate,
+                                    normalise,
+                                    widen};
 
 }  // namespace lemur

@@ -1,6 +1,6 @@
-// The int8 kernels, written once over a small integer vector type V (lanes, load, load_signed, broadcast, offset, start,
-// dot, load_sums, store_sums, total, scale, max, store). For MaxSim they are laid out as in inner_product.hpp: query
-// tokens across the lanes, document tokens broadcast.
+// The int8 kernels, written once over a small integer vector type V (lanes, load, load_signed, broadcast, offset,
+// start, dot, load_sums, store_sums, total, scale, max, store). For MaxSim they are laid out as in inner_product.hpp:
+// query tokens across the lanes, document tokens broadcast.
 #pragma once
 
 #include "lemur/kernels/table.hpp"
@@ -157,7 +157,8 @@ inline void document_tiles(const std::int8_t* panels, const Int8Document& docume
   alignas(64) std::int32_t out[J * kWidth];
   std::int64_t fetched = 0;
   for (std::int64_t row = 0; row < document.num_rows; row += J) {
-    for (std::int64_t end = fetched + J * stride; fetched < end && fetched < document.ahead_bytes; fetched += kCacheLine)
+    for (std::int64_t end = fetched + J * stride; fetched < end && fetched < document.ahead_bytes;
+         fetched += kCacheLine)
       prefetch(document.ahead + fetched);
     const std::int64_t first = row + J <= document.num_rows ? row : document.num_rows - J;
     int8_tile<V, P, J>(panels, document.codes + first * stride, document.sums + first, stride, groups, out);

@@ -69,13 +69,13 @@ struct KernelTable {
   // The same of one document: best has num_panels * 16 elements.
   void (*int8_document)(const std::int8_t* panels, std::int64_t num_panels, const Int8Document& document, float* best);
 
-  // out[i] = <codes of the query, codes of row rows[i]>, or of row i where rows is null; `stride` codes each, a multiple
-  // of kInt8Stride. Exact integers too.
+  // out[i] = <codes of the query, codes of row rows[i]>, or of row i where rows is null; `stride` codes each, a
+  // multiple of kInt8Stride. Exact integers too.
   void (*int8_dots)(const std::int8_t* query, const std::int8_t* codes, std::int64_t stride, const std::int32_t* rows,
                     std::int64_t num_rows, std::int32_t* out);
 
-  // What query features need between products: x = scale * activation(x); and layer normalisation with weight and bias, or
-  // without where they are null. To a few units in the last place on every instruction set, not to the last bit.
+  // What query features need between products: x = scale * activation(x); and layer normalisation with weight and bias,
+  // or without where they are null. To a few units in the last place on every instruction set, not to the last bit.
   void (*activate)(float* x, std::int64_t size, Activation activation, float scale);
   void (*normalise)(float* x, std::int64_t size, const float* weight, const float* bias, float epsilon);
 
