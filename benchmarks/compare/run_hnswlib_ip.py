@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import all_cores
 import common
+import exact_rerank
 import numpy as np
 import weights
 
@@ -16,15 +18,13 @@ def run(corpus: common.Corpus, work: Path) -> dict:
     import torch
     from lemur_ann.adapters.lemur import Lemur
 
-    from lemur_ann import _core
-
-    folder, seconds = common.built(work, "weights", lambda path: weights.build(corpus, path))
+    folder, seconds = common.built(work, "weights", lambda path: all_cores.call(weights.build, corpus, path))
     model = Lemur(index=folder, device="cpu")
     model.load_mlp()
     model.load_w()
     dim = model.W.shape[1]
 
-    def build(path: Path) -> None:
+    def build(path: Path) -> None:  # with lemur_ann's parameters
         graph = hnswlib.Index("ip", dim)
         graph.init_index(len(model.W), M=24, ef_construction=200)
         graph.add_items(model.W.numpy(), num_threads=common.ALL_CORES)
@@ -34,17 +34,14 @@ def run(corpus: common.Corpus, work: Path) -> dict:
     graph = hnswlib.Index("ip", dim)
     graph.load_index(str(place / "graph.hnsw"))
     stored = corpus.documents
-    documents = _core.Documents([(stored.tokens, stored.offsets)])
+    rerank = exact_rerank.over(stored)
     torch.set_num_threads(1)
 
     def search(beam: int, count: int):
         def one(query: np.ndarray, k: int) -> np.ndarray:
             features = model.compute_features((query, np.array([len(query)], np.int32))).numpy()
             graph.set_ef(beam)
-            found = graph.knn_query(features, k=count, num_threads=1)[0][0].astype(np.int64)
-            bounds, ends = np.array([0, len(query)]), np.array([0, len(found)])
-            best, _, counts = _core.rerank(query, bounds, documents, np.sort(found), ends, k, 1)
-            return best[0, : counts[0]]
+            return rerank(query, graph.knn_query(features, k=count, num_threads=1)[0][0], k)
 
         return one
 

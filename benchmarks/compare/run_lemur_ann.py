@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import all_cores
 import common
 import numpy as np
 
@@ -13,19 +14,19 @@ SETTINGS = (
 )
 
 
+def build(corpus: common.Corpus, folder: Path) -> None:
+    import lemur_ann
+
+    documents, queries = corpus.documents, corpus.training_queries
+    index = lemur_ann.LemurIndex()
+    index.fit(documents.tokens, queries.tokens, offsets=documents.offsets, query_offsets=queries.offsets)
+    index.save(folder)
+
+
 def run(corpus: common.Corpus, work: Path) -> dict:
     import lemur_ann
 
-    def build(folder: Path) -> None:
-        import torch
-
-        torch.set_num_threads(common.ALL_CORES)
-        documents, queries = corpus.documents, corpus.training_queries
-        index = lemur_ann.LemurIndex()
-        index.fit(documents.tokens, queries.tokens, offsets=documents.offsets, query_offsets=queries.offsets)
-        index.save(folder)
-
-    folder, seconds = common.built(work, "lemur_ann", build)
+    folder, seconds = common.built(work, "lemur_ann", lambda path: all_cores.call(build, corpus, path))
     index = lemur_ann.LemurIndex.load(folder, verify=False)
     in_memory(index)
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import all_cores
 import common
 import numpy as np
 import weights
@@ -20,7 +21,7 @@ def run(corpus: common.Corpus, work: Path) -> dict:
     from lemur import Lemur
     from lemur.maxsim import MaxSim
 
-    folder, seconds = common.built(work, "weights", lambda path: weights.build(corpus, path))
+    folder, seconds = common.built(work, "weights", lambda path: all_cores.call(weights.build, corpus, path))
     torch.set_num_threads(1)
     model = Lemur(index=folder, device="cpu")
     model.load_mlp()
@@ -38,9 +39,6 @@ def run(corpus: common.Corpus, work: Path) -> dict:
             return rerank.rerank_subset(query, own, min(k, count), candidates)[0]
 
         return one
-
-    def rerank_alone(query: np.ndarray, candidates: np.ndarray) -> None:
-        rerank.rerank_subset(query, np.array([len(query)], np.int32), 10, candidates[None])
 
     settings = {f"{count} candidates": search(count) for count in CANDIDATES}
     return {

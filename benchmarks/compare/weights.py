@@ -13,7 +13,6 @@ def build(corpus: common.Corpus, folder: Path) -> None:
     import torch
     from lemur_ann.adapters.lemur import Lemur
 
-    torch.set_num_threads(common.ALL_CORES)
     documents, queries = corpus.documents, corpus.training_queries
     model = Lemur(index=folder, device="cpu")
     model.fit(
@@ -24,4 +23,3 @@ def build(corpus: common.Corpus, folder: Path) -> None:
         epochs=10,
         verbose=False,
     )
-    torch.set_num_threads(1)

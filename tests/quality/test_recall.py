@@ -5,13 +5,12 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from lemur_ann import LemurIndex
+from lemur_ann import LemurIndex, _core
+from lemur_ann.inputs import read_queries
 
 
 def candidate_recall(index, queries, count, top=10):
     """Share of the exact top among the first candidates, before the rerank."""
-    from lemur_ann.inputs import read_queries
-
     batch = read_queries(queries)
     encoded = index.encoder.encode_queries(batch.tokens, batch.offsets)
     found = index._learned.candidates.search(encoded, count, count, num_threads=2)
@@ -37,6 +36,29 @@ def test_demo_finds_what_exact_search_finds(demo_index, demo_data):
         return np.mean([doc_id in h.ids for doc_id, h in zip(wanted, hits, strict=True)])
 
     assert share() >= share(exact=True) - 0.15
+
+
+def same_hits(index, queries, num_candidates):
+    """The share of queries whose hits are those of an exact rerank of the same candidates."""
+    batch = read_queries(queries)
+    tokens = np.ascontiguousarray(batch.tokens, dtype=np.float32)
+    encoded = index.encoder.encode_queries(tokens, batch.offsets)
+    found = index._learned.candidates.search(encoded, num_candidates, num_candidates, num_threads=2)
+    same = []
+    hits = index.search(queries, k=10, num_candidates=num_candidates, ef_search=num_candidates)
+    for i, (own, hit) in enumerate(zip(found, hits, strict=True)):
+        own, bounds = np.sort(own), batch.offsets[i : i + 2]
+        documents = index._store.documents
+        scores = _core.candidate_scores(tokens, bounds, documents, own, np.array([0, len(own)]), 2)
+        best = _core.top_k(scores, 10)
+        same.append(index._ids.take(own[best]).tolist() == hit.ids.tolist() and np.array_equal(scores[best], hit.scores))
+    return np.mean(same)
+
+
+def test_codes_change_no_hit(demo_index, demo_data):
+    assert demo_index.options.token_codes == "int8"
+    for queries in (demo_data.queries, demo_data.training_queries):
+        assert same_hits(demo_index, queries, 300) == 1.0
 
 
 def test_health_without_queries_is_near_that_with_queries(demo_index, demo_data):
@@ -73,4 +95,5 @@ def test_large_corpus(corpus):
     scan = LemurIndex(candidates="exact", rank=None).fit(documents, queries=training)
     assert candidate_recall(scan, queries, 100) >= 0.97
     graph = LemurIndex().fit(documents, queries=training)
-    assert graph.evaluate(queries, k=10, num_threads=1).recall >= 0.90
+    assert graph.evaluate(queries, k=10, num_threads=1).recall >= 0.96
+    assert same_hits(graph, queries, 250) >= 0.999
