@@ -33,16 +33,18 @@ from rich.table import Table
 
 TABLE = [
     {},
-    *({"num_features": n} for n in (1024, 4096)),
-    *({"epochs": n} for n in (1, 6)),
-    {"num_training_tokens": 100_000},
-    {"num_training_documents": 8192},
-    *({"num_sample_tokens": n} for n in (8192, 32_768)),
-    {"ridge": 1e-4},
-    *({"rank": n} for n in (127, 511)),
-    {"target_precision": "float32"},
-    {"distillation_steps": 0},
+    {"num_features": 1024},
+    {"epochs": 1},
     {"epochs": 0, "num_sample_tokens": 16_384, "distillation_steps": 300},
+    *({"num_sample_tokens": n} for n in (8192, 32_768)),
+    *({"rank": n} for n in (127, 511)),
+    {"distillation_steps": 0},
+    {"target_precision": "float32"},
+    {"ridge": 1e-4},
+    {"num_training_documents": 8192},
+    {"num_training_tokens": 100_000},
+    {"epochs": 6},
+    {"num_features": 4096},
 ]
 DEFAULTS = [{}, {"epochs": 0}]
 BEAMS = ((300, 100), (600, 100), (600, 250), (1200, 400))
@@ -92,7 +94,9 @@ def run(corpus: Path, work: Path, options: dict, share: int, pieces: int, learn_
     training = None
     if learn_from != "document tokens":
         name = "queries_train.parquet" if learn_from == "queries" else learn_from
-        training = pq.read_table(corpus / name if learn_from == "queries" else name, columns=["tokens"])
+        training = corpus / name if learn_from == "queries" else Path(name)
+        if not stream:
+            training = pq.read_table(training, columns=["tokens"])
     source = documents(corpus, share, pieces)
     if not stream:
         source = source.read_all()
@@ -192,11 +196,14 @@ def main() -> None:
     out: dict[str, list[dict]] = {}
 
     def section(title: str, name: str, runs: list[tuple[str, dict]]) -> None:
-        results = [in_process(args, **call) for _, call in runs]
-        out[name] = results
+        results = out[name] = []
+        for label, call in runs:
+            results.append(in_process(args, **call))
+            shares = {key: value for key, value in results[-1].items() if key.startswith(("top", "own"))}
+            console.print(f"{label}: {results[-1]['fit_s']:.0f} s", {key: round(value, 3) for key, value in shares.items()})
+            if args.json:
+                args.json.write_text(json.dumps(out, indent=2) + "\n")
         show(console, title, results, [label for label, _ in runs])
-        if args.json:
-            args.json.write_text(json.dumps(out, indent=2) + "\n")
 
     if "defaults" in chosen:
         section("fit to searchable", "defaults", [(describe(o), {"options": o, "beams": True}) for o in DEFAULTS])

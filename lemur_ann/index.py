@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass, fields, replace
 from os import PathLike
 from pathlib import Path
@@ -305,6 +306,7 @@ class LemurIndex:
                 memory_limit=limit,
                 directory=directory,
             )
+            del queries, training  # the graph takes their place in memory
             learned = _with_candidates(
                 encoder, encoded, self.options, store, len(store), id_map, threads, lines, validate.directory(directory)
             )
@@ -431,7 +433,8 @@ class LemurIndex:
             except BaseException:  # out of memory, or the user's interrupt: no candidates without tokens
                 candidates.delete(np.arange(rows, candidates.num_rows))
                 raise
-            candidates.finish()
+            with suppress(OSError):  # no room for a temporary file: new documents are scanned until there is
+                candidates.finish()
         else:
             _append(self._store, self._ids, batches, threads)
         self._metadata = metadata

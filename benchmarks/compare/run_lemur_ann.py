@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from pathlib import Path
 
 import all_cores
@@ -12,6 +13,8 @@ SETTINGS = (
     *((100, 50), (150, 70), (200, 80), (250, 90), (300, 100), (350, 120), (400, 140), (500, 160), (600, 200)),
     *((800, 250), (1200, 400), (2400, 600)),
 )
+
+BATCH_SETTING = (350, 120)
 
 
 def build(corpus: common.Corpus, folder: Path) -> None:
@@ -33,18 +36,41 @@ def run(corpus: common.Corpus, work: Path) -> dict:
     def search(beam: int, count: int):
         return lambda query, k: index.search(query, k=k, num_candidates=count, ef_search=beam, num_threads=1).ids
 
-    # ids are document indices here; a rerank of fewer than k documents cannot find k
     settings = {f"ef_search {beam}, {count} candidates": search(beam, count) for beam, count in SETTINGS}
     sizes = {file.name: file.stat().st_size for file in sorted(folder.iterdir())}
     return {
         "version": lemur_ann.__version__,
         "isa": lemur_ann.maxsim.active_isa(),
-        "options": dict(vars(index.options).items()),
+        "options": vars(index.options),
         "build_s": seconds,
         "build_threads": common.ALL_CORES,
         "bytes": sizes,
         "curve": common.curve(corpus, settings),
+        "throughput": throughput(index, corpus.queries),
     }
+
+
+def throughput(index, queries: list[np.ndarray]) -> list[dict]:
+    """Queries a second in one call with all of them, and one by one: the same hits."""
+    beam, count = BATCH_SETTING
+    options = {"k": 10, "num_candidates": count, "ef_search": beam}
+    rows, first = [], None
+    for threads in (1, common.ALL_CORES):
+        for form in ("one by one", "one call"):
+            best = 0.0
+            for _ in range(3):
+                start = time.perf_counter()
+                if form == "one call":
+                    hits = index.search(queries, num_threads=threads, **options)
+                else:
+                    hits = [index.search(query, num_threads=threads, **options) for query in queries]
+                best = max(best, len(queries) / (time.perf_counter() - start))
+            first = hits if first is None else first
+            if hits != first:
+                raise AssertionError(f"hits of {form}, {threads} threads, differ")
+            rows.append({"form": form, "threads": threads, "queries_per_s": best})
+            print(f"  {form}, {threads} threads: {best:,.0f} queries a second", flush=True)
+    return rows
 
 
 def in_memory(index) -> None:

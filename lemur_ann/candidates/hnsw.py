@@ -7,6 +7,7 @@ are more. So a search never meets a graph that is being changed, and a process t
 
 from __future__ import annotations
 
+import errno
 import shutil
 import tempfile
 import weakref
@@ -105,11 +106,11 @@ class HnswCandidates:
         """Copy the links of the first ``num_rows`` documents, by way of hnswlib's file, which then stands for its graph."""
         with tempfile.TemporaryDirectory(dir=self._directory) as folder:
             path = Path(folder) / self.FILE
-            self._loaded().save_index(str(path))
-            self._links, self._entries = read_links(path, self._dim, num_rows)
+            _save(self._loaded(), path)
             if FILES_BY_DESCRIPTOR.exists():  # an open file needs no name
-                self._builder = file = path.open("rb")
+                self._builder = file = path.open("rb")  # hnswlib's memory is free before the links take theirs
                 weakref.finalize(self, file.close)
+            self._links, self._entries = read_links(path, self._dim, num_rows)
 
     def delete(self, indices: Indices) -> None:
         indices = np.setdiff1d(indices[indices < self.num_rows], self._deleted)
@@ -130,7 +131,7 @@ class HnswCandidates:
 
     def save(self, folder: Path) -> None:
         if isinstance(self._builder, hnswlib.Index):
-            self._builder.save_index(str(folder / self.FILE))
+            _save(self._builder, folder / self.FILE)
         else:
             self._builder.seek(0)
             with (folder / self.FILE).open("wb") as target:
@@ -231,6 +232,14 @@ def _levels(higher_links: bytes, count: int) -> npt.NDArray[np.int64]:
         place += 1 + int(sizes[node]) // 4
     _, levels = np.unique(sizes, return_inverse=True)
     return levels.astype(np.int64)
+
+
+def _save(builder: hnswlib.Index, path: Path) -> None:
+    """hnswlib does not notice when there is no room for its file."""
+    builder.save_index(str(path))
+    size, expected = path.stat().st_size, builder.index_file_size()
+    if size != expected:
+        raise OSError(errno.ENOSPC, f"the graph takes {expected:,} bytes and {size:,} were written: no room left", str(path))
 
 
 def _mark_deleted(builder: hnswlib.Index, indices: Indices) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+
 import numpy as np
 import pytest
 
@@ -138,6 +140,31 @@ def test_a_loaded_graph_stays_itself_when_its_folder_gets_another(vectors, queri
     loaded.save(tmp_path)
     again = HnswCandidates.load(tmp_path, 16, np.empty(0, np.int64))
     np.testing.assert_array_equal(again.take(np.array([5])), vectors[[5]])
+
+
+@pytest.mark.skipif(os.name == "nt", reason="Windows has no such limits")
+def test_no_room_for_the_graph(vectors, queries, tmp_path):
+    """A file that hnswlib could not write whole is noticed, and the graph stays what it was."""
+    import resource
+    import signal
+
+    index = HnswCandidates.create(16, OPTIONS)
+    index.add(vectors, first=0, num_threads=1)
+    before = index.search(queries, 20, 100, num_threads=1)
+    limits, handler = resource.getrlimit(resource.RLIMIT_FSIZE), signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, limits[1]))
+    try:
+        with pytest.raises(OSError, match="no room left"):
+            index.finish()
+        with pytest.raises(OSError, match="no room left"):
+            index.save(tmp_path)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+        signal.signal(signal.SIGXFSZ, handler)
+    for a, b in zip(index.search(queries, 20, 100, num_threads=1), before, strict=True):
+        np.testing.assert_array_equal(a, b)
+    index.finish()
+    assert len(index._links) == SIZE
 
 
 def test_documents_without_links_are_scanned_until_there_are_many(vectors, queries):
