@@ -199,8 +199,8 @@ def main() -> None:
         results = out[name] = []
         for label, call in runs:
             results.append(in_process(args, **call))
-            shares = {key: value for key, value in results[-1].items() if key.startswith(("top", "own"))}
-            console.print(f"{label}: {results[-1]['fit_s']:.0f} s", {key: round(value, 3) for key, value in shares.items()})
+            shares = {key: round(value, 3) for key, value in results[-1].items() if key.startswith(("top", "own"))}
+            console.print(f"{label}: {results[-1]['fit_s']:.0f} s, {results[-1]['peak_bytes'] / 1e6:,.0f} MB", shares or "")
             if args.json:
                 args.json.write_text(json.dumps(out, indent=2) + "\n")
         show(console, title, results, [label for label, _ in runs])

@@ -87,8 +87,8 @@ def peak_bytes(options: Options, dim: int, num_documents: int, num_query_tokens:
         training += 0 if sizes.targets_on_disk else 2 * training_tokens * outputs
     solve = 8 * sample * features + 4 * weighed * features + maxima + 32 * features * features
     reduce = query_features + 8 * kept * width + 4 * sample * width + maxima
-    # hnswlib's vectors and links, and the codes and links that searches read
-    graph = num_documents * (4 * (rank + 1) + 8 * options.M + 100 + rank + 64 + 8 * options.M)
+    # hnswlib's vectors, links and bookkeeping, and codes; the links that searches read come when hnswlib's graph is gone
+    graph = num_documents * (4 * (rank + 1) + 8 * options.M + 100 + rank + 64)
     build = graph + 4 * kept * (rank + 1) + 4 * sample * width + maxima
     return BASE + max(queries + max(training, solve + query_features, reduce), build)
 
