@@ -151,6 +151,16 @@ def main() -> None:
         "graph": mean_seconds(lambda i: candidates.search(encoded[i : i + 1], count, beam, num_threads=1), len(queries)),
         "rerank": mean_seconds(lambda i: _core.rerank(queries[i], bounds[i], documents, found[i], ends, 10, 1), len(queries)),
     }
+    hnswlib_graph = candidates._loaded()
+    plain = _core.Documents([(chunk.tokens, chunk.offsets) for chunk in index._store._chunks])
+    others = {
+        "graph, by hnswlib": mean_seconds(
+            lambda i: hnswlib_graph.knn_query(encoded[i : i + 1], k=beam, num_threads=1), len(queries)
+        ),
+        "rerank, without codes": mean_seconds(
+            lambda i: _core.rerank(queries[i], bounds[i], plain, found[i], ends, 10, 1), len(queries)
+        ),
+    }
     lengths = np.concatenate([np.diff(chunk.offsets) for chunk in index._store._chunks])
     token_bytes = np.mean([lengths[f].sum() for f in found]) * (_core.int8_stride(index.dim) + 8)
     exact_bytes = 12 * np.mean(lengths[np.concatenate(found)]) * index.dim * index._store.dtype.itemsize
@@ -168,6 +178,7 @@ def main() -> None:
         "bandwidth_gb_s": speed / 1e9,
         "whole_us": whole * 1e6,
         "stages_us": {name: seconds * 1e6 for name, seconds in stages.items()},
+        "others_us": {name: seconds * 1e6 for name, seconds in others.items()},
         "bytes": size_bytes,
         "floor_us": {name: size / speed * 1e6 for name, size in size_bytes.items()},
         "vectors_looked_at": looked,
@@ -187,6 +198,7 @@ def main() -> None:
     table.add_row("the rest", f"{(whole - sum(stages.values())) * 1e6:.0f}", "", "")
     table.add_row("whole", f"{whole * 1e6:.0f}", "", f"{sum(size_bytes.values()) / speed * 1e6:.0f}")
     console.print(table)
+    console.print({name: f"{seconds * 1e6:.0f} us" for name, seconds in others.items()})
     console.print(f"vectors looked at: {looked:,.0f}; search only: {result['search_only']}")
     if args.copies:
         large = copies_of(candidates, vars(index.options), args.copies)
