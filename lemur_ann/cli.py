@@ -55,6 +55,7 @@ IndexDir = Annotated[Path, typer.Argument(metavar="DIR", help="A saved index.")]
 NumCandidates = Annotated[
     int | None, typer.Option(help="Documents reranked per query; more finds more, slower. [default: the index's own]")
 ]
+EfSearch = Annotated[int | None, typer.Option(help="Beam of the graph search. [default: the index's own]")]
 TargetRecall = Annotated[float | None, typer.Option(help="Search as 'lemur-ann tune' chose for this recall.")]
 Device = Annotated[str | None, typer.Option(help="cpu, cuda or mps. [default: the one it was made with]")]
 MemoryLimit = Annotated[str | None, typer.Option(help="What learning should stay below, such as 3GB.")]
@@ -191,7 +192,7 @@ def evaluate(
     k: Annotated[int, typer.Option("-k", help="Recall of the exact top k.")] = 10,
     limit: Annotated[int | None, typer.Option(help="Use this many queries at most.")] = None,
     num_candidates: NumCandidates = None,
-    ef_search: Annotated[int | None, typer.Option(help="Beam of the graph search.")] = None,
+    ef_search: EfSearch = None,
     target_recall: TargetRecall = None,
     device: Device = None,
     threads: Threads = None,
@@ -238,7 +239,7 @@ def health(
     k: Annotated[int, typer.Option("-k", help="Recall of the exact top k.")] = 10,
     limit: Annotated[int, typer.Option(help="Use this many queries at most.")] = 200,
     num_candidates: NumCandidates = None,
-    ef_search: Annotated[int | None, typer.Option(help="Beam of the graph search.")] = None,
+    ef_search: EfSearch = None,
     device: Device = None,
     threads: Threads = None,
 ) -> None:

@@ -6,11 +6,11 @@
 #include <algorithm>
 #include <optional>
 #include <utility>
+#include <vector>
 
 #include "array_args.hpp"
 #include "lemur/graph.hpp"
 #include "lemur/int8.hpp"
-#include "lemur/parallel.hpp"
 
 using namespace lemur_bindings;
 
@@ -26,24 +26,14 @@ using FloatArray = nb::ndarray<nb::numpy, float, nb::ndim<1>>;
 using Int64Array = nb::ndarray<nb::numpy, std::int64_t, nb::ndim<2>>;
 
 std::pair<Int8Array, FloatArray> int8_codes(const FloatMatrix& vectors, int num_threads) {
-  const auto size = static_cast<std::int64_t>(vectors.shape(0)), dim = static_cast<std::int64_t>(vectors.shape(1));
-  const std::int64_t stride = lemur::int8_stride(dim);
-  auto codes = new_array<std::int8_t>(size, stride);
-  auto scales = new_array<float>(size);
-  const float* data = vectors.data();
-  std::int8_t* out = codes.data();
-  float* out_scales = scales.data();
-  constexpr std::int64_t kRows = 1024;
+  const lemur::TokenView view = token_view(vectors);
+  auto codes = new_array<std::int8_t>(view.num_tokens, lemur::int8_stride(view.dim));
+  auto scales = new_array<float>(view.num_tokens);
+  std::vector<std::int32_t> sums(static_cast<std::size_t>(view.num_tokens));  // which a walk has no use for
+  const lemur::CodedRows out{codes.data(), scales.data(), sums.data()};
   {
     nb::gil_scoped_release release;
-    lemur::parallel_for((size + kRows - 1) / kRows, num_threads, [&] {
-      return [&](std::int64_t task) {
-        for (std::int64_t r = task * kRows; r < std::min(size, (task + 1) * kRows); ++r) {
-          out_scales[r] = lemur::quantise(data + r * dim, dim, out + r * stride);
-          std::fill(out + r * stride + dim, out + (r + 1) * stride, std::int8_t{0});
-        }
-      };
-    });
+    lemur::quantise_tokens(view, out, num_threads);
   }
   return {codes, scales};
 }
