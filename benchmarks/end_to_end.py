@@ -118,14 +118,13 @@ def timed(search, matrices: list[np.ndarray], exact: np.ndarray) -> dict[str, fl
     }
 
 
-def stage_one(graph: hnswlib.Index, queries: np.ndarray, ef: int, exact: np.ndarray) -> dict[str, float]:
+def stage_one(walk, queries: np.ndarray, ef: int, exact: np.ndarray) -> dict[str, float]:
     """The graph search alone: the share of the exact top 10 among its ef candidates, and its time."""
-    graph.set_ef(ef)
-    graph.knn_query(queries[:1], k=ef, num_threads=1)
+    walk(queries[:1], ef)
     found, ms = [], []
     for i in range(len(queries)):
         start = time.perf_counter()
-        found.append(graph.knn_query(queries[i : i + 1], k=ef, num_threads=1)[0][0])
+        found.append(walk(queries[i : i + 1], ef))
         ms.append((time.perf_counter() - start) * 1e3)
     reached = recall([f.tolist() for f in found], exact[:, :10].tolist())
     return {"ef": ef, "recall@10": reached, "mean_ms": float(np.mean(ms))}
@@ -196,8 +195,12 @@ def main() -> None:
 
     curves = {"lemur_ann": measure(ours, SETTINGS), "stock hnswlib ip": measure(stock, STOCK_SETTINGS)}
     plain = [point for point in curves["stock hnswlib ip"] if point["ef"] == point["candidates"]]
-    graphs = {"lemur_ann": (index._learned.candidates._graph, encoded), "stock hnswlib ip": (graph, features)}
-    stage1 = {name: [stage_one(g, x, ef, exact) for ef in STAGE_ONE_EF] for name, (g, x) in graphs.items()}
+    candidates = index._learned.candidates
+    walks = {
+        "lemur_ann": (lambda x, ef: candidates.search(x, ef, ef, num_threads=1)[0], encoded),
+        "stock hnswlib ip": (lambda x, ef: graph.knn_query(x, k=ef, num_threads=1)[0][0], features),
+    }
+    stage1 = {name: [stage_one(walk, x, ef, exact) for ef in STAGE_ONE_EF] for name, (walk, x) in walks.items()}
     files = {f.name: f.stat().st_size for f in sorted((args.work / f"index-{args.epochs}").iterdir())}
     stock_bytes = (args.work / f"stock-{args.epochs}.hnsw").stat().st_size
     speedups = {}
