@@ -65,7 +65,7 @@ class LemurIndex:
         epochs: passes of training; 0 uses random features, and is the quick way: see num_sample_tokens and distillation_steps.
         num_training_tokens: query tokens to train on, at most.
         num_training_documents: documents whose token maxima training predicts, at most.
-        num_sample_tokens: query tokens over which document weights are solved, at most; None means 16,384, and 8,192 where
+        num_sample_tokens: query tokens over which document weights are solved, at most; None means 24,576, and 8,192 where
             epochs is 0.
         target_precision: "int8" computes the token maxima that are learned from in int8, with the same bits on every machine;
             "float32" exactly, in three to four times the time. int8 fits tokens of unit length; where a few dimensions are

@@ -57,7 +57,7 @@ class Options:
     @property
     def sample_tokens(self) -> int:
         """num_sample_tokens, or its default: half as many where features are random, which is the quick way to an index."""
-        return self.num_sample_tokens or (16_384 if self.epochs else 8192)
+        return self.num_sample_tokens or (24_576 if self.epochs else 8192)
 
     @property
     def steps(self) -> int:
