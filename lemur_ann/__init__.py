@@ -9,10 +9,10 @@ except ImportError as error:  # a source tree without the compiled extension, or
     ) from error
 
 from lemur_ann import maxsim
-from lemur_ann.errors import CorruptIndex, NotFitted
+from lemur_ann.errors import CorruptIndex, IndexLocked, NotFitted
 from lemur_ann.evaluation import Evaluation
 from lemur_ann.health import Health
 from lemur_ann.hits import Hits
 from lemur_ann.index import LemurIndex
 
-__all__ = ["CorruptIndex", "Evaluation", "Health", "Hits", "LemurIndex", "NotFitted", "__version__", "maxsim"]
+__all__ = ["CorruptIndex", "Evaluation", "Health", "Hits", "IndexLocked", "LemurIndex", "NotFitted", "__version__", "maxsim"]

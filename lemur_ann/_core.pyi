@@ -48,14 +48,14 @@ def int8_codes(vectors: Annotated[NDArray[numpy.float32], dict(shape=(None, None
 
 class CodedGraph:
     """
-    int8 codes of vectors and links (num_nodes, degree) between the first of them, -1 for none; rows without links are scanned.
+    int8 codes of vectors, links (num_nodes, degree) between them, -1 for none, and codes of the rows after them, which are scanned.
     """
 
-    def __init__(self, codes: Annotated[NDArray[numpy.int8], dict(shape=(None, None), order='C', device='cpu', writable=False)], scales: Annotated[NDArray[numpy.float32], dict(shape=(None,), order='C', device='cpu', writable=False)], dim: int, links: Annotated[NDArray[numpy.int32], dict(shape=(None, None), order='C', device='cpu', writable=False)], entries: Annotated[NDArray[numpy.int32], dict(shape=(None,), order='C', device='cpu', writable=False)]) -> None: ...
+    def __init__(self, dim: int, codes: Annotated[NDArray[numpy.int8], dict(shape=(None, None), order='C', device='cpu', writable=False)], scales: Annotated[NDArray[numpy.float32], dict(shape=(None,), order='C', device='cpu', writable=False)], links: Annotated[NDArray[numpy.int32], dict(shape=(None, None), order='C', device='cpu', writable=False)], entries: Annotated[NDArray[numpy.int32], dict(shape=(None,), order='C', device='cpu', writable=False)], recent_codes: Annotated[NDArray[numpy.int8], dict(shape=(None, None), order='C', device='cpu', writable=False)], recent_scales: Annotated[NDArray[numpy.float32], dict(shape=(None,), order='C', device='cpu', writable=False)]) -> None: ...
 
     def __len__(self) -> int: ...
 
-    def search(self, queries: Annotated[NDArray[numpy.float32], dict(shape=(None, None), order='C', device='cpu', writable=False)], excluded: Annotated[NDArray[numpy.bool_], dict(shape=(None,), order='C', device='cpu', writable=False)] | None, num_candidates: int, beam: int, num_threads: int) -> Annotated[NDArray[numpy.int64], dict(shape=(None, None))]:
+    def search(self, queries: Annotated[NDArray[numpy.float32], dict(shape=(None, None), order='C', device='cpu', writable=False)], excluded: Annotated[NDArray[numpy.bool_], dict(shape=(None,), order='C', device='cpu', writable=False)] | None, num_excluded: int, num_candidates: int, beam: int, num_threads: int) -> Annotated[NDArray[numpy.int64], dict(shape=(None, None))]:
         """
         (num_queries, found) rows of largest inner product, best first; found is num_candidates, or all rows that are not excluded where these are fewer.
         """

@@ -218,11 +218,10 @@ def tune(
     threads: Threads = None,
 ) -> None:
     """Choose how to search for a wanted recall, and keep the choice in the saved index: search --target-recall uses it."""
-    index = lemur_ann.LemurIndex.load(path, device=device)
     table = _read(queries)
     table = table if limit is None else table[:limit]
-    tuned = index.tune(table, target_recall, k=k, num_threads=threads)
-    storage.update_manifest(path, {"tuned": [asdict(t) for t in index.tuned]})
+    with lemur_ann.LemurIndex.open(path, device=device) as index:
+        tuned = index.tune(table, target_recall, k=k, num_threads=threads)
     console.print(str(tuned))
 
 
@@ -267,30 +266,25 @@ def refit(
     device: Device = None,
     threads: Threads = None,
 ) -> None:
-    """Learn the map anew from the documents of a saved index, and save it in place."""
-    index = lemur_ann.LemurIndex.load(path, device=device)
-    storage.check_replaceable(path)
+    """Learn the map anew from the documents of a saved index, in place; searches in other processes go on."""
     changes: dict[str, Any] = {"epochs": epochs, "num_features": num_features, "rank": rank}
-    start = time.perf_counter()
-    index.refit(
-        None if queries is None else _read(queries),
-        resume=resume,
-        memory_limit=memory_limit,
-        num_threads=threads,
-        **{name: value for name, value in changes.items() if value is not None},
-    )
-    learned = time.perf_counter()
-    index.save(path)
-    console.print(
-        f"{len(index):,} documents: refit {learned - start:.1f} s, saved to {path} in {time.perf_counter() - learned:.1f} s"
-    )
+    with lemur_ann.LemurIndex.open(path, device=device) as index:
+        start = time.perf_counter()
+        index.refit(
+            None if queries is None else _read(queries),
+            resume=resume,
+            memory_limit=memory_limit,
+            num_threads=threads,
+            **{name: value for name, value in changes.items() if value is not None},
+        )
+        console.print(f"{len(index):,} documents: refit in {time.perf_counter() - start:.1f} s")
 
 
 @app.command()
 def info(path: IndexDir) -> None:
     """What a saved index holds."""
     manifest = storage.read_manifest(path)
-    storage.check_files(path, manifest, verify=False)
+    storage.check_files(path, manifest["files"], verify=False)
     table = Table(title=str(path), show_header=False)
     table.add_row("documents", f"{manifest['num_documents']:,}")
     table.add_row("tokens", f"{manifest['num_tokens']:,} of {manifest['dim']}-d {manifest['token_dtype']}")

@@ -12,6 +12,7 @@ import torch
 
 from lemur_ann.encoder import LemurEncoder
 from lemur_ann.inputs import QueryBatch
+from lemur_ann.rows import RowSet
 from lemur_ann.tokens import TokenStore
 
 SCORES_PER_STEP = 2**26  # of the scan: 256 MiB
@@ -38,6 +39,7 @@ class DeviceSearch:
     ) -> None:
         self._encoder = encoder
         self._device = device
+        self._rows = indices
         self._indices = torch.from_numpy(indices).to(device)
         self._vectors = torch.from_numpy(vectors).to(device)
         lengths = torch.from_numpy(np.array([len(store[index]) for index in indices.tolist()], dtype=np.int64))
@@ -57,16 +59,23 @@ class DeviceSearch:
 
     @torch.inference_mode()
     def search(
-        self, queries: QueryBatch, k: int, num_candidates: int
+        self, queries: QueryBatch, k: int, num_candidates: int, excluded: RowSet | None = None
     ) -> list[tuple[npt.NDArray[np.int64], npt.NDArray[np.float32]]]:
-        """(document indices, exact scores) of each query's best candidates, best first, the smaller index among equals."""
+        """(document indices, exact scores) of each query's best candidates, best first, the smaller index among equals.
+
+        ``excluded`` documents of the store are no candidates.
+        """
         size = len(self._indices)
         step = max(SCORES_PER_STEP // max(size, 1), 1)
         features = torch.from_numpy(self._encoder.encode_queries(queries.tokens, queries.offsets)).to(self._device)
         found = []
+        out = None if excluded is None else torch.from_numpy(excluded.mask[self._rows]).to(self._device)
+        left = size if out is None else size - int(out.sum())
         for begin in range(0, len(queries), step):
             products = features[begin : begin + step] @ self._vectors.T
-            candidates = products.topk(min(num_candidates, size), dim=1).indices.sort(dim=1).values
+            if out is not None:
+                products[:, out] = -torch.inf
+            candidates = products.topk(min(num_candidates, left), dim=1).indices.sort(dim=1).values
             for i, own in enumerate(candidates, start=begin):
                 tokens = queries.tokens[queries.offsets[i] : queries.offsets[i + 1]]
                 scores = self._exact(torch.from_numpy(tokens.astype(np.float32)).to(self._device), own)

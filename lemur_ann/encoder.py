@@ -83,6 +83,12 @@ class LemurEncoder:
         """Dimension of an encoded document or query: the rank, and the appended coordinate."""
         return int(self.query_map.shape[1]) + 1
 
+    @property
+    def packed_bytes(self) -> int:
+        """Memory of what query features are computed from, beside the arrays of :meth:`arrays`."""
+        padded = self._padded_query_map.nbytes
+        return 2 * padded + sum(array.nbytes for array in self.feature_weights.arrays.values())
+
     def encode_blocks(
         self, store: TokenStore, indices: npt.NDArray[np.int64], *, num_threads: int = 1, known: Encoded | None = None
     ) -> Iterator[tuple[slice, npt.NDArray[np.float32]]]:
@@ -146,6 +152,7 @@ class LemurEncoder:
             from lemur_ann.features import check_device
 
             check_device(options.device)
+            arrays = {name: np.array(array) for name, array in arrays.items()}  # torch wants arrays that could be written
         prefix = "feature_map."
         psi = {name.removeprefix(prefix): array for name, array in arrays.items() if name.startswith(prefix)}
         weights = FeatureWeights(config, psi)
@@ -168,6 +175,7 @@ def _from_format_1(arrays: dict[str, npt.NDArray[Any]], feature_map: FeatureMap)
     """Arrays of the first format, which kept the factor of the solve and the reduction apart."""
     import torch
 
+    arrays = {name: np.array(array) for name, array in arrays.items()}  # torch wants arrays that could be written
     document_map = torch.from_numpy(arrays["document_map"])
     solved = torch.cholesky_solve(document_map.double(), torch.from_numpy(arrays["cholesky"]))
     features = feature_map.token_features(arrays["sample_tokens"]).cpu()

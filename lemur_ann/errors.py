@@ -1,4 +1,4 @@
-"""The two errors that built-in types do not cover."""
+"""The errors that built-in types do not cover."""
 
 
 class NotFitted(RuntimeError):
@@ -7,3 +7,7 @@ class NotFitted(RuntimeError):
 
 class CorruptIndex(ValueError):
     """A file of a saved index is missing, truncated, altered or of a newer format."""
+
+
+class IndexLocked(RuntimeError):
+    """The index is open for writing elsewhere, in this process or in another."""

@@ -11,6 +11,7 @@ import numpy.typing as npt
 
 from lemur_ann import _core, metrics
 from lemur_ann.inputs import QueryBatch, to_offsets
+from lemur_ann.rows import RowSet
 
 if TYPE_CHECKING:
     from lemur_ann.candidates import CandidateIndex
@@ -168,9 +169,9 @@ def own_queries(tokens: npt.NDArray[np.float32], num_queries: int, random: np.ra
 def measure(
     encoder: LemurEncoder,
     candidates: CandidateIndex,
+    deleted: RowSet,
     queries: QueryBatch,
     exact_scores: Iterable[npt.NDArray[np.float32]],
-    live: npt.NDArray[np.int64],
     first_recent: int,
     *,
     k: int,
@@ -189,7 +190,7 @@ def measure(
         encoder, candidates: the map, and the vectors it made.
         queries: float32, at least one.
         exact_scores: for each query float32 (num_rows,), -inf where a document is deleted.
-        live: document indices that are not deleted, ascending.
+        deleted: which rows are.
         first_recent: the first document index that the map was not learned from.
         kind: the name of the kind of candidates.
         k, num_candidates, ef_search, num_documents, num_threads: as in :meth:`lemur_ann.LemurIndex.health`.
@@ -197,11 +198,12 @@ def measure(
         random: for the samples of documents.
         task: where to report.
     """
+    live = deleted.others
     split = int(np.searchsorted(live, first_recent))
     parts = [_Part(rows, candidates, num_documents, random) for rows in (live, live[:split], live[split:])]
     encoded = encoder.encode_queries(queries.tokens, queries.offsets, num_threads=num_threads)
     if num_candidates < len(live):
-        found = candidates.search(encoded, num_candidates, ef_search, num_threads=num_threads)
+        found = candidates.search(encoded, num_candidates, ef_search, num_threads=num_threads, excluded=deleted)
     else:  # then a search scores every document
         found = [live] * len(queries)
     for query, scores, own in zip(encoded, exact_scores, found, strict=True):

@@ -1,7 +1,10 @@
-"""The caller's ids beside our row numbers."""
+"""The caller's ids beside our rows."""
 
 from __future__ import annotations
 
+import itertools
+import sys
+from collections.abc import Iterable
 from typing import Any
 
 import numpy as np
@@ -9,104 +12,165 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from lemur_ann.rows import Rows, RowSet
 
-class IdMap:
-    """Ids (large_string or int64) by document index, and back. Deleted documents keep their row and lose their id."""
+IDS_TO_MERGE = 65_536  # chunks with fewer may be merged
 
-    def __init__(self, ids: pa.Array | None = None, deleted: npt.NDArray[np.int64] | None = None) -> None:
-        self._chunks: list[pa.Array] = [] if ids is None or len(ids) == 0 else [ids]
-        self._type = None if ids is None or len(ids) == 0 else ids.type
-        self._index: dict[Any, int] | None = None
-        self._deleted = set() if deleted is None else set(deleted.tolist())
+
+class IdColumn:
+    """Ids (large_string or int64) by row. It never changes: more ids make a new one."""
+
+    def __init__(self, chunks: Iterable[pa.Array] = ()) -> None:
+        self.chunks = [chunk for chunk in chunks if len(chunk)]
+        self._firsts = np.cumsum([0, *map(len, self.chunks)])
 
     def __len__(self) -> int:
-        return sum(len(chunk) for chunk in self._chunks)
+        return int(self._firsts[-1])
 
     @property
-    def array(self) -> pa.Array:
-        """All ids by document index."""
-        if len(self._chunks) > 1:
-            self._chunks = [pa.concat_arrays(self._chunks)]
-        return self._chunks[0] if self._chunks else pa.array([], pa.int64())
-
-    @property
-    def index(self) -> dict[Any, int]:
-        """Document index by id, of the documents that are not deleted."""
-        if self._index is None:
-            pairs = enumerate(self.array.to_pylist())
-            self._index = {doc_id: i for i, doc_id in pairs if i not in self._deleted}
-        return self._index
-
-    @property
-    def num_live(self) -> int:
-        """Documents that are not deleted; unlike ``index``, it costs no pass over the ids."""
-        return len(self) - len(self._deleted)
+    def kind(self) -> pa.DataType | None:
+        """large_string or int64; None while empty."""
+        return self.chunks[0].type if self.chunks else None
 
     @property
     def type(self) -> pa.DataType:
         """large_string or int64."""
-        return self._type or pa.int64()
+        return self.kind or pa.int64()
 
-    def take(self, indices: npt.NDArray[np.int64]) -> npt.NDArray[Any]:
-        """The ids of some documents: int64, or object holding str."""
-        if pa.types.is_integer(self.type):
-            return self.array.to_numpy()[indices]  # type: ignore[no-any-return]
-        array = self.array  # a few items: one by one is faster than Arrow's take
-        return np.array([array[i].as_py() for i in indices.tolist()], dtype=object)
+    @property
+    def array(self) -> pa.ChunkedArray:
+        """All of them."""
+        return pa.chunked_array(self.chunks, self.type)
+
+    def extended(self, ids: pa.Array) -> IdColumn:
+        """With more at the end."""
+        chunks = list(self.chunks)
+        while chunks and len(chunks[-1]) < 2 * len(ids) and len(chunks[-1]) + len(ids) <= IDS_TO_MERGE:
+            ids = pa.concat_arrays([chunks.pop(), ids])
+        return IdColumn([*chunks, ids])
+
+    def take(self, rows: Rows) -> npt.NDArray[Any]:
+        """The ids of some rows: int64, or object holding str."""
+        integers = pa.types.is_integer(self.type)
+        if not self.chunks:
+            return np.empty(0, np.int64 if integers else object)
+        places = np.searchsorted(self._firsts, rows, side="right") - 1
+        if integers:
+            out = np.empty(len(rows), np.int64)
+            for place in np.unique(places).tolist():
+                inside = places == place
+                out[inside] = self.chunks[place].to_numpy()[rows[inside] - self._firsts[place]]
+            return out
+        firsts = self._firsts.tolist()  # a few strings: one by one is faster than Arrow's take
+        pairs = zip(rows.tolist(), places.tolist(), strict=True)
+        return np.array([self.chunks[place][row - firsts[place]].as_py() for row, place in pairs], dtype=object)
+
+    def take_array(self, rows: Rows) -> pa.Array:
+        """The same as one Arrow array."""
+        taken = self.array.take(pa.array(rows)).combine_chunks()
+        return taken.chunk(0) if isinstance(taken, pa.ChunkedArray) else taken
 
     def next_ids(self, count: int) -> pa.Array:
         """Ids for documents that came without: the integers after the largest one so far."""
-        if self._type is not None and not pa.types.is_integer(self._type):
+        if not pa.types.is_integer(self.type):
             raise ValueError("documents have no ids, and the index holds string ids; pass ids=")
-        first = max(int(pc.max(self.array).as_py()) + 1, 0) if len(self) else 0
+        largest = max((pc.max(chunk).as_py() for chunk in self.chunks), default=-1)
+        first = max(largest + 1, 0)
         if first + count > 2**63:
             raise ValueError(f"no integers are left for ids after {first - 1}; pass ids=")
-        return pa.array(range(first, first + count), pa.int64())
+        return pa.array(np.arange(first, first + count))
 
-    def check_new(self, ids: pa.Array, seen: set[Any] | None = None) -> None:
-        """Refuse ids of another kind, repeated ones, and those that name a document already.
 
-        ``seen`` holds the ids of rows before these, and then these too.
+class IdMap:
+    """Rows by id, of the documents that are not deleted, beside the column of ids that it was made of."""
+
+    def __init__(self, column: IdColumn | None = None, deleted: RowSet | None = None) -> None:
+        self.column = column or IdColumn()
+        self._deleted = deleted
+        self._rows: dict[Any, int] | None = None
+
+    def __contains__(self, doc_id: object) -> bool:
+        return len(self.known(pa.array([doc_id]))) == 1 if isinstance(doc_id, (str, int)) else False
+
+    @property
+    def rows(self) -> dict[Any, int]:
+        """Row by id; made when first asked for. Of a map that is no longer the newest, it may be a newer one's by now."""
+        if self._rows is None:
+            out = set() if self._deleted is None else set(self._deleted.rows.tolist())
+            self._rows = {doc_id: row for row, doc_id in enumerate(self.column.array.to_pylist()) if row not in out}
+        return self._rows
+
+    @property
+    def size_of_rows(self) -> int:
+        """Bytes that the rows by id take, where they were made; estimated from some of them."""
+        rows = self._rows
+        if not rows:
+            return 0
+        some = [sys.getsizeof(doc_id) + sys.getsizeof(row) for doc_id, row in itertools.islice(rows.items(), 1000)]
+        return sys.getsizeof(rows) + sum(some) * len(rows) // len(some)
+
+    def _look_up(self, ids: list[Any]) -> list[int | None]:
+        """The row of each id, None where there is none."""
+        while True:
+            rows = self.rows
+            found = [rows.get(doc_id) for doc_id in ids]
+            if self._rows is rows:  # else they went to a newer map meanwhile, and may have changed
+                return found
+
+    def check_kind(self, ids: pa.Array) -> None:
+        """TypeError where ids are of another kind than those there are."""
+        if self.column.kind is not None and ids.type != self.column.kind:
+            raise TypeError(f"ids are {_kind(ids.type)}, index has ids that are {_kind(self.column.kind)}")
+
+    def check_new(self, ids: pa.Array, seen: set[Any] | None = None, *, replaces: bool = False) -> None:
+        """Refuse ids of another kind, repeated ones, and unless ``replaces`` those that name a document already.
+
+        ``seen`` holds the ids of documents before these, and then these too.
         """
-        if self._type is not None and ids.type != self._type:
-            raise TypeError(f"ids are {_kind(ids.type)}, index has ids that are {_kind(self._type)}")
+        self.check_kind(ids)
         seen = set() if seen is None else seen
-        for row, doc_id in enumerate(ids.to_pylist(), start=len(seen)):
+        values = ids.to_pylist()
+        for row, (doc_id, known) in enumerate(zip(values, self._look_up(values), strict=True), start=len(seen)):
             if doc_id in seen:
                 raise ValueError(f"id {doc_id!r} is repeated in row {row}, expected each id once")
             seen.add(doc_id)
-            if doc_id in self.index:
-                raise ValueError(f"id {doc_id!r} in row {row} names a document of the index already; delete it first")
+            if known is not None and not replaces:
+                raise ValueError(
+                    f"id {doc_id!r} in row {row} names a document of the index already; delete it first, or upsert"
+                )
 
-    def append(self, ids: pa.Array) -> None:
-        """Give the next documents these ids, which :meth:`check_new` has passed."""
-        index = self.index
-        for i, doc_id in enumerate(ids.to_pylist(), start=len(self)):
-            index[doc_id] = i
-        self._chunks.append(ids)
-        self._type = ids.type
-
-    def remove(self, ids: pa.Array) -> npt.NDArray[np.int64]:
-        """Forget ids and return their document indices; KeyError where one names no document, before any is forgotten."""
-        values = dict.fromkeys(ids.to_pylist())
-        missing = [doc_id for doc_id in values if doc_id not in self.index]
+    def find(self, ids: pa.Array) -> Rows:
+        """The rows of ids; KeyError where one names no document."""
+        values = ids.to_pylist()
+        found = self._look_up(values)
+        missing = list(dict.fromkeys(doc_id for doc_id, row in zip(values, found, strict=True) if row is None))
         if missing:
             raise KeyError(f"no document has the id {missing[0]!r}" + f" ({len(missing)} ids missing)" * (len(missing) > 1))
-        removed = [self.index.pop(doc_id) for doc_id in values]
-        self._deleted.update(removed)
-        return np.array(sorted(removed), dtype=np.int64)
+        return np.array(found, dtype=np.int64)
 
-    def indices(self, ids: pa.Array) -> npt.NDArray[np.int64]:
-        """The document indices of ids; KeyError where one names no document."""
-        try:
-            return np.array([self.index[doc_id] for doc_id in ids.to_pylist()], dtype=np.int64)
-        except KeyError as error:
-            raise KeyError(f"no document has the id {error.args[0]!r}") from None
+    def known(self, ids: pa.Array) -> Rows:
+        """The rows of those ids that name a document."""
+        return np.array([row for row in self._look_up(ids.to_pylist()) if row is not None], dtype=np.int64)
 
-    @property
-    def deleted(self) -> npt.NDArray[np.int64]:
-        """Document indices of deleted documents, ascending."""
-        return np.array(sorted(self._deleted), dtype=np.int64)
+    def changed(self, removed: Rows, added: pa.Array | None, deleted: RowSet) -> IdMap:
+        """The map after rows are deleted and then ids added at the end; ``deleted`` are all deleted rows then.
+
+        It takes over what this one has made; this one makes it again if it is still asked.
+        """
+        new = IdMap(self.column if added is None else self.column.extended(added), deleted)
+        rows, self._rows = self.rows, None
+        for doc_id in self.column.take(removed).tolist():
+            rows.pop(doc_id, None)
+        if added is not None:
+            rows.update(zip(added.to_pylist(), range(len(self.column), len(new.column)), strict=True))
+        new._rows = rows
+        return new
+
+    def moved_to(self, column: IdColumn) -> IdMap:
+        """The same ids in a column elsewhere; what this one has made is taken over as in :meth:`changed`."""
+        new = IdMap(column, self._deleted)
+        new._rows, self._rows = self._rows, None
+        return new
 
 
 def _kind(kind: pa.DataType) -> str:

@@ -1,11 +1,12 @@
-"""LemurIndex: fit, add, search, save, load. The story of the library on one page."""
+"""LemurIndex: fit, add, search, delete, save, load, open. The story of the library on one page."""
 
 from __future__ import annotations
 
+import logging
+import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import suppress
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import asdict, fields, replace
 from os import PathLike
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, overload
@@ -13,52 +14,51 @@ from typing import TYPE_CHECKING, Any, overload
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
+import pyarrow.compute as pc
 
-from lemur_ann import _core, metrics, storage
+from lemur_ann import _core, metrics
 from lemur_ann import _validate as validate
-from lemur_ann.candidates import CandidateIndex, kind_of
-from lemur_ann.errors import CorruptIndex, NotFitted
+from lemur_ann.candidates import kind_of
+from lemur_ann.directory import Directory, read_version
+from lemur_ann.directory import save as save_directory
+from lemur_ann.errors import NotFitted
 from lemur_ann.evaluation import Evaluation
+from lemur_ann.filters import excluded_by
 from lemur_ann.health import Health, measure, own_queries
 from lemur_ann.hits import Hits
-from lemur_ann.ids import IdMap
-from lemur_ann.inputs import DocumentBatch, QueryBatch, ids_of, is_single_query, read_queries, to_offsets
+from lemur_ann.inputs import QueryBatch, ids_of, is_single_query, read_queries
 from lemur_ann.intake import take_in
 from lemur_ann.memory import parse_bytes, release
 from lemur_ann.options import Options
 from lemur_ann.progress import Progress
 from lemur_ann.progress import progress as progress_lines
+from lemur_ann.rows import Rows, RowSet
+from lemur_ann.searching import exact_scores, search, search_options
+from lemur_ann.snapshot import Learned, Snapshot
 from lemur_ann.sources import opened
+from lemur_ann.stats import Stats, measured
 from lemur_ann.tokens import TokenStore
 from lemur_ann.tuning import Tuned, Tuner
 
 if TYPE_CHECKING:
     from lemur_ann.device_search import DeviceSearch
     from lemur_ann.encoder import Encoded, LemurEncoder
+    from lemur_ann.features import FeatureMap
 
-SCORES_PER_BLOCK = 2**24  # of an exact search: 64 MiB
+MIN_DELETED = 1024  # fewer deleted documents never make an index compact itself
 
-
-@dataclass(frozen=True)
-class _Learned:
-    """A learned map and the candidates it made: what a search reads once, and a refit replaces at once."""
-
-    options: Options
-    encoder: LemurEncoder
-    candidates: CandidateIndex
-    tuned: tuple[Tuned, ...] = ()
-
-    @property
-    def num_rows(self) -> int:
-        """Rows of the index when it learned, those of deleted documents included; documents after them are recent."""
-        return int(self.encoder.training["num_rows"])
+log = logging.getLogger("lemur_ann")
 
 
 class LemurIndex:
     """A multi-vector index: learned weights in a graph find candidates, exact MaxSim reranks them.
 
     Documents and queries are matrices of token embeddings, (num_tokens, dim), float32 or float16. Before :meth:`fit` the index
-    answers by exact MaxSim. Searches may run in several threads at once; a change must not run beside anything else.
+    answers by exact MaxSim. Any number of threads may search while others change the index: a search sees it as it was at one
+    moment, and changes wait for each other.
+
+    An index made by this call, or by :meth:`load`, is in memory until :meth:`save`. One made by :meth:`open` is on disk, and
+    every change is there for good when the call that made it returns.
 
     Args:
         num_features: width of the learned features; more is more accurate and slower to fit.
@@ -83,6 +83,8 @@ class LemurIndex:
         num_candidates: documents reranked per query, unless a search says otherwise.
         ef_search: beam of the graph search, widened to num_candidates where that is more; None means num_candidates. A beam
             wider than what the rerank reads is the cheaper way to a high recall.
+        compact_at: share of deleted documents past which the index compacts itself, in a thread of its own (see
+            :meth:`compact`); None leaves that to you.
         device: where to learn and to search: "cpu", "cuda" or "mps". Beside a CPU, a search scans the vectors of all documents
             on the device and reranks there: fastest for batches, and ef_search counts for nothing.
         seed: for everything random. On a CPU the learned map is the same for the same seed, data and number of threads.
@@ -116,6 +118,7 @@ class LemurIndex:
         ef_construction: int = 200,
         num_candidates: int = 250,
         ef_search: int | None = 600,
+        compact_at: float | None = 0.3,
         device: str = "cpu",
         seed: int = 0,
     ) -> None:
@@ -135,48 +138,61 @@ class LemurIndex:
             ef_construction=ef_construction,
             num_candidates=num_candidates,
             ef_search=ef_search,
+            compact_at=compact_at,
             device=device,
             seed=seed,
         )
-        self._store = TokenStore(coded=token_codes is not None)
-        self._ids = IdMap()
-        self._metadata: pa.Table | None = None
-        self._learned: _Learned | None = None
-        self._device_search: tuple[_Learned, tuple[int, int], DeviceSearch] | None = None
+        self._set_up(Snapshot.empty(coded=token_codes is not None))
+
+    def _set_up(self, snapshot: Snapshot, directory: Directory | None = None) -> None:
+        self._snapshot = snapshot  # what a search reads, once
+        self._directory = directory
+        self._saved: tuple[Path, Snapshot] | None = None  # where this one can be loaded from
+        self._writing = threading.RLock()  # held by one change at a time
+        self._rebuilding = threading.Lock()  # and by what takes long and then joins the changes: fit, refit, compact
+        self._compaction: threading.Thread | None = None
+        self._is_closing = False
+        self._device_search: tuple[Snapshot, DeviceSearch] | None = None
+        self._last_filter: tuple[Snapshot, pc.Expression, RowSet] | None = None
 
     # What it holds
 
     def __len__(self) -> int:
         """The number of documents, without deleted ones."""
-        return self._ids.num_live
+        return self._snapshot.num_documents
 
     def __contains__(self, doc_id: object) -> bool:
-        return doc_id in self._ids.index
+        return doc_id in self._snapshot.ids
+
+    def __iter__(self) -> Iterator[Any]:
+        """The ids of all documents, in the order of :meth:`ids`."""
+        return iter(self.ids().to_pylist())
 
     def __repr__(self) -> str:
         state = f"{self.options.candidates}, fitted" if self.is_fitted else "not fitted: exact search"
-        return f"<LemurIndex of {len(self):,} documents, dim {self.dim}, {state}>"
+        place = "" if self._directory is None else f", open on {self._directory.path}"
+        return f"<LemurIndex of {len(self):,} documents, dim {self.dim}, {state}{place}>"
 
     @property
     def options(self) -> Options:
         """How it learns and searches."""
-        learned = self._learned
+        learned = self._snapshot.learned
         return self._options if learned is None else learned.options
 
     @property
     def is_fitted(self) -> bool:
         """Whether a learned map is there; if not, searches are exact."""
-        return self._learned is not None
+        return self._snapshot.learned is not None
 
     @property
     def dim(self) -> int | None:
         """Dimension of tokens; None before the first document."""
-        return self._store.dim
+        return self._snapshot.store.dim
 
     @property
     def num_tokens(self) -> int:
-        """Stored tokens, those of deleted documents included."""
-        return self._store.num_tokens
+        """Stored tokens, those of deleted documents included until they are compacted away."""
+        return self._snapshot.store.num_tokens
 
     @property
     def encoder(self) -> LemurEncoder:
@@ -185,19 +201,31 @@ class LemurIndex:
         Raises:
             NotFitted: before fit.
         """
-        return self._fitted().encoder
+        return _fitted(self._snapshot).encoder
 
     @property
     def tuned(self) -> tuple[Tuned, ...]:
         """What :meth:`tune` chose for the learned map."""
-        learned = self._learned
+        learned = self._snapshot.learned
         return () if learned is None else learned.tuned
 
-    def _fitted(self) -> _Learned:
-        learned = self._learned
-        if learned is None:
-            raise NotFitted("the index has no learned map yet: call fit(documents, queries=...) first")
-        return learned
+    def ids(self) -> pa.Array:
+        """The ids of all documents, int64 or large_string: oldest first, a replaced one where its replacement came."""
+        snapshot = self._snapshot
+        return snapshot.ids.column.take_array(snapshot.live)
+
+    def get(self, ids: Any) -> pa.Table:
+        """Some documents as they are stored: columns ``id``, ``tokens`` and the metadata, a row for each id, in their order.
+
+        What it returns may be added to another index as it is.
+
+        Raises:
+            KeyError: an id names no document.
+        """
+        snapshot = self._snapshot
+        rows = snapshot.ids.find(ids_of(ids))
+        table = _metadata(snapshot, rows)
+        return table.add_column(1, "tokens", snapshot.store.to_arrow(rows))
 
     def metadata(self, ids: Any) -> pa.Table:
         """The column ``id`` and all metadata columns of some documents, one row for each id, in their order.
@@ -205,14 +233,12 @@ class LemurIndex:
         Raises:
             KeyError: an id names no document.
         """
-        wanted = ids_of(ids)
-        rows = self._ids.indices(wanted)
-        table = pa.table({"id": wanted.cast(self._ids.type)})
-        if self._metadata is not None:
-            taken = self._metadata.take(pa.array(rows))
-            for name in taken.column_names:
-                table = table.append_column(name, taken.column(name))
-        return table
+        snapshot = self._snapshot
+        return _metadata(snapshot, snapshot.ids.find(ids_of(ids)))
+
+    def stats(self) -> Stats:
+        """How many documents, and the memory they take, by part; see :class:`~lemur_ann.stats.Stats`."""
+        return measured(self._snapshot)
 
     # Changing it
 
@@ -267,52 +293,144 @@ class LemurIndex:
             OSError: there is no such path, or no room for a stream's tokens; nothing has changed.
         """
         threads, limit = validate.num_threads(num_threads), parse_bytes(memory_limit)
-        store, id_map, metadata = self._store, self._ids, self._metadata
+        self._check_writable()
         if queries is not None and encode_query is not None:
             raise TypeError("encode_query= takes the place of queries; pass one of them")
-        training = None if queries is None else read_queries(opened(queries), offsets=query_offsets)
-        if documents is not None:
-            if len(self):
-                raise ValueError(
-                    f"the index holds {len(self)} documents already; add(documents) brings more, and "
-                    "fit(queries=...) without documents learns anew from those it holds"
-                )
-            store, id_map = TokenStore(coded=store.coded), IdMap()
-            batches, metadata = take_in(
-                documents, ids=ids, offsets=offsets, directory=directory, store=store, id_map=id_map, metadata=None
-            )
-            _append(store, id_map, batches, threads)
-        elif ids is not None or offsets is not None:
+        if documents is None and (ids is not None or offsets is not None):
             raise TypeError("ids= and offsets= go with documents, and documents is None")
-        live = _live(store, id_map)
+        training = None if queries is None else read_queries(opened(queries), offsets=query_offsets)
+        directory = self._temporary(directory)
+        with self._rebuilding, progress_lines(progress) as lines:
+            if documents is None:
+                base = self._snapshot
+                encoder, encoded = self._learn(
+                    base,
+                    self.options,
+                    training,
+                    threads,
+                    lines,
+                    limit,
+                    directory,
+                    encode_query=encode_query,
+                    text_column=text_column,
+                )
+                del queries, training  # the graph takes their place in memory
+                learned = self._indexed(base, self.options, encoder, encoded, threads, lines, directory)
+                self._adopt(base, learned, threads)
+                return self
+            with self._writing:
+                if len(self):
+                    raise ValueError(
+                        f"the index holds {len(self)} documents already; add(documents) brings more, and "
+                        "fit(queries=...) without documents learns anew from those it holds"
+                    )
+                empty = Snapshot.empty(coded=self._snapshot.store.coded)
+                batches, metadata = take_in(
+                    documents, ids=ids, offsets=offsets, directory=directory, store=empty.store, id_map=empty.ids, metadata=None
+                )
+                taken = empty.with_documents(batches, metadata, _NO_ROWS, threads)
+                encoder, encoded = self._learn(
+                    taken,
+                    self.options,
+                    training,
+                    threads,
+                    lines,
+                    limit,
+                    directory,
+                    encode_query=encode_query,
+                    text_column=text_column,
+                )
+                del queries, training
+                learned = self._indexed(taken, self.options, encoder, encoded, threads, lines, directory)
+                self._publish(replace(taken, learned=learned))
+        return self
+
+    def _learn(
+        self,
+        base: Snapshot,
+        options: Options,
+        training: QueryBatch | None,
+        num_threads: int,
+        progress: Progress,
+        memory_limit: int | None,
+        directory: str | None,
+        encode_query: Callable[[list[str]], Any] | None = None,
+        text_column: str = "text",
+        start: FeatureMap | None = None,
+    ) -> tuple[LemurEncoder, Encoded]:
+        """A map for the documents of a snapshot."""
+        live, store = base.live, base.store
         if len(live) == 0:
             raise ValueError("fit needs at least one document, got none")
         if training is not None and len(training) and training.tokens.shape[1] != store.dim:
             raise ValueError(f"queries have dim {training.tokens.shape[1]}, documents have dim {store.dim}")
-        texts = [] if encode_query is None else _texts(metadata, text_column, live)
+        texts = [] if encode_query is None else _texts(base.metadata, text_column, live)
 
         from lemur_ann.learning import fit_encoder
 
-        with progress_lines(progress) as lines:
-            encoder, encoded = fit_encoder(
-                store,
-                live,
-                training,
-                self.options,
-                num_threads=threads,
-                progress=lines,
-                encode_query=encode_query,
-                texts=texts,
-                memory_limit=limit,
-                directory=directory,
-            )
-            del queries, training  # the graph takes their place in memory
-            learned = _with_candidates(
-                encoder, encoded, self.options, store, len(store), id_map, threads, lines, validate.directory(directory)
-            )
-        self._store, self._ids, self._metadata = store, id_map, metadata
-        self._learned = learned
-        return self
+        return fit_encoder(
+            store,
+            live,
+            training,
+            options,
+            num_threads=num_threads,
+            progress=progress,
+            encode_query=encode_query,
+            texts=texts,
+            start=start,
+            memory_limit=memory_limit,
+            directory=directory,
+        )
+
+    def _indexed(
+        self,
+        base: Snapshot,
+        options: Options,
+        encoder: LemurEncoder,
+        encoded: Encoded,
+        num_threads: int,
+        progress: Progress,
+        directory: str | None,
+    ) -> Learned:
+        """Candidates of all rows of a snapshot, for the map that was just learned."""
+        release()  # what learning held, before the graph takes its place
+        begin = time.perf_counter()
+        builder = kind_of(options.candidates).builder(encoder.dim, asdict(options), base.num_rows, directory)
+        task = progress.task(f"{options.candidates} index", base.num_rows)
+        every = np.arange(base.num_rows)  # deleted documents keep their row
+        for _, vectors in encoder.encode_blocks(base.store, every, num_threads=num_threads, known=encoded):
+            builder.add(vectors, num_threads=num_threads)
+            task.advance(len(vectors))
+        candidates = builder.finish()
+        encoder.training["seconds"]["candidates"] = time.perf_counter() - begin
+        return Learned(options, encoder, candidates, base.num_rows)
+
+    def _adopt(self, base: Snapshot, learned: Learned, num_threads: int) -> None:
+        """Let searches use what was learned of ``base``, with candidates of the documents that came since."""
+        with self._writing:
+            now = self._snapshot
+            later = TokenStore(now.store.part(base.num_rows, now.num_rows), coded=now.store.coded)
+            if len(later):
+                vectors = learned.encoder.encode_documents(later, num_threads=num_threads)
+                learned = replace(learned, candidates=learned.candidates.extended(vectors, num_threads=num_threads))
+            self._publish(replace(now, learned=learned))
+
+    def _publish(self, snapshot: Snapshot) -> None:
+        """Let searches see this one; on disk first, where the index is open on a directory."""
+        if self._directory is not None:
+            snapshot = self._directory.commit(snapshot, self._options)
+        _ = snapshot.store.documents  # made now rather than by the next search
+        self._snapshot = snapshot
+
+    def _check_writable(self) -> None:
+        if self._directory is not None:
+            self._directory.check_writable()
+
+    def _temporary(self, directory: str | PathLike[str] | None) -> str | None:
+        """The folder for temporary files."""
+        if directory is None and self._directory is not None:
+            return str(self._directory.path)
+        return validate.directory(directory)
 
     def refit(
         self,
@@ -327,10 +445,10 @@ class LemurIndex:
     ) -> LemurIndex:
         """Learn anew from the stored documents; the old map answers searches until the new one is whole.
 
-        Searches in other threads go on meanwhile, and each uses one map or the other, never parts of both. If learning fails or
-        is interrupted, the index is as it was; only an interrupt during training ends that early and goes on, with a warning,
-        as in :meth:`fit`. The documents and their ids stay as they are. Both maps are in memory for a while. :meth:`health`
-        says when it is time.
+        Searches and changes in other threads go on meanwhile, and each search uses one map or the other, never parts of both;
+        the new one has what was added in the meantime. If learning fails or is interrupted, the index is as it was; only an
+        interrupt during training ends that early and goes on, with a warning, as in :meth:`fit`. The documents and their ids
+        stay as they are. Both maps are in memory for a while. :meth:`health` says when it is time.
 
         Args:
             queries: token embeddings of training queries, as for :meth:`fit`. None learns from the query tokens the old map
@@ -350,45 +468,37 @@ class LemurIndex:
             NotFitted: before fit.
             TypeError: an option that there is not.
             ValueError: bad queries or values of options, or no documents.
-            RuntimeError: documents were added meanwhile, which the new map would not have; the old map stays.
         """
         threads, limit = validate.num_threads(num_threads), parse_bytes(memory_limit)
-        learned = self._fitted()
-        known = [field.name for field in fields(Options) if field.name != "token_codes"]  # which the store has or has not
-        unknown = [name for name in options if name not in known]
-        if unknown:
-            raise TypeError(f"refit got unknown options {', '.join(unknown)}; expected any of {', '.join(known)}")
-        changed = replace(learned.options, **options)
-        if resume:
-            _check_resume(learned.encoder.feature_weights.config, changed)
-        store, rows = self._store, len(self._store)
-        live = _live(store, self._ids)
-        if len(live) == 0:
-            raise ValueError("refit needs at least one document, and the index holds none")
-        if queries is None:
-            if query_offsets is not None:
-                raise TypeError("query_offsets= goes with queries, and queries is None")
-            sample = learned.encoder.targets.sample_tokens
-            training = QueryBatch(sample, np.arange(len(sample) + 1, dtype=np.int64))
-        else:
-            training = read_queries(opened(queries), offsets=query_offsets, dim=store.dim)
-            if len(training) == 0:
-                raise ValueError("refit needs at least one query, got none; queries=None learns from the old map's sample")
-
-        from lemur_ann.learning import fit_encoder
-
-        with progress_lines(progress) as lines:
-            start = learned.encoder.feature_map if resume else None
-            encoder, encoded = fit_encoder(
-                store, live, training, changed, num_threads=threads, progress=lines, start=start, memory_limit=limit
-            )
-            learned = _with_candidates(encoder, encoded, changed, store, rows, self._ids, threads, lines)
-        if len(self._store) != rows:
-            raise RuntimeError(
-                f"the index held {rows} rows when refit began and holds {len(self._store)} now; the old map stays: "
-                "add documents before or after refit"
-            )
-        self._learned = learned
+        self._check_writable()
+        with self._rebuilding:
+            base = self._snapshot
+            old = _fitted(base)
+            known = [field.name for field in fields(Options) if field.name != "token_codes"]  # which the store has or has not
+            unknown = [name for name in options if name not in known]
+            if unknown:
+                raise TypeError(f"refit got unknown options {', '.join(unknown)}; expected any of {', '.join(known)}")
+            changed = replace(old.options, **options)
+            if resume:
+                _check_resume(old.encoder.feature_weights.config, changed)
+            if base.num_documents == 0:
+                raise ValueError("refit needs at least one document, and the index holds none")
+            if queries is None:
+                if query_offsets is not None:
+                    raise TypeError("query_offsets= goes with queries, and queries is None")
+                sample = np.array(old.encoder.targets.sample_tokens)  # torch wants what could be written
+                training = QueryBatch(sample, np.arange(len(sample) + 1, dtype=np.int64))
+            else:
+                training = read_queries(opened(queries), offsets=query_offsets, dim=base.store.dim)
+                if len(training) == 0:
+                    raise ValueError("refit needs at least one query, got none; queries=None learns from the old map's sample")
+            with progress_lines(progress) as lines:
+                start = old.encoder.feature_map if resume else None
+                directory = self._temporary(None)
+                encoder, encoded = self._learn(base, changed, training, threads, lines, limit, directory, start=start)
+                del queries, training
+                learned = self._indexed(base, changed, encoder, encoded, threads, lines, directory)
+            self._adopt(base, learned, threads)
         return self
 
     def add(
@@ -409,52 +519,138 @@ class LemurIndex:
             the index itself.
 
         Raises:
-            ValueError, TypeError: bad documents, or an id that names a document already; nothing has changed.
+            ValueError, TypeError: bad documents, or an id that names a document already (see :meth:`upsert`);
+                nothing has changed.
             OSError: there is no such path, or no room for a stream's tokens; nothing has changed.
         """
+        return self._add(documents, ids, offsets, directory, num_threads, replaces=False)
+
+    def upsert(
+        self,
+        documents: Any,
+        *,
+        ids: Any = None,
+        offsets: Any = None,
+        directory: str | PathLike[str] | None = None,
+        num_threads: int | None = None,
+    ) -> LemurIndex:
+        """Add documents, and in the same step delete those that had their ids before; otherwise as :meth:`add`.
+
+        Tokens and metadata of a replaced document are gone as a whole: what the new one lacks is null.
+
+        Returns:
+            the index itself.
+
+        Raises:
+            ValueError, TypeError: bad documents, an id twice among them, or documents without ids; nothing has changed.
+            OSError: there is no such path, or no room; nothing has changed.
+        """
+        return self._add(documents, ids, offsets, directory, num_threads, replaces=True)
+
+    def _add(
+        self,
+        documents: Any,
+        ids: Any,
+        offsets: Any,
+        directory: str | PathLike[str] | None,
+        num_threads: int | None,
+        *,
+        replaces: bool,
+    ) -> LemurIndex:
         threads = validate.num_threads(num_threads)
-        rows = len(self._store)
-        batches, metadata = take_in(
-            documents,
-            ids=ids,
-            offsets=offsets,
-            directory=directory,
-            store=self._store,
-            id_map=self._ids,
-            metadata=self._metadata,
-        )
-        if self._learned is not None and batches:
-            new = TokenStore([(batch.tokens, batch.offsets) for batch in batches])
-            candidates = self._learned.candidates
-            vectors = self._learned.encoder.encode_documents(new, num_threads=threads)
-            try:
-                candidates.add(vectors, first=rows, num_threads=threads)
-                _append(self._store, self._ids, batches, threads)
-            except BaseException:  # out of memory, or the user's interrupt: no candidates without tokens
-                candidates.delete(np.arange(rows, candidates.num_rows))
-                raise
-            with suppress(OSError):  # no room for a temporary file: new documents are scanned until there is
-                candidates.finish()
-        else:
-            _append(self._store, self._ids, batches, threads)
-        self._metadata = metadata
+        directory = self._temporary(directory)
+        self._check_writable()
+        with self._writing:
+            now = self._snapshot
+            batches, metadata = take_in(
+                documents,
+                ids=ids,
+                offsets=offsets,
+                directory=directory,
+                store=now.store,
+                id_map=now.ids,
+                metadata=now.metadata,
+                replaces=replaces,
+            )
+            if batches:
+                new = pa.concat_arrays([batch.ids for batch in batches])
+                replaced = now.ids.known(new) if replaces else _NO_ROWS
+                self._publish(now.with_documents(batches, metadata, replaced, threads))
+        self._compact_if_due()
         return self
 
-    def delete(self, ids: Any) -> int:
-        """Delete documents by id (one, or a sequence); they never appear again, and their ids are free for new documents.
+    def delete(self, ids: Any = None, *, filter: Any = None) -> int:
+        """Delete documents; they never appear again, and their ids are free for new documents.
+
+        Args:
+            ids: those of the documents: one, or a sequence.
+            filter: instead of ids, as for :meth:`search`.
 
         Returns:
             how many were deleted.
 
         Raises:
             KeyError: an id names no document; nothing has changed.
+            TypeError, ValueError: neither ids nor filter, both, or a bad filter; nothing has changed.
         """
-        removed = self._ids.remove(ids_of(ids))
-        if self._learned is not None:
-            self._learned.candidates.delete(removed)
-        return len(removed)
+        if (ids is None) == (filter is None):
+            raise TypeError("delete takes ids or filter=, one of the two")
+        self._check_writable()
+        with self._writing:
+            now = self._snapshot
+            if filter is None:
+                rows = np.unique(now.ids.find(ids_of(ids)))
+            else:
+                rows = excluded_by(filter, now).others
+            if len(rows):
+                self._publish(now.without(rows))
+        self._compact_if_due()
+        return len(rows)
 
-    # Searching it
+    def compact(self, *, num_threads: int | None = None, progress: bool | None = None) -> LemurIndex:
+        """Take back the space of deleted documents, and make the candidate index anew without them.
+
+        Searches and changes go on meanwhile. Tokens that share no file, or no piece of memory, with deleted ones stay where
+        they are. The index does this by itself where ``compact_at`` says so.
+
+        Returns:
+            the index itself.
+
+        Raises:
+            OSError: no room; nothing has changed.
+        """
+        threads = validate.num_threads(num_threads)
+        self._check_writable()
+        with progress_lines(progress) as lines:
+            self._compact(threads, lines)
+        return self
+
+    def _compact(self, num_threads: int, progress: Progress) -> None:
+        with self._rebuilding:
+            base = self._snapshot
+            if base.deleted.count == 0:
+                return
+            task = progress.task("compact", base.num_documents)
+            compacted = base.compacted(num_threads, task, self._temporary(None))
+            with self._writing:
+                self._publish(compacted.with_changes(base, self._snapshot, num_threads))
+
+    def _compact_if_due(self) -> None:
+        deleted, share = self._snapshot.deleted, self.options.compact_at
+        if share is None or deleted.count < max(MIN_DELETED, share * len(deleted)):
+            return
+        with self._writing:
+            if self._compaction is None or not self._compaction.is_alive():
+                self._compaction = threading.Thread(target=self._compact_in_background, name="lemur_ann compaction")
+                self._compaction.start()
+
+    def _compact_in_background(self) -> None:
+        try:
+            self._compact(1, _Stoppable(self))
+        except _Stopped:
+            pass
+        except Exception as error:  # the next change tries again
+            log.warning("the index could not compact itself: %s", error)
 
     @overload
     def search(
@@ -465,6 +661,7 @@ class LemurIndex:
         num_candidates: int | None = None,
         ef_search: int | None = None,
         target_recall: float | None = None,
+        filter: Any = None,
         exact: bool = False,
         num_threads: int | None = None,
     ) -> list[Hits]: ...
@@ -478,6 +675,7 @@ class LemurIndex:
         num_candidates: int | None = None,
         ef_search: int | None = None,
         target_recall: float | None = None,
+        filter: Any = None,
         exact: bool = False,
         num_threads: int | None = None,
     ) -> Any: ...
@@ -490,6 +688,7 @@ class LemurIndex:
         num_candidates: int | None = None,
         ef_search: int | None = None,
         target_recall: float | None = None,
+        filter: Any = None,
         exact: bool = False,
         num_threads: int | None = None,
     ) -> Any:
@@ -502,30 +701,84 @@ class LemurIndex:
             num_candidates: documents to rerank; None means the index's own. Never fewer than k.
             ef_search: beam of the graph search, never below num_candidates; None means the index's own.
             target_recall: search as :meth:`tune` chose for this recall, or for a higher one, instead of the two above.
+            filter: search only documents that it lets through: a pyarrow compute expression over ``id`` and the metadata
+                columns (``pc.field("year") > 2020``); a collection of ids, of which unknown ones count for nothing; or a
+                boolean for each document, in the order of :meth:`ids`. k hits are found wherever k documents pass.
             exact: score every document instead: the built-in oracle.
             num_threads: None means all cores.
 
         Returns:
-            :class:`Hits` for one query, a list of them for a batch. Fewer than k only where fewer documents exist.
+            :class:`Hits` for one query, a list of them for a batch. Fewer than k only where fewer documents exist,
+            or pass the filter.
 
         Raises:
             ValueError, TypeError: queries of a wrong shape, dtype or dim, without tokens or not finite; k below 1; a
-                target_recall for which the index was not tuned.
+                target_recall for which the index was not tuned; a filter that does not fit the documents.
         """
-        learned = self._learned  # read once: a refit in another thread may replace it
+        snapshot = self._snapshot  # read once: a change in another thread may replace it
         k = validate.positive_int(k, "k")
-        count, beam = _search_options(learned, self._options, k, num_candidates, ef_search, target_recall)
+        count, beam = search_options(snapshot.learned, self._options, k, num_candidates, ef_search, target_recall)
         threads = validate.num_threads(num_threads)
-        if exact:
-            learned = None
-        if is_single_query(queries):
-            matrix = validate.token_matrix(queries, "query", dim=self.dim)
+        dim = snapshot.store.dim
+        single = is_single_query(queries)
+        if single:
+            matrix = validate.token_matrix(queries, "query", dim=dim)
             row = validate.first_bad_row(matrix)
             if row is not None:
                 raise ValueError(f"query has {validate.BAD_VALUE} in token {row}")
             batch = QueryBatch(matrix, np.array([0, len(matrix)], dtype=np.int64))
-            return self._search(batch, k, count, beam, learned, threads)[0]
-        return self._search(read_queries(queries, dim=self.dim), k, count, beam, learned, threads)
+        else:
+            batch = read_queries(queries, dim=dim)
+        hits = self._search(snapshot, batch, k, count, beam, threads, filter=filter, exact=exact)
+        return hits[0] if single else hits
+
+    def _search(
+        self,
+        snapshot: Snapshot,
+        queries: QueryBatch,
+        k: int,
+        num_candidates: int,
+        ef_search: int,
+        num_threads: int,
+        *,
+        filter: Any = None,
+        exact: bool = False,
+    ) -> list[Hits]:
+        excluded = snapshot.deleted if filter is None else self._excluded(filter, snapshot)
+        device = None
+        if not exact and snapshot.learned is not None and snapshot.learned.options.device != "cpu":
+            device = self._on_device(snapshot, snapshot.learned)
+        return search(
+            snapshot,
+            queries,
+            k,
+            num_candidates,
+            ef_search,
+            num_threads,
+            excluded=excluded,
+            exact=exact,
+            device_search=device,
+        )
+
+    def _excluded(self, filter: Any, snapshot: Snapshot) -> RowSet:
+        """What a filter keeps out; that of the last expression is kept, since queries come one by one with the same."""
+        if not isinstance(filter, pc.Expression):
+            return excluded_by(filter, snapshot)
+        last = self._last_filter
+        if last is None or last[0] is not snapshot or not last[1].equals(filter):
+            self._last_filter = last = (snapshot, filter, excluded_by(filter, snapshot))
+        return last[2]
+
+    def _on_device(self, snapshot: Snapshot, learned: Learned) -> DeviceSearch:
+        """The documents on the device, copied there when a search first needs them and again after every change."""
+        from lemur_ann.device_search import DeviceSearch
+
+        known = self._device_search
+        if known is None or known[0] is not snapshot:
+            vectors = learned.candidates.take(snapshot.live)
+            search = DeviceSearch(learned.encoder, vectors, snapshot.store, snapshot.live, learned.options.device)
+            self._device_search = known = (snapshot, search)
+        return known[1]
 
     def evaluate(
         self,
@@ -535,6 +788,7 @@ class LemurIndex:
         num_candidates: int | None = None,
         ef_search: int | None = None,
         target_recall: float | None = None,
+        filter: Any = None,
         num_threads: int | None = None,
         progress: bool | None = None,
     ) -> Evaluation:
@@ -542,26 +796,28 @@ class LemurIndex:
 
         Args:
             queries: a batch, as for :meth:`search`; at least one query.
-            k, num_candidates, ef_search, target_recall, num_threads: as for :meth:`search`.
+            k, num_candidates, ef_search, target_recall, filter, num_threads: as for :meth:`search`.
             progress: show a progress bar; None means when standard error is a terminal.
         """
         k = validate.positive_int(k, "k")
-        count, beam = _search_options(self._learned, self._options, k, num_candidates, ef_search, target_recall)
+        snapshot = self._snapshot
+        count, beam = search_options(snapshot.learned, self._options, k, num_candidates, ef_search, target_recall)
         threads = validate.num_threads(num_threads)
         batch = read_queries([queries] if is_single_query(queries) else queries, dim=self.dim)
         if len(batch) == 0:
             raise ValueError("evaluate needs at least one query, got none")
         start = time.perf_counter()
-        exact = self._search(batch, k, count, beam, None, threads)
+        exact = self._search(snapshot, batch, k, count, beam, threads, filter=filter, exact=True)
         exact_ms = (time.perf_counter() - start) / len(batch) * 1e3
         found, latencies = [], []
         with progress_lines(progress) as lines:
             task = lines.task("queries", len(batch))
             matrices = [batch.tokens[batch.offsets[i] : batch.offsets[i + 1]] for i in range(len(batch))]
-            self.search(matrices[0], k, num_candidates=count, ef_search=beam, num_threads=threads)  # warm up
+            how: dict[str, Any] = {"num_candidates": count, "ef_search": beam, "filter": filter, "num_threads": threads}
+            self.search(matrices[0], k, **how)  # warm up
             for matrix in matrices:
                 start = time.perf_counter()
-                found.append(self.search(matrix, k, num_candidates=count, ef_search=beam, num_threads=threads))
+                found.append(self.search(matrix, k, **how))
                 latencies.append((time.perf_counter() - start) * 1e3)
                 task.advance()
         return Evaluation(
@@ -607,8 +863,11 @@ class LemurIndex:
         Raises:
             NotFitted: before fit.
             ValueError, TypeError: fewer than two queries, bad ones, or a bad target.
+            RuntimeError: the index learned another map meanwhile.
         """
-        learned = self._fitted()
+        self._check_writable()
+        snapshot = self._snapshot
+        learned = _fitted(snapshot)
         k = validate.positive_int(k, "k")
         target = validate.share(target_recall, "target_recall")
         threads = validate.num_threads(num_threads)
@@ -616,23 +875,29 @@ class LemurIndex:
         batch = read_queries([queries] if is_single_query(queries) else queries, dim=self.dim)
         if len(batch) < 2:
             raise ValueError(f"tune needs at least two queries, to choose on and to measure on, got {len(batch)}")
-        if len(self) == 0:
+        num_documents = snapshot.num_documents
+        if num_documents == 0:
             raise ValueError("tune needs at least one document, and the index holds none")
         tokens = np.ascontiguousarray(batch.tokens, dtype=np.float32)
         with progress_lines(progress) as lines:
             task = lines.task("exact answers", len(batch))
             exact = []
-            for scores in self._exact_scores(tokens, batch.offsets, threads):
+            for scores in exact_scores(snapshot, tokens, batch.offsets, threads, snapshot.deleted):
                 exact.append(_core.top_k(scores, k))
                 task.advance()
-            tuner = Tuner(learned.encoder, learned.candidates, self._store, QueryBatch(tokens, batch.offsets), exact, threads)
+            queries = QueryBatch(tokens, batch.offsets)
+            tuner = Tuner(learned.encoder, learned.candidates, snapshot.deleted, snapshot.store, queries, exact, threads)
             order = random.permutation(len(batch))
             chosen_on, measured_on = order[: len(order) // 2], order[len(order) // 2 :]
-            count, beam = tuner.choose(chosen_on, target, k, len(self), lines.task("settings tried", None))
+            count, beam = tuner.choose(chosen_on, target, k, num_documents, lines.task("settings tried", None))
         recall, low, high = tuner.recall(measured_on, count, beam) or (1.0, 0.0, 1.0)
         tuned = Tuned(target, k, count, beam, recall, (low, high), len(measured_on))
-        others = tuple(t for t in learned.tuned if (t.target_recall, t.k) != (target, k))
-        self._learned = replace(learned, tuned=(*others, tuned))
+        with self._writing:
+            now = self._snapshot
+            if now.learned is None or now.learned.encoder is not learned.encoder:
+                raise RuntimeError("the index learned another map while it was tuned: tune again")
+            others = tuple(t for t in now.learned.tuned if (t.target_recall, t.k) != (target, k))
+            self._publish(replace(now, learned=replace(now.learned, tuned=(*others, tuned))))
         return tuned
 
     def health(
@@ -669,15 +934,15 @@ class LemurIndex:
             NotFitted: before fit.
             ValueError, TypeError: bad queries, none at all, or no documents.
         """
-        learned = self._fitted()
+        snapshot = self._snapshot
+        learned = _fitted(snapshot)
         k = validate.positive_int(k, "k")
-        count, beam = _search_options(learned, learned.options, k, num_candidates, ef_search)
+        count, beam = search_options(learned, learned.options, k, num_candidates, ef_search)
         num_documents = validate.integer(num_documents, "num_documents", least=2)
         num_queries = validate.positive_int(num_queries, "num_queries")
         random = np.random.default_rng(validate.integer(seed, "seed", least=0))
         threads = validate.num_threads(num_threads)
-        live = _live(self._store, self._ids)
-        if len(live) == 0:
+        if snapshot.num_documents == 0:
             raise ValueError("health needs at least one document, and the index holds none")
         if queries is None:
             batch = own_queries(learned.encoder.targets.sample_tokens, num_queries, random)
@@ -691,9 +956,9 @@ class LemurIndex:
             return measure(
                 learned.encoder,
                 learned.candidates,
+                snapshot.deleted,
                 QueryBatch(tokens, batch.offsets),
-                self._exact_scores(tokens, batch.offsets, threads),
-                live,
+                exact_scores(snapshot, tokens, batch.offsets, threads, snapshot.deleted),
                 learned.num_rows,
                 k=k,
                 kind=learned.options.candidates,
@@ -706,195 +971,160 @@ class LemurIndex:
                 task=lines.task("queries", len(batch)),
             )
 
-    def _search(
-        self, queries: QueryBatch, k: int, num_candidates: int, ef_search: int, learned: _Learned | None, num_threads: int
-    ) -> list[Hits]:
-        """The hits of each query; by exact MaxSim over all documents where ``learned`` is None."""
-        tokens = np.ascontiguousarray(queries.tokens, dtype=np.float32)
-        if len(self) == 0 or len(queries) == 0:
-            return [self._hits(np.empty(0, np.int64), np.empty(0, np.float32)) for _ in range(len(queries))]
-        if learned is None or num_candidates >= len(self):
-            exact = self._exact_scores(tokens, queries.offsets, num_threads)
-            return [self._hits(order := _core.top_k(row, k), row[order]) for row in exact]
-        if learned.options.device != "cpu":
-            found = self._on_device(learned).search(QueryBatch(tokens, queries.offsets), k, num_candidates)
-            return [self._hits(documents, scores) for documents, scores in found]
-        encoded = learned.encoder.encode_queries(tokens, queries.offsets, num_threads=num_threads)
-        candidates = learned.candidates.search(encoded, num_candidates, ef_search, num_threads=num_threads)
-        candidates = [np.sort(found) for found in candidates]  # read tokens in the order they lie
-        bounds = to_offsets([len(found) for found in candidates])
-        documents, scores, counts = _core.rerank(
-            tokens, queries.offsets, self._store.documents, np.concatenate(candidates), bounds, k, num_threads
-        )
-        return [self._hits(documents[i, :count], scores[i, :count]) for i, count in enumerate(counts.tolist())]
-
-    def _on_device(self, learned: _Learned) -> DeviceSearch:
-        """The documents on the device, copied there when a search first needs them and again after every change."""
-        from lemur_ann.device_search import DeviceSearch
-
-        state = (len(self._store), len(self._ids.deleted))
-        known = self._device_search
-        if known is None or known[0] is not learned or known[1] != state:
-            live = _live(self._store, self._ids)
-            search = DeviceSearch(learned.encoder, learned.candidates.take(live), self._store, live, learned.options.device)
-            self._device_search = known = (learned, state, search)
-        return known[2]
-
-    def _exact_scores(
-        self, tokens: npt.NDArray[np.float32], offsets: npt.NDArray[np.int64], num_threads: int
-    ) -> Iterator[npt.NDArray[np.float32]]:
-        """For each query float32 (num_rows,): the score of every document, -inf for deleted ones."""
-        deleted = self._ids.deleted
-        step = max(SCORES_PER_BLOCK // len(self._store), 1)
-        for begin in range(0, len(offsets) - 1, step):
-            part = offsets[begin : begin + step + 1]
-            scores = _core.scores(tokens, part, self._store.documents, num_threads)
-            scores[:, deleted] = -np.inf
-            yield from scores
-
-    def _hits(self, indices: npt.NDArray[np.int64], scores: npt.NDArray[np.float32]) -> Hits:
-        return Hits(self._ids.take(indices), scores)
-
     # Keeping it
 
     def save(self, path: str | PathLike[str]) -> None:
         """Save as a directory; an index already there is replaced once the new one is whole.
 
+        An index that is open on a directory is there already, and this makes a copy of it elsewhere.
+
         Raises:
             FileExistsError: something other than an index is there.
+            IndexLocked: the index there is open for writing.
         """
-        learned = self._learned
-
-        def write_files(folder: Path) -> None:
-            storage.write_documents(folder / storage.DOCUMENTS, self._ids.array, self._ids.deleted, self._metadata)
-            self._store.write(folder / storage.TOKENS)
-            if learned is not None:
-                storage.write_arrays(folder / storage.LEARNED, learned.encoder.arrays())
-                learned.candidates.save(folder)
-
-        manifest = {
-            "num_documents": len(self),
-            "num_rows": len(self._store),
-            "num_tokens": self._store.num_tokens,
-            "dim": self._store.dim,
-            "token_dtype": None if self._store.dtype is None else str(self._store.dtype),
-            "options": asdict(self._options if learned is None else learned.options),
-            "feature_map": None if learned is None else learned.encoder.feature_weights.config,
-            "training": None if learned is None else learned.encoder.training,
-            "tuned": [] if learned is None else [asdict(tuned) for tuned in learned.tuned],
-        }
-        storage.write_directory(Path(path), manifest, write_files)
+        snapshot, target = self._snapshot, Path(path)
+        if self._directory is not None and target.resolve() == self._directory.path.resolve():
+            return
+        save_directory(target, snapshot, self._options)
+        self._saved = (target.resolve(), snapshot)
 
     @classmethod
     def load(cls, path: str | PathLike[str], *, device: str | None = None, verify: bool = True) -> LemurIndex:
-        """Open a saved index; tokens stay on disk, memory-mapped.
+        """Load a saved index; tokens stay on disk, memory-mapped, and changes are in memory until :meth:`save`.
 
         Args:
             path: the directory.
             device: where to compute features; None means the device it was made with.
-            verify: check the checksum of every file. False leaves out the token file, whose size is checked all the same.
+            verify: check the checksum of every file. False leaves out the token files, whose size is checked all the same.
 
         Raises:
             FileNotFoundError: there is no such directory.
             CorruptIndex: a file is missing, truncated, altered or of a newer format.
         """
-        folder = Path(path)
-        manifest = storage.read_manifest(folder)
-        storage.check_files(folder, manifest, verify=verify)
-        try:
-            options = manifest["options"]
-            if manifest["format_version"] == 1:  # which learned from float32 targets
-                options = {**options, "target_precision": "float32"}
-            if manifest["format_version"] <= 2:
-                options = {**options, "token_codes": None}
-            index = cls(**options)
-        except (TypeError, ValueError) as error:
-            raise CorruptIndex(f"{folder} has options this version cannot read: {error}") from error
-        if device is not None:
-            index._options = replace(index._options, device=device)
-        ids, deleted, metadata = storage.read_documents(folder / storage.DOCUMENTS)
-        index._store = TokenStore.open(folder / storage.TOKENS, coded=index._store.coded)
-        if len(ids) != len(index._store):
-            raise CorruptIndex(f"{folder} has {len(ids)} ids and tokens of {len(index._store)} documents")
-        index._ids = IdMap(ids, deleted)
-        index._metadata = metadata
-        if manifest["feature_map"] is not None:
-            from lemur_ann.encoder import LemurEncoder
-
-            arrays = storage.read_arrays(folder / storage.LEARNED)
-            training = {"num_rows": len(index._store), **manifest["training"]}  # older indexes have no num_rows
-            encoder = LemurEncoder.from_arrays(arrays, manifest["feature_map"], training, index._options)
-            candidates = kind_of(index._options.candidates).load(folder, encoder.dim, deleted)
-            if candidates.num_rows < len(index._store):
-                raise CorruptIndex(f"{folder} has candidates for {candidates.num_rows} of {len(index._store)} documents")
-            candidates.delete(np.arange(len(index._store), candidates.num_rows))
-            tuned = (Tuned(**{**t, "recall_interval": tuple(t["recall_interval"])}) for t in manifest.get("tuned", ()))
-            index._learned = _Learned(index._options, encoder, candidates, tuple(tuned))
+        version = read_version(Path(path), verify=verify, device=device)
+        index = cls.__new__(cls)
+        index._options = version.options
+        index._set_up(version.snapshot)
+        index._saved = (Path(path).resolve(), version.snapshot)
         return index
 
+    @classmethod
+    def open(
+        cls,
+        path: str | PathLike[str],
+        *,
+        read_only: bool = False,
+        device: str | None = None,
+        verify: bool = False,
+        **options: Any,
+    ) -> LemurIndex:
+        """Open an index on a directory, where every change is for good once the call that made it returns.
 
-def _live(store: TokenStore, id_map: IdMap) -> npt.NDArray[np.int64]:
-    """Document indices of the documents that are not deleted, ascending."""
-    return np.setdiff1d(np.arange(len(store)), id_map.deleted)
+        A change that did not return, in a crash or a power cut, has happened as a whole or not at all. One index may have a
+        directory open for writing, until :meth:`close` or the end of its process; any number may read it, in any number of
+        processes, each the version that was there when it opened or last called :meth:`refresh`.
 
+        Args:
+            path: the directory; where there is none, or an empty one, an index is made with ``options``.
+            read_only: never write, and take no lock: for more readers, and for folders that cannot be written.
+            device: where to compute features; None means the device it was made with.
+            verify: check the checksums of token files too.
+            **options: of a new index, as :class:`LemurIndex` takes them.
 
-def _with_candidates(
-    encoder: LemurEncoder,
-    encoded: Encoded,
-    options: Options,
-    store: TokenStore,
-    num_rows: int,
-    id_map: IdMap,
-    num_threads: int,
-    progress: Progress,
-    directory: str | None = None,
-) -> _Learned:
-    """A new candidate index of the first ``num_rows`` documents, for the map that was just learned."""
-    release()  # what learning held, before the graph takes its place
-    candidates = kind_of(options.candidates).create(encoder.dim, asdict(options), num_rows, directory)
-    task = progress.task(f"{options.candidates} index", num_rows)
-    start = time.perf_counter()
-    for block, vectors in encoder.encode_blocks(store, np.arange(num_rows), num_threads=num_threads, known=encoded):
-        candidates.add(vectors, first=block.start, num_threads=num_threads)  # deleted documents keep their row
-        task.advance(len(vectors))
-    candidates.delete(id_map.deleted)
-    candidates.finish()
-    encoder.training["num_rows"] = num_rows
-    encoder.training["seconds"]["candidates"] = time.perf_counter() - start
-    return _Learned(options, encoder, candidates)
-
-
-def _search_options(
-    learned: _Learned | None,
-    options: Options,
-    k: int,
-    num_candidates: int | None,
-    ef_search: int | None,
-    target_recall: float | None = None,
-) -> tuple[int, int]:
-    """How many candidates to rerank, and the beam to find them with; ``options`` are those before fit."""
-    if target_recall is not None:
-        if num_candidates is not None or ef_search is not None:
-            raise TypeError("target_recall= takes the place of num_candidates= and ef_search=; pass one or the other")
-        num_candidates, ef_search = _tuned_for(() if learned is None else learned.tuned, target_recall, k)
-    options = options if learned is None else learned.options
-    count = options.num_candidates if num_candidates is None else num_candidates
-    count = max(validate.positive_int(count, "num_candidates"), k)
-    beam = options.ef_search if ef_search is None else ef_search
-    return count, count if beam is None else max(validate.positive_int(beam, "ef_search"), count)
-
-
-def _tuned_for(tuned: tuple[Tuned, ...], target_recall: float, k: int) -> tuple[int, int]:
-    """(num_candidates, ef_search) of the least that was tuned for this recall."""
-    target = validate.share(target_recall, "target_recall")
-    enough = [t for t in tuned if t.target_recall >= target and t.k >= k]
-    if not enough:
-        known = ", ".join(f"{t.target_recall} at k {t.k}" for t in tuned) or "nothing yet"
-        raise ValueError(
-            f"the index is not tuned for target_recall {target} at k {k}, but for: {known}; call tune(queries, {target}, k={k})"
+        Raises:
+            IndexLocked: it is open for writing already.
+            FileNotFoundError: read_only, and there is no such directory.
+            CorruptIndex: a file is missing, truncated, altered or of a newer format.
+            TypeError: options for an index that is there already; :meth:`refit` takes some.
+        """
+        new = cls(**options)
+        directory = Directory.open(
+            Path(path), new._options, read_only=read_only, verify=verify, device=device, is_new_with=sorted(options)
         )
-    best = min(enough, key=lambda t: (t.k, t.target_recall))
-    return best.num_candidates, best.ef_search
+        new._options = directory.options
+        new._set_up(directory.snapshot, directory)
+        return new
+
+    def refresh(self) -> bool:
+        """Read the version that is on disk now, where another process has changed the index; whether there was a new one."""
+        if self._directory is None:
+            raise ValueError("the index is not open on a directory: LemurIndex.open(path) is what can be refreshed")
+        with self._writing:
+            changed = self._directory.refresh()
+            if changed:
+                self._options, self._snapshot = self._directory.options, self._directory.snapshot
+        return changed
+
+    def close(self) -> None:
+        """Let others write to the directory; the index can be searched still, and no longer be changed.
+
+        A compaction in the background is given up. Without a directory there is nothing to do.
+        """
+        self._is_closing = True
+        compaction = self._compaction
+        if compaction is not None:
+            compaction.join()
+        with self._writing:
+            if self._directory is not None:
+                self._directory.close()
+        self._is_closing = False
+
+    def __enter__(self) -> LemurIndex:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def __reduce__(self) -> Any:
+        """Pickled, an index travels as its path, and is opened there read-only, or loaded, in the version of that time."""
+        if self._directory is not None:
+            return _reopened, (str(self._directory.path.resolve()), self.options.device, True)
+        if self._saved is None or self._saved[1] is not self._snapshot:
+            raise TypeError("an index is pickled as the path it is at: save it first, or open it on a directory")
+        return _reopened, (str(self._saved[0]), self.options.device, False)
+
+
+class _Stopped(Exception):
+    """The compaction in the background was given up."""
+
+
+class _Stoppable(Progress):
+    """Progress that ends in :class:`_Stopped` once the index is closed or the program ends."""
+
+    def __init__(self, index: LemurIndex) -> None:
+        super().__init__()
+        self._index = index
+
+    def task(self, description: str, total: int | None) -> Any:
+        return self
+
+    def advance(self, count: int = 1, note: str | None = None) -> None:
+        if self._index._is_closing or not threading.main_thread().is_alive():
+            raise _Stopped
+
+
+_NO_ROWS: Rows = np.empty(0, np.int64)
+
+
+def _reopened(path: str, device: str, is_open: bool) -> LemurIndex:
+    if is_open:
+        return LemurIndex.open(path, read_only=True, device=device)
+    return LemurIndex.load(path, device=device, verify=False)
+
+
+def _fitted(snapshot: Snapshot) -> Learned:
+    if snapshot.learned is None:
+        raise NotFitted("the index has no learned map yet: call fit(documents, queries=...) first")
+    return snapshot.learned
+
+
+def _metadata(snapshot: Snapshot, rows: Rows) -> pa.Table:
+    table = pa.table({"id": snapshot.ids.column.take_array(rows)})
+    if snapshot.metadata is not None:
+        taken = snapshot.metadata.take(pa.array(rows))
+        for name in taken.column_names:
+            table = table.append_column(name, taken.column(name))
+    return table
 
 
 def _check_resume(config: dict[str, Any], options: Options) -> None:
@@ -913,11 +1143,3 @@ def _texts(metadata: pa.Table | None, column: str, indices: npt.NDArray[np.int64
         raise TypeError(f"column {column!r} must hold strings for encode_query, got {values.type}")
     texts: list[str | None] = values.to_pylist()
     return texts
-
-
-def _append(store: TokenStore, id_map: IdMap, batches: list[DocumentBatch], num_threads: int) -> None:
-    """Put checked batches into a store and an id map."""
-    for batch in batches:
-        assert batch.ids is not None
-        store.append(batch.tokens, batch.offsets, batch.codes, num_threads=num_threads)
-        id_map.append(batch.ids)

@@ -21,6 +21,7 @@ from lemur_ann.sources import is_stream, opened
 from lemur_ann.tokens import TokenFile, TokenStore
 
 BATCHES_TO_JOIN = 256  # metadata of so many batches of a stream becomes one table
+CHUNKS_TO_JOIN = 256  # a table of more is made one piece
 
 
 def take_in(
@@ -32,8 +33,11 @@ def take_in(
     store: TokenStore,
     id_map: IdMap,
     metadata: pa.Table | None,
+    replaces: bool = False,
 ) -> tuple[list[DocumentBatch], pa.Table | None]:
     """Check documents that are to join a store, an id map and metadata, none of which changes.
+
+    ``replaces``: they may have ids of documents there are.
 
     Returns:
         the documents, all with ids and in the store's dtype, and the metadata of old and new documents together.
@@ -45,10 +49,10 @@ def take_in(
     directory = validate.directory(directory)
     documents = opened(documents)
     if is_stream(documents):
-        return _from_stream(documents, ids, offsets, directory, store, id_map, metadata)
+        return _from_stream(documents, ids, offsets, directory, store, _Arrivals(id_map, metadata, replaces), metadata)
     batches = _with_dtype(read_documents(documents, ids=ids, offsets=offsets, dim=store.dim), store.dtype)
-    batches = _named(batches, id_map)
-    return batches, joined_metadata(metadata, len(store), [_rows_of(batch.metadata, len(batch)) for batch in batches])
+    batches = _named(batches, id_map, replaces)
+    return batches, joined_metadata(metadata, len(store), [rows_of(batch.metadata, len(batch)) for batch in batches])
 
 
 def _from_stream(
@@ -57,11 +61,10 @@ def _from_stream(
     offsets: Any,
     directory: str | PathLike[str] | None,
     store: TokenStore,
-    id_map: IdMap,
+    arrivals: _Arrivals,
     metadata: pa.Table | None,
 ) -> tuple[list[DocumentBatch], pa.Table | None]:
     dtype = store.dtype
-    arrivals = _Arrivals(id_map, metadata)
     with TokenFile(directory, coded=store.coded) as file:
         for batch in iterate_documents(documents, ids=ids, offsets=offsets, dim=store.dim):
             if dtype is None:
@@ -89,8 +92,9 @@ def _from_stream(
 class _Arrivals:
     """Ids and metadata of a stream's documents, checked as they come, so that an hour's stream fails at its first bad row."""
 
-    def __init__(self, id_map: IdMap, metadata: pa.Table | None) -> None:
+    def __init__(self, id_map: IdMap, metadata: pa.Table | None, replaces: bool) -> None:
         self.num_rows = 0
+        self._replaces = replaces
         self._id_map = id_map
         self._seen: set[Any] = set()
         self._id_type: pa.DataType | None = None
@@ -107,10 +111,11 @@ class _Arrivals:
             )
         self._id_type = kind
         if batch.ids is not None:
-            self._id_map.check_new(batch.ids, self._seen)
+            self._id_map.check_new(batch.ids, self._seen, replaces=self._replaces)
         elif self.num_rows == 0:
-            self._id_map.next_ids(0)  # refuses where ids are needed
-        rows = _rows_of(batch.metadata, len(batch))
+            _check_ids_needed(self._replaces)
+            self._id_map.column.next_ids(0)  # refuses where ids are needed
+        rows = rows_of(batch.metadata, len(batch))
         self._kinds = _merged_kinds(self._kinds, rows.schema)
         if batch.ids is not None:
             rows = rows.append_column("id", batch.ids)
@@ -123,7 +128,7 @@ class _Arrivals:
         """All ids, and the metadata."""
         self._join()
         if self._id_type is None:
-            return self._id_map.next_ids(self.num_rows), self._tables
+            return self._id_map.column.next_ids(self.num_rows), self._tables
         ids = pa.chunked_array([chunk for table in self._tables for chunk in table.column("id").chunks], self._id_type)
         return ids.combine_chunks(), [table.drop_columns("id") for table in self._tables]
 
@@ -147,18 +152,24 @@ def _copied(table: pa.Table) -> pa.Table:
     return pa.ipc.open_stream(sink.getvalue()).read_all()
 
 
-def _named(batches: list[DocumentBatch], id_map: IdMap) -> list[DocumentBatch]:
+def _named(batches: list[DocumentBatch], id_map: IdMap, replaces: bool) -> list[DocumentBatch]:
     """The batches with ids for all, after checking that each id is new."""
     if not batches:
         return []
     if batches[0].ids is None:
-        ids = id_map.next_ids(sum(len(batch) for batch in batches))
+        _check_ids_needed(replaces)
+        ids = id_map.column.next_ids(sum(len(batch) for batch in batches))
         begin = 0
         for batch in batches:
             batch.ids = ids.slice(begin, len(batch))
             begin += len(batch)
-    id_map.check_new(pa.concat_arrays([batch.ids for batch in batches]))
+    id_map.check_new(pa.concat_arrays([batch.ids for batch in batches]), replaces=replaces)
     return batches
+
+
+def _check_ids_needed(replaces: bool) -> None:
+    if replaces:
+        raise TypeError("upsert needs to know which documents to replace, and these have no ids; pass ids=, or a column 'id'")
 
 
 def _with_dtype(batches: list[DocumentBatch], dtype: np.dtype[Any] | None, first_row: int = 0) -> list[DocumentBatch]:
@@ -180,11 +191,14 @@ def _with_dtype(batches: list[DocumentBatch], dtype: np.dtype[Any] | None, first
 
 def joined_metadata(existing: pa.Table | None, num_rows: int, new: list[pa.Table]) -> pa.Table | None:
     """The metadata of ``num_rows`` documents and of new ones; columns that a part lacks are null there."""
-    table = _concatenated([_rows_of(existing, num_rows), *new])
+    table = _concatenated([rows_of(existing, num_rows), *new])
+    if table.num_columns and table.column(0).num_chunks > CHUNKS_TO_JOIN:
+        table = table.combine_chunks()
     return table if table.num_columns else None
 
 
-def _rows_of(metadata: pa.Table | None, num_rows: int) -> pa.Table:
+def rows_of(metadata: pa.Table | None, num_rows: int) -> pa.Table:
+    """The metadata of so many documents, without columns where there is none."""
     return pa.table({"row": pa.nulls(num_rows)}).select([]) if metadata is None else metadata
 
 
@@ -193,7 +207,7 @@ def _concatenated(tables: list[pa.Table]) -> pa.Table:
     for table in tables:
         kinds = _merged_kinds(kinds, table.schema)
     if not kinds:
-        return _rows_of(None, sum(len(table) for table in tables))
+        return rows_of(None, sum(len(table) for table in tables))
     schema = pa.schema(list(kinds.items()))
     return pa.concat_tables([_with_columns(table, schema) for table in tables])
 

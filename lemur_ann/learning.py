@@ -68,7 +68,7 @@ def fit_encoder(
         queries = pseudo_queries.from_sentences(texts, encode_query, random, progress, dim=store.dim or 1)
     if queries is None or len(queries) == 0:
         learned_from = "document tokens"
-        warnings.warn(NO_QUERIES_WARNING, UserWarning, stacklevel=3)
+        warnings.warn(NO_QUERIES_WARNING, UserWarning, stacklevel=4)
         queries = pseudo_queries.from_tokens(store, live, options.num_training_tokens, random)
     sizes = plan(options, queries.tokens.shape[1], len(live), len(queries.tokens), memory_limit)
     num_validation = min(int(len(queries) * VALIDATION_SHARE), MAX_VALIDATION_QUERIES)

@@ -28,6 +28,7 @@ class Options:
     ef_construction: int = 200
     num_candidates: int = 250
     ef_search: int | None = 600
+    compact_at: float | None = 0.3
     device: str = "cpu"
     seed: int = 0
 
@@ -44,6 +45,8 @@ class Options:
         if isinstance(self.ridge, (str, bytes)) or not float(self.ridge) > 0:
             raise ValueError(f"ridge must be a number above 0, got {self.ridge!r}")
         self._set("ridge", float(self.ridge))
+        if self.compact_at is not None:
+            self._set("compact_at", validate.share(self.compact_at, "compact_at"))
         if self.target_precision not in ("int8", "float32"):
             raise ValueError(f"target_precision must be 'int8' or 'float32', got {self.target_precision!r}")
         if self.token_codes not in (None, "int8"):

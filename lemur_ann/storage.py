@@ -1,7 +1,7 @@
-"""The directory an index is saved in. docs/format.md says what each file holds.
+"""The files of a saved index: its manifest, and what the others hold. docs/format.md says more.
 
-A save writes a new directory beside the old one, whole, and then renames: the old one away, the new one into place. A crash
-between the two renames leaves both beside the path, hidden: ``.NAME.old-*`` and ``.NAME.new-*``.
+Every file is written once, under a name of its own, and never changed. The manifest names those that belong to the current
+version, and a new manifest takes the place of the old one by a rename: the one step by which a change happens.
 """
 
 from __future__ import annotations
@@ -9,9 +9,9 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import shutil
+import re
 import uuid
-from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -25,62 +25,35 @@ from lemur_ann._core import version as __version__
 from lemur_ann.errors import CorruptIndex
 
 FORMAT = "lemur_ann"
-FORMAT_VERSION = 3
+FORMAT_VERSION = 4
 
 MANIFEST = "manifest.json"
-DOCUMENTS = "documents.arrow"
-TOKENS = "tokens.arrow"
-LEARNED = "learned.safetensors"
+LOCK = "writer.lock"
+TOKENS = "tokens"  # what the names of token files begin with
+NAMES = re.compile(
+    r"(tokens|documents|deleted|learned|vectors|graph|links)-\d{6,}\.(arrow|safetensors|hnsw)"
+    r"|\.manifest\.json\..*|\.building-.*"
+)
+
+DTYPES = {"I8": np.int8, "U8": np.uint8, "I32": np.int32, "I64": np.int64, "F32": np.float32, "F64": np.float64}
 
 
-def write_directory(path: Path, manifest: dict[str, Any], write_files: Callable[[Path], None]) -> None:
-    """Make ``path`` a directory with the files that ``write_files(folder)`` writes, and their manifest.
+def write_manifest(folder: Path, manifest: dict[str, Any]) -> None:
+    """Make these the files of the index, in one step, which has happened for good once this returns.
 
-    Raises:
-        FileExistsError: ``path`` exists and is not an index.
+    The files that it names must be written and synced, and so must be the folder.
     """
-    check_replaceable(path)
-    path = path.resolve()
-    path.parent.mkdir(parents=True, exist_ok=True)
-    name = f"{path.name}.{{}}-{uuid.uuid4().hex[:12]}"
-    new, old = (path.with_name("." + name.format(state)) for state in ("new", "old"))
-    try:
-        new.mkdir()
-        write_files(new)
-        files = {file.name: _describe(file) for file in sorted(new.iterdir())}
-        head = {"format": FORMAT, "format_version": FORMAT_VERSION, "lemur_ann_version": __version__}
-        body = {**head, **manifest, "files": files}
-        (new / MANIFEST).write_text(json.dumps({**body, "manifest_sha256": _digest(body)}, indent=2) + "\n")
-        for file in new.iterdir():
-            _sync(file)
-        _sync(new)
-        replaced = path.exists()
-        if replaced:
-            path.rename(old)
-        try:
-            new.rename(path)
-        except BaseException:
-            if replaced:
-                old.rename(path)
-            raise
-        _sync(path.parent)
-        if replaced:
-            shutil.rmtree(old)
-    finally:
-        shutil.rmtree(new, ignore_errors=True)
-
-
-def update_manifest(path: Path, changes: dict[str, Any]) -> None:
-    """Change some entries of a saved index's manifest, in one step."""
-    body = {**read_manifest(path), **changes}
-    new = path / f".{MANIFEST}.{uuid.uuid4().hex[:12]}"
+    head = {"format": FORMAT, "format_version": FORMAT_VERSION, "lemur_ann_version": __version__}
+    body = {**manifest, **head}
+    new = folder / f".{MANIFEST}.{uuid.uuid4().hex[:12]}"
     try:
         new.write_text(json.dumps({**body, "manifest_sha256": _digest(body)}, indent=2) + "\n")
-        _sync(new)
-        new.replace(path / MANIFEST)
-    finally:
+        sync(new)
+        move(new, folder / MANIFEST)
+    except BaseException:
         new.unlink(missing_ok=True)
-    _sync(path)
+        raise
+    sync(folder)
 
 
 def read_manifest(path: Path) -> dict[str, Any]:
@@ -108,12 +81,36 @@ def read_manifest(path: Path) -> dict[str, Any]:
         )
     if manifest.pop("manifest_sha256", None) != _digest(manifest):
         raise CorruptIndex(f"{path / MANIFEST} was altered: its checksum does not match")
-    return manifest
+    return manifest if version == FORMAT_VERSION else _upgraded(manifest)
 
 
-def check_files(path: Path, manifest: dict[str, Any], *, verify: bool) -> None:
-    """Compare every file with the manifest: its size always, its checksum too unless it is the tokens and not ``verify``."""
-    for name, expected in manifest["files"].items():
+def _upgraded(manifest: dict[str, Any]) -> dict[str, Any]:
+    """The manifest of an older format as one of this."""
+    version, files, num_rows = manifest["format_version"], manifest["files"], manifest["num_rows"]
+    options = dict(manifest["options"])
+    if version == 1:  # which learned from float32 targets
+        options["target_precision"] = "float32"
+    if version <= 2:
+        options["token_codes"] = None
+    names = {"graph": "graph.hnsw", "links": "graph.safetensors"}
+    structure = {name: file for name, file in names.items() if file in files}
+    parts = [{"file": "vectors.safetensors", "num_rows": num_rows}] if "vectors.safetensors" in files else []
+    return {
+        **manifest,
+        "options": options,
+        "tuned": manifest.get("tuned", []),
+        "version": 0,
+        "segments": [{"tokens": "tokens.arrow", "documents": "documents.arrow", "num_rows": num_rows}],
+        "deleted": "documents.arrow",
+        "learned": "learned.safetensors" if "learned.safetensors" in files else None,
+        "structure": {"files": structure, "num_rows": num_rows} if structure else None,
+        "vectors": parts,
+    }
+
+
+def check_files(path: Path, files: dict[str, Any], *, verify: bool) -> None:
+    """Compare files with the manifest: their sizes always, their checksums too unless they are tokens and not ``verify``."""
+    for name, expected in files.items():
         if Path(name).name != name:
             raise CorruptIndex(f"{path / MANIFEST} names a file outside the index: {name!r}")
         file = path / name
@@ -122,15 +119,13 @@ def check_files(path: Path, manifest: dict[str, Any], *, verify: bool) -> None:
         size = file.stat().st_size
         if size != expected["size_bytes"]:
             raise CorruptIndex(f"{file} has {size} bytes, expected {expected['size_bytes']}")
-        if (verify or name != TOKENS) and _file_digest(file) != expected["sha256"]:
+        if (verify or not name.startswith(TOKENS)) and _file_digest(file) != expected["sha256"]:
             raise CorruptIndex(f"{file} was altered: its checksum does not match")
 
 
-def write_documents(path: Path, ids: pa.Array, deleted: npt.NDArray[np.int64], metadata: pa.Table | None) -> None:
-    """Ids, tombstones and metadata by document index, as Arrow IPC."""
-    is_deleted = np.zeros(len(ids), dtype=bool)
-    is_deleted[deleted] = True
-    columns = {"id": ids, "deleted": pa.array(is_deleted)}
+def write_documents(path: Path, ids: pa.ChunkedArray, metadata: pa.Table | None) -> None:
+    """Ids and metadata, as Arrow IPC."""
+    columns = {"id": ids}
     if metadata is not None:
         columns["metadata"] = pa.chunked_array(metadata.to_struct_array(), pa.struct(list(metadata.schema)))
     table = pa.table(columns)
@@ -138,18 +133,38 @@ def write_documents(path: Path, ids: pa.Array, deleted: npt.NDArray[np.int64], m
         writer.write_table(table, max_chunksize=65_536)
 
 
-def read_documents(path: Path) -> tuple[pa.Array, npt.NDArray[np.int64], pa.Table | None]:
-    """What :func:`write_documents` wrote."""
+def read_documents(path: Path) -> tuple[pa.ChunkedArray, pa.Table | None]:
+    """What :func:`write_documents` wrote, mapped."""
+    table = _read_table(path)
+    metadata = pa.Table.from_struct_array(table.column("metadata")) if "metadata" in table.column_names else None
+    if "id" not in table.column_names:
+        raise CorruptIndex(f"{path} cannot be read: it has no ids")
+    return table.column("id"), metadata
+
+
+def read_deleted(path: Path, num_rows: int) -> npt.NDArray[np.bool_]:
+    """Which rows are deleted, bool (num_rows,)."""
+    if path.suffix == ".arrow":  # formats 1 to 3, beside the ids
+        table = _read_table(path)
+        mask = np.array(table.column("deleted").to_numpy()) if "deleted" in table.column_names else np.empty(0, np.bool_)
+    else:
+        bits = read_arrays(path).get("bits", np.empty(0, np.uint8))
+        mask = np.unpackbits(bits, count=min(num_rows, 8 * len(bits))).astype(np.bool_)
+    if len(mask) != num_rows:
+        raise CorruptIndex(f"{path} says of {len(mask)} rows whether they are deleted, expected {num_rows}")
+    return mask
+
+
+def write_deleted(path: Path, mask: npt.NDArray[np.bool_]) -> None:
+    """Which rows are deleted, a bit for each."""
+    write_arrays(path, {"bits": np.packbits(mask)})
+
+
+def _read_table(path: Path) -> pa.Table:
     try:
-        table = pa.ipc.open_file(pa.memory_map(str(path))).read_all()
-        ids = table.column("id").combine_chunks()
-        deleted = np.flatnonzero(table.column("deleted").to_numpy())
-        metadata = None
-        if "metadata" in table.column_names:
-            metadata = pa.Table.from_struct_array(table.column("metadata"))
-    except (pa.ArrowException, KeyError) as error:
+        return pa.ipc.open_file(pa.memory_map(str(path))).read_all()
+    except (pa.ArrowException, ValueError) as error:
         raise CorruptIndex(f"{path} cannot be read: {error}") from error
-    return ids, deleted, metadata
 
 
 def write_arrays(path: Path, arrays: dict[str, npt.NDArray[Any]]) -> None:
@@ -166,23 +181,50 @@ def read_arrays(path: Path) -> dict[str, npt.NDArray[Any]]:
         raise CorruptIndex(f"{path} cannot be read: {error}") from error
 
 
+def map_arrays(path: Path) -> dict[str, npt.NDArray[Any]]:
+    """The same, mapped: read from the file when they are first used. (safetensors' own reader for NumPy copies.)"""
+    try:
+        with path.open("rb") as file:
+            size = int.from_bytes(file.read(8), "little")
+            header = json.loads(file.read(size)) if size < path.stat().st_size else None
+            if not isinstance(header, dict):
+                raise CorruptIndex(f"{path} cannot be read: it has no header")
+            whole = np.memmap(file, np.uint8, "r")
+        arrays = {}
+        for name, entry in header.items():
+            if name == "__metadata__":
+                continue
+            begin, end = entry["data_offsets"]
+            flat = whole[8 + size + begin : 8 + size + end].view(DTYPES[entry["dtype"]])
+            arrays[name] = flat.reshape(entry["shape"])
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise CorruptIndex(f"{path} cannot be read: {error}") from error
+    return arrays
+
+
 def check_replaceable(path: Path) -> None:
     """FileExistsError unless ``path`` is free, an empty folder, or an index with nothing else in its folder."""
     if not path.exists() or (path.is_dir() and not any(path.iterdir())):
         return
     try:
-        manifest = json.loads((path / MANIFEST).read_text())
-        own = {MANIFEST, *manifest["files"]} if manifest["format"] == FORMAT else set()
+        own = {MANIFEST, LOCK, *written_manifest(path)["files"]}
     except (OSError, ValueError, KeyError, TypeError):
-        own = set()
-    if not own:
-        raise FileExistsError(f"{path} exists and is not a lemur_ann index; choose another path or remove it")
-    foreign = sorted({file.name for file in path.iterdir()} - own)
+        raise FileExistsError(f"{path} exists and is not a lemur_ann index; choose another path or remove it") from None
+    foreign = sorted(file.name for file in path.iterdir() if file.name not in own and not NAMES.fullmatch(file.name))
     if foreign:
         raise FileExistsError(f"{path} holds {foreign[0]!r} beside its index; choose another path or move that away")
 
 
-def _describe(file: Path) -> dict[str, Any]:
+def written_manifest(path: Path) -> dict[str, Any]:
+    """The manifest as it stands there, of any format, damaged or not: ValueError where it is no manifest of an index."""
+    manifest = json.loads((path / MANIFEST).read_text())
+    if not isinstance(manifest, dict) or manifest.get("format") != FORMAT or not isinstance(manifest.get("files"), dict):
+        raise ValueError("not the manifest of an index")
+    return manifest
+
+
+def describe(file: Path) -> dict[str, Any]:
+    """What a manifest says of a file."""
     return {"size_bytes": file.stat().st_size, "sha256": _file_digest(file)}
 
 
@@ -198,7 +240,11 @@ def _digest(manifest: dict[str, Any]) -> str:
     return hashlib.sha256(json.dumps(manifest, sort_keys=True).encode()).hexdigest()
 
 
-def _sync(path: Path) -> None:
+# The three steps that decide what a crash leaves behind, in one place.
+
+
+def sync(path: Path) -> None:
+    """What is in a file, or which files are in a folder, is on the disk."""
     if path.is_dir() and os.name == "nt":  # Windows cannot open a directory, and keeps renames in order itself
         return
     descriptor = os.open(path, os.O_RDONLY if path.is_dir() else os.O_RDWR)
@@ -206,3 +252,14 @@ def _sync(path: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+def move(path: Path, target: Path) -> None:
+    """Rename, over what is there."""
+    path.replace(target)
+
+
+def remove(path: Path) -> None:
+    """Delete a file that no version names any more. Windows refuses while it is mapped: then the next writer tries."""
+    with suppress(OSError):
+        path.unlink(missing_ok=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import itertools
 import mmap
 import os
 import tempfile
@@ -22,7 +23,7 @@ from lemur_ann.inputs import to_offsets, tokens_from_arrow
 
 VALUES_PER_BATCH = 2**24  # of a token file: 64 MiB of float32, the memory it takes to write one
 CODE_COLUMNS = ("codes", "scales", "sums")
-BYTES_TO_MERGE = 2**20  # chunks below this may be merged, those above stay where they lie: it may be a file
+BYTES_TO_MERGE = 2**24  # chunks below this may be merged, those above stay where they lie
 
 Codes = tuple[npt.NDArray[np.int8], npt.NDArray[np.float32], npt.NDArray[np.int32]]
 
@@ -41,15 +42,15 @@ def without_gaps(tokens: Tokens, offsets: Offsets) -> tuple[Tokens, Offsets]:
 
 
 class TokenStore:
-    """Documents as chunks, all of one dim and dtype; document i keeps its index for ever.
+    """Documents as chunks, all of one dim and dtype. It never changes: more documents make a new one, with the same chunks.
 
     ``coded``: whether int8 codes of all tokens are kept beside them, for the first pass of a rerank.
     """
 
     def __init__(self, chunks: Sequence[Chunk | tuple[Tokens, Offsets]] = (), *, coded: bool = False) -> None:
-        self._chunks = [Chunk(*chunk) for chunk in chunks]
+        self.chunks = [chunk if isinstance(chunk, Chunk) else Chunk(*chunk) for chunk in chunks]
         self._coded = coded
-        self._bounds: Offsets | None = None
+        self._firsts = to_offsets([len(chunk.offsets) - 1 for chunk in self.chunks])
         self._documents: _core.Documents | None = None
 
     def __len__(self) -> int:
@@ -58,17 +59,17 @@ class TokenStore:
     @property
     def dim(self) -> int | None:
         """Dimension of the tokens; None while empty."""
-        return self._chunks[0].tokens.shape[1] if self._chunks else None
+        return self.chunks[0].tokens.shape[1] if self.chunks else None
 
     @property
     def dtype(self) -> np.dtype[Any] | None:
         """float32 or float16; None while empty."""
-        return self._chunks[0].tokens.dtype if self._chunks else None
+        return self.chunks[0].tokens.dtype if self.chunks else None
 
     @property
     def num_tokens(self) -> int:
         """Tokens of all documents together."""
-        return sum(int(chunk.offsets[-1] - chunk.offsets[0]) for chunk in self._chunks)
+        return sum(int(chunk.offsets[-1] - chunk.offsets[0]) for chunk in self.chunks)
 
     @property
     def coded(self) -> bool:
@@ -79,23 +80,16 @@ class TokenStore:
     def documents(self) -> _core.Documents:
         """All documents, for the kernels."""
         if self._documents is None:
-            codes = [chunk.codes for chunk in self._chunks if chunk.codes is not None]
-            self._documents = _core.Documents([(chunk.tokens, chunk.offsets) for chunk in self._chunks], codes)
+            codes = [chunk.codes for chunk in self.chunks if chunk.codes is not None]
+            self._documents = _core.Documents([(chunk.tokens, chunk.offsets) for chunk in self.chunks], codes)
         return self._documents
-
-    @property
-    def _firsts(self) -> npt.NDArray[np.int64]:
-        """Document indices at which the chunks begin, and the number of documents."""
-        if self._bounds is None:
-            self._bounds = to_offsets([len(chunk.offsets) - 1 for chunk in self._chunks])
-        return self._bounds
 
     def __getitem__(self, index: int) -> Tokens:
         """The (num_tokens, dim) matrix of one document, a view."""
         if not 0 <= index < len(self):
             raise IndexError("document index outside the store")
         i = int(np.searchsorted(self._firsts, index, side="right")) - 1
-        tokens, offsets, _ = self._chunks[i]
+        tokens, offsets, _ = self.chunks[i]
         index -= int(self._firsts[i])
         return tokens[offsets[index] : offsets[index + 1]]
 
@@ -104,7 +98,7 @@ class TokenStore:
         chunks = []
         cuts = np.searchsorted(indices, self._firsts)
         for i in np.flatnonzero(np.diff(cuts)).tolist():
-            tokens, offsets, _ = self._chunks[i]
+            tokens, offsets, _ = self.chunks[i]
             inside = indices[cuts[i] : cuts[i + 1]] - self._firsts[i]
             # runs of neighbouring documents become one chunk each
             runs = np.split(inside, np.flatnonzero(np.diff(inside) != 1) + 1)
@@ -116,32 +110,70 @@ class TokenStore:
         matrices = [self[int(index)] for index in indices]
         return np.concatenate(matrices), np.concatenate([[0], np.cumsum([len(matrix) for matrix in matrices])])
 
-    def append(self, tokens: Tokens, offsets: Offsets, codes: Codes | None = None, *, num_threads: int = 1) -> None:
-        """Add documents at the end, in the store's dtype; the arrays are kept, not copied."""
+    def to_arrow(self, indices: npt.NDArray[np.int64]) -> pa.Array:
+        """Some documents as large_list<fixed_size_list<float32 or float16>[dim]>."""
+        if self.dtype is None or self.dim is None:
+            return pa.array([], pa.large_list(pa.list_(pa.float32(), 1)))
+        matrices = [np.empty((0, self.dim), self.dtype), *(self[int(index)] for index in indices)]
+        offsets = np.cumsum([len(matrix) for matrix in matrices])
+        return pa.LargeListArray.from_arrays(pa.array(offsets), _rows(np.concatenate(matrices)))
+
+    def extended(self, tokens: Tokens, offsets: Offsets, codes: Codes | None = None, *, num_threads: int = 1) -> TokenStore:
+        """With more documents at the end, in the store's dtype; the arrays are kept, not copied."""
         if len(offsets) == 1:
-            return
+            return self
         assert self.dtype in (None, tokens.dtype)
         if self._coded and codes is None:
             tokens, offsets = without_gaps(tokens, offsets)
             codes = _core.token_codes(tokens, num_threads)
         chunk = Chunk(tokens, offsets, codes if self._coded else None)
+        chunks = list(self.chunks)
         # Small chunks at least halve in size from first to last, so many small additions cost few copies and few chunks.
-        while (
-            self._chunks
-            and len(self._chunks[-1].tokens) < 2 * len(chunk.tokens)
-            and _is_small(chunk)
-            and _is_small(self._chunks[-1])
-        ):
-            chunk = _concatenate(self._chunks.pop(), chunk)
-        self._chunks.append(chunk)
-        self._bounds = self._documents = None
+        while chunks and len(chunks[-1].tokens) < 2 * len(chunk.tokens) and _is_small(chunk) and _is_small(chunks[-1]):
+            chunk = _concatenate(chunks.pop(), chunk)
+        return TokenStore([*chunks, chunk], coded=self._coded)
+
+    def part(self, begin: int, end: int) -> list[Chunk]:
+        """The documents from ``begin`` to ``end``, as views of the chunks."""
+        found = []
+        for chunk, first in zip(self.chunks, self._firsts.tolist(), strict=False):
+            low, high = max(begin - first, 0), min(end - first, len(chunk.offsets) - 1)
+            if (low, high) == (0, len(chunk.offsets) - 1):
+                found.append(chunk)
+            elif low < high:
+                rows = slice(int(chunk.offsets[low]), int(chunk.offsets[high]))
+                codes = chunk.codes and cast(Codes, tuple(array[rows] for array in chunk.codes))
+                found.append(Chunk(chunk.tokens[rows], chunk.offsets[low : high + 1] - chunk.offsets[low], codes))
+        return found
+
+    def without(self, dropped: npt.NDArray[np.bool_], directory: str | os.PathLike[str] | None = None) -> TokenStore:
+        """The documents where ``dropped`` is not set, in the same order.
+
+        Chunks that lose none stay where they lie; what is left of the others goes to a temporary file in ``directory``.
+        """
+        chunks: list[Chunk] = []
+        owns = [
+            dropped[first : first + len(chunk.offsets) - 1]
+            for chunk, first in zip(self.chunks, self._firsts.tolist(), strict=False)
+        ]
+        for loses, run in itertools.groupby(zip(self.chunks, owns, strict=True), key=lambda pair: bool(pair[1].any())):
+            if not loses:
+                chunks += [chunk for chunk, _ in run]
+                continue
+            with TokenFile(directory, coded=self._coded) as file:
+                for chunk, own in run:
+                    rows = np.flatnonzero(~own)
+                    for part in np.split(rows, np.flatnonzero(np.diff(rows) != 1) + 1) if len(rows) else ():
+                        file.append(chunk.tokens, chunk.offsets[part[0] : part[-1] + 2])
+                chunks += file.mapped()
+        return TokenStore(chunks, coded=self._coded)
 
     def write(self, path: Path) -> None:
         """Write an Arrow IPC file with a column ``tokens``, and columns of codes where there are codes."""
         with pa.OSFile(str(path), "wb") as sink:
             writer = TokenWriter(sink, self.dim or 1, self.dtype or np.dtype(np.float32), coded=self._coded)
-            for tokens, offsets, _ in self._chunks:
-                writer.append(tokens, offsets)
+            for chunk in self.chunks:
+                writer.append(chunk.tokens, chunk.offsets)
             writer.close()
 
     @classmethod

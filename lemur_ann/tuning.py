@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 import time
 from dataclasses import dataclass
@@ -14,6 +15,7 @@ from lemur_ann import _core, metrics
 from lemur_ann.candidates import CandidateIndex
 from lemur_ann.inputs import QueryBatch, to_offsets
 from lemur_ann.progress import Task
+from lemur_ann.rows import RowSet
 from lemur_ann.tokens import TokenStore
 
 if TYPE_CHECKING:
@@ -59,14 +61,15 @@ class Tuner:
         self,
         encoder: LemurEncoder,
         candidates: CandidateIndex,
+        deleted: RowSet,
         store: TokenStore,
         queries: QueryBatch,
         exact: list[npt.NDArray[np.int64]],
         num_threads: int,
     ) -> None:
-        """``queries`` are float32; ``exact`` the document indices of their exact top k."""
+        """``queries`` are float32; ``exact`` the rows of their exact top k."""
         self._encoded = encoder.encode_queries(queries.tokens, queries.offsets, num_threads=num_threads)
-        self._candidates = candidates
+        self._search = functools.partial(candidates.search, num_threads=num_threads, excluded=deleted)
         self._store = store
         self._queries = queries
         self._exact = exact
@@ -95,18 +98,18 @@ class Tuner:
         self, measured_on: npt.NDArray[np.int64], num_candidates: int, ef_search: int
     ) -> tuple[float, float, float] | None:
         """Share found, and its confidence interval. The rerank is exact, so a candidate of the exact top k is found."""
-        found = self._candidates.search(self._encoded[measured_on], num_candidates, ef_search, num_threads=self._num_threads)
+        found = self._search(self._encoded[measured_on], num_candidates, ef_search)
         exact = [self._exact[i] for i in measured_on]
         hits = [int(np.isin(e, f).sum()) for e, f in zip(exact, found, strict=True)]
         return metrics.share_found(hits, [len(e) for e in exact])
 
     def _timed_search(self, queries: npt.NDArray[np.int64], beam: int) -> tuple[list[npt.NDArray[np.int64]], float]:
         """Candidates of all the queries, and the seconds of one, alone."""
-        found = self._candidates.search(self._encoded[queries], beam, beam, num_threads=self._num_threads)
+        found = self._search(self._encoded[queries], beam, beam)
         timed = queries[:MAX_TIMED_QUERIES]
         start = time.perf_counter()
         for i in timed:
-            self._candidates.search(self._encoded[i : i + 1], beam, beam, num_threads=self._num_threads)
+            self._search(self._encoded[i : i + 1], beam, beam)
         return found, (time.perf_counter() - start) / len(timed)
 
     def _depth(self, queries: npt.NDArray[np.int64], found: list[npt.NDArray[np.int64]], target_recall: float) -> int | None:
@@ -129,7 +132,7 @@ class Tuner:
             seconds = 0.0
             timed = queries[:MAX_TIMED_QUERIES].tolist()
             for i in timed:
-                found = self._candidates.search(self._encoded[i : i + 1], count, count, num_threads=self._num_threads)[0]
+                found = self._search(self._encoded[i : i + 1], count, count)[0]
                 own = self._queries.tokens[self._queries.offsets[i] : self._queries.offsets[i + 1]]
                 bounds, candidates, ends = to_offsets([len(own)]), np.sort(found), to_offsets([len(found)])
                 start = time.perf_counter()

@@ -38,34 +38,46 @@ std::pair<Int8Array, FloatArray> int8_codes(const FloatMatrix& vectors, int num_
   return {codes, scales};
 }
 
-// Coded vectors and a graph over the first of them, in the caller's arrays, which stay alive with this object.
+lemur::CodedVectors coded_vectors(const Codes& codes, const FloatVector& scales, std::int64_t dim) {
+  const auto size = static_cast<std::int64_t>(codes.shape(0)), stride = static_cast<std::int64_t>(codes.shape(1));
+  if (dim < 1 || stride != lemur::int8_stride(dim)) throw nb::value_error("codes do not have the stride of dim");
+  if (static_cast<std::int64_t>(scales.shape(0)) != size) throw nb::value_error("codes and scales differ in length");
+  return {codes.data(), scales.data(), size, dim, stride};
+}
+
+// Coded vectors with a graph over them, and others after them, in the caller's arrays, which stay alive with this
+// object.
 class CodedGraph {
  public:
-  CodedGraph(Codes codes, FloatVector scales, std::int64_t dim, Int32Matrix links, Int32Vector entries)
-      : codes_(std::move(codes)), scales_(std::move(scales)), links_(std::move(links)), entries_(std::move(entries)) {
-    const auto size = static_cast<std::int64_t>(codes_.shape(0)), stride = static_cast<std::int64_t>(codes_.shape(1));
-    if (dim < 1 || stride != lemur::int8_stride(dim)) throw nb::value_error("codes do not have the stride of dim");
-    if (static_cast<std::int64_t>(scales_.shape(0)) != size) throw nb::value_error("codes and scales differ in length");
-    if (static_cast<std::int64_t>(links_.shape(0)) > size) throw nb::value_error("links has more rows than codes");
-    if (size > INT32_MAX) throw nb::value_error("more rows than an int32 can number");
-    search_.vectors = {codes_.data(), scales_.data(), size, dim, stride};
-    search_.graph = {links_.data(), static_cast<std::int64_t>(links_.shape(0)),
-                     static_cast<std::int64_t>(links_.shape(1)), entries_.data(),
+  CodedGraph(std::int64_t dim, Codes codes, FloatVector scales, Int32Matrix links, Int32Vector entries,
+             Codes recent_codes, FloatVector recent_scales)
+      : codes_(std::move(codes)),
+        scales_(std::move(scales)),
+        links_(std::move(links)),
+        entries_(std::move(entries)),
+        recent_codes_(std::move(recent_codes)),
+        recent_scales_(std::move(recent_scales)) {
+    search_.nodes = coded_vectors(codes_, scales_, dim);
+    search_.recent = coded_vectors(recent_codes_, recent_scales_, dim);
+    if (static_cast<std::int64_t>(links_.shape(0)) != search_.nodes.size)
+      throw nb::value_error("codes and links differ in length");
+    if (size() > INT32_MAX) throw nb::value_error("more rows than an int32 can number");
+    search_.graph = {links_.data(), search_.nodes.size, static_cast<std::int64_t>(links_.shape(1)), entries_.data(),
                      static_cast<std::int64_t>(entries_.shape(0))};
   }
 
-  std::int64_t size() const { return search_.vectors.size; }
+  std::int64_t size() const { return search_.size(); }
 
-  Int64Array search(const FloatMatrix& queries, const std::optional<Flags>& excluded, std::int64_t num_candidates,
-                    std::int64_t beam, int num_threads) const {
-    if (static_cast<std::int64_t>(queries.shape(1)) != search_.vectors.dim)
+  Int64Array search(const FloatMatrix& queries, const std::optional<Flags>& excluded, std::int64_t num_excluded,
+                    std::int64_t num_candidates, std::int64_t beam, int num_threads) const {
+    if (static_cast<std::int64_t>(queries.shape(1)) != search_.nodes.dim)
       throw nb::value_error("queries and vectors differ in dim");
     lemur::CandidateSearch search = search_;
     if (excluded) {
       if (static_cast<std::int64_t>(excluded->shape(0)) != size())
-        throw nb::value_error("excluded and codes differ in length");
+        throw nb::value_error("excluded and rows differ in length");
       search.excluded = reinterpret_cast<const std::uint8_t*>(excluded->data());
-      search.num_excluded = std::count(excluded->data(), excluded->data() + size(), true);
+      search.num_excluded = num_excluded;
     }
     search.num_candidates = num_candidates;
     search.beam = beam;
@@ -85,6 +97,8 @@ class CodedGraph {
   FloatVector scales_;
   Int32Matrix links_;
   Int32Vector entries_;
+  Codes recent_codes_;
+  FloatVector recent_scales_;
   lemur::CandidateSearch search_;
 };
 
@@ -95,13 +109,14 @@ void bind_graph(nb::module_& m) {
   m.def("int8_codes", &int8_codes, nb::arg("vectors").noconvert(), nb::arg("num_threads"),
         "int8 codes (n, stride), zeros from dim on, and float32 scales (n,) of float32 vectors (n, dim).");
   nb::class_<CodedGraph>(m, "CodedGraph",
-                         "int8 codes of vectors and links (num_nodes, degree) between the first of them, -1 for none; "
-                         "rows without links are scanned.")
-      .def(nb::init<Codes, FloatVector, std::int64_t, Int32Matrix, Int32Vector>(), nb::arg("codes").noconvert(),
-           nb::arg("scales").noconvert(), nb::arg("dim"), nb::arg("links").noconvert(), nb::arg("entries").noconvert())
+                         "int8 codes of vectors, links (num_nodes, degree) between them, -1 for none, and codes of the "
+                         "rows after them, which are scanned.")
+      .def(nb::init<std::int64_t, Codes, FloatVector, Int32Matrix, Int32Vector, Codes, FloatVector>(), nb::arg("dim"),
+           nb::arg("codes").noconvert(), nb::arg("scales").noconvert(), nb::arg("links").noconvert(),
+           nb::arg("entries").noconvert(), nb::arg("recent_codes").noconvert(), nb::arg("recent_scales").noconvert())
       .def("__len__", &CodedGraph::size)
       .def("search", &CodedGraph::search, nb::arg("queries").noconvert(), nb::arg("excluded").noconvert().none(),
-           nb::arg("num_candidates"), nb::arg("beam"), nb::arg("num_threads"),
+           nb::arg("num_excluded"), nb::arg("num_candidates"), nb::arg("beam"), nb::arg("num_threads"),
            "(num_queries, found) rows of largest inner product, best first; found is num_candidates, or all rows that "
            "are not excluded where these are fewer.");
 }

@@ -12,10 +12,27 @@
 namespace lemur {
 namespace {
 
-constexpr std::int64_t kRowsPerScan = 256;  // products at a time, in a scan
+constexpr std::int64_t kRowsPerScan = 256;   // products at a time, in a scan
+constexpr std::int64_t kRowsPerGather = 16;  // in a scan of chosen rows, while the next are fetched
 // A search looks at about so many rows for each place of its beam, at a random place of memory each; where that is more
-// than a scan of everything would cost, everything is scanned.
+// than a scan of all that may be found would cost, that is scanned.
 constexpr std::int64_t kRowsPerPlace = 16;
+
+// The rows that are not excluded, where these are few enough to be worth a list.
+struct Chosen {
+  explicit Chosen(const CandidateSearch& search) {
+    const std::int64_t left = search.size() - search.num_excluded;
+    listed = search.excluded != nullptr && 2 * left < search.size();
+    if (!listed) return;
+    for (std::int64_t row = 0; row < search.nodes.size; ++row)
+      if (search.excluded[row] == 0) nodes.push_back(static_cast<std::int32_t>(row));
+    for (std::int64_t row = 0; row < search.recent.size; ++row)
+      if (search.excluded[search.nodes.size + row] == 0) recent.push_back(static_cast<std::int32_t>(row));
+  }
+  bool listed = false;
+  std::vector<std::int32_t> nodes;
+  std::vector<std::int32_t> recent;
+};
 
 struct Scored {
   float score;
@@ -54,38 +71,38 @@ class Best {
 // One thread's search; owns its scratch memory.
 class Searcher {
  public:
-  explicit Searcher(const CandidateSearch& search)
+  Searcher(const CandidateSearch& search, const Chosen& chosen)
       : search_(search),
+        chosen_(chosen),
         kernels_(active_kernels()),
-        code_(static_cast<std::size_t>(search.vectors.stride), 0),
+        code_(static_cast<std::size_t>(search.nodes.stride), 0),
         visited_(static_cast<std::size_t>(search.graph.num_nodes / 64 + 1), 0),
         products_(static_cast<std::size_t>(std::max({kRowsPerScan, search.graph.degree, search.graph.num_entries}))),
         fresh_(static_cast<std::size_t>(search.graph.degree)) {}
 
   void operator()(const float* query, std::int64_t* out) {
-    quantise(query, search_.vectors.dim, code_.data());
-    const std::int64_t rows = search_.vectors.size, wanted = search_.num_found();
-    const std::int64_t nodes = search_.graph.num_nodes, left = rows - search_.num_excluded;
+    quantise(query, search_.nodes.dim, code_.data());
+    const std::int64_t rows = search_.size(), wanted = search_.num_found(), left = rows - search_.num_excluded;
+    const std::int64_t scannable =
+        chosen_.listed ? static_cast<std::int64_t>(chosen_.nodes.size()) : search_.nodes.size;
     // Excluded rows take places of the beam, so it is wider where there are many, and widened while too few are found.
     double share = left > 0 ? static_cast<double>(rows) / static_cast<double>(left) : 1.0;
     for (;; share *= 2) {
       const auto beam = static_cast<std::int64_t>(std::max(search_.beam, wanted) * share);
-      best_.start(std::min(beam, rows));
-      std::int64_t scanned_from = 0;
-      if (beam * kRowsPerPlace < nodes) {
+      const bool walks = beam * kRowsPerPlace < scannable;
+      best_.start(walks ? beam : wanted);
+      if (walks)
         walk();
-        scanned_from = nodes;
-      }
-      const bool all = scanned_from == 0;
-      if (all) best_.start(wanted);
-      scan(scanned_from, rows, all);
+      else
+        scan(search_.nodes, 0, chosen_.nodes);
+      scan(search_.recent, search_.nodes.size, chosen_.recent);
       std::int64_t found = 0;
       for (const Scored& item : best_.rows()) {
         if (found == wanted) break;
         if (!excluded(item.row)) out[found++] = item.row;
       }
       if (found == wanted) return;
-      if (all) throw std::invalid_argument("num_excluded is not the number of excluded rows");
+      if (!walks) throw std::invalid_argument("num_excluded is not the number of excluded rows");
     }
   }
 
@@ -93,7 +110,7 @@ class Searcher {
   bool excluded(std::int64_t row) const { return search_.excluded != nullptr && search_.excluded[row] != 0; }
 
   float score(std::int64_t row, std::int32_t product) const {
-    return static_cast<float>(product) * search_.vectors.scales[row];
+    return static_cast<float>(product) * search_.nodes.scales[row];
   }
 
   bool visit(std::int32_t node) {
@@ -111,7 +128,7 @@ class Searcher {
   // Expands the best node that is not expanded yet, until the best of the beam all are.
   void walk() {
     const Graph& graph = search_.graph;
-    const CodedVectors& vectors = search_.vectors;
+    const CodedVectors& vectors = search_.nodes;
     std::fill(visited_.begin(), visited_.end(), 0);
     kernels_.int8_dots(code_.data(), vectors.codes, vectors.stride, graph.entries, graph.num_entries, products_.data());
     for (std::int64_t i = 0; i < graph.num_entries; ++i) {
@@ -133,7 +150,7 @@ class Searcher {
   // The foremost place that a neighbour took.
   std::int64_t expand(std::int32_t node) {
     const Graph& graph = search_.graph;
-    const CodedVectors& vectors = search_.vectors;
+    const CodedVectors& vectors = search_.nodes;
     const std::int32_t* links = graph.links + node * graph.degree;
     std::int64_t num_fresh = 0;
     for (std::int64_t i = 0; i < graph.degree && links[i] >= 0; ++i) {
@@ -155,20 +172,31 @@ class Searcher {
     return foremost;
   }
 
-  void scan(std::int64_t begin, std::int64_t end, bool without_excluded) {
-    const CodedVectors& vectors = search_.vectors;
-    for (; begin < end; begin += kRowsPerScan) {
-      const std::int64_t size = std::min(kRowsPerScan, end - begin);
-      kernels_.int8_dots(code_.data(), vectors.codes + begin * vectors.stride, vectors.stride, nullptr, size,
-                         products_.data());
-      for (std::int64_t i = 0; i < size; ++i) {
-        const Scored item{score(begin + i, products_[i]), static_cast<std::int32_t>(begin + i), true};
-        if (best_.admits(item) && !(without_excluded && excluded(item.row))) best_.insert(item);
+  // All rows of a part that are not excluded; `chosen` has them where they are listed. The part begins at row `first`.
+  void scan(const CodedVectors& part, std::int64_t first, const std::vector<std::int32_t>& chosen) {
+    const std::int64_t size = chosen_.listed ? static_cast<std::int64_t>(chosen.size()) : part.size;
+    const std::int64_t step = chosen_.listed ? kRowsPerGather : kRowsPerScan;
+    for (std::int64_t begin = 0; begin < size; begin += step) {
+      const std::int64_t count = std::min(step, size - begin);
+      const std::int32_t* rows = chosen_.listed ? chosen.data() + begin : nullptr;
+      if (chosen_.listed) {
+        for (std::int64_t i = begin + step; i < std::min(begin + 2 * step, size); ++i)
+          for (std::int64_t byte = 0; byte < part.stride; byte += kCacheLine)
+            prefetch(part.codes + chosen[i] * part.stride + byte);
+      }
+      const std::int8_t* codes = part.codes + (chosen_.listed ? 0 : begin * part.stride);
+      kernels_.int8_dots(code_.data(), codes, part.stride, rows, count, products_.data());
+      for (std::int64_t i = 0; i < count; ++i) {
+        const std::int64_t row = chosen_.listed ? rows[i] : begin + i;
+        const Scored item{static_cast<float>(products_[i]) * part.scales[row], static_cast<std::int32_t>(first + row),
+                          true};
+        if (best_.admits(item) && !excluded(item.row)) best_.insert(item);
       }
     }
   }
 
   const CandidateSearch& search_;
+  const Chosen& chosen_;
   const KernelTable& kernels_;
   std::vector<std::int8_t> code_;
   std::vector<std::uint64_t> visited_;
@@ -179,7 +207,7 @@ class Searcher {
 
 }  // namespace
 
-std::int64_t CandidateSearch::num_found() const { return std::min(num_candidates, vectors.size - num_excluded); }
+std::int64_t CandidateSearch::num_found() const { return std::min(num_candidates, size() - num_excluded); }
 
 void CandidateSearch::run(const float* queries, std::int64_t num_queries, std::int64_t* out, int num_threads) const {
   const std::int64_t found = num_found();
@@ -187,9 +215,11 @@ void CandidateSearch::run(const float* queries, std::int64_t num_queries, std::i
   for (std::int64_t i = 0; i < graph.num_entries; ++i)
     if (graph.entries[i] < 0 || graph.entries[i] >= graph.num_nodes)
       throw std::invalid_argument("an entry of the graph is not a node");
+  const Chosen chosen(*this);
   parallel_for(num_queries, num_threads, [&] {
-    return
-        [&, search = Searcher(*this)](std::int64_t i) mutable { search(queries + i * vectors.dim, out + i * found); };
+    return [&, search = Searcher(*this, chosen)](std::int64_t i) mutable {
+      search(queries + i * nodes.dim, out + i * found);
+    };
   });
 }
 

@@ -8,67 +8,125 @@ from typing import Any, Protocol
 import numpy as np
 import numpy.typing as npt
 
+from lemur_ann.rows import RowSet
+
 Vectors = npt.NDArray[np.float32]
 Indices = npt.NDArray[np.int64]
 
+PART_VALUES_TO_MERGE = 2**22  # parts of vectors with fewer values may be merged: 16 MiB
+
 
 class CandidateIndex(Protocol):
-    """What the library asks of a candidate index.
+    """What the library asks of a candidate index. It never changes: more documents make a new one, which shares what it can.
 
     Vectors are float32 (n, dim), all document vectors of one norm and queries with a last coordinate of 0, so that the
-    largest inner product and the smallest L2 distance name the same documents. Documents arrive in ascending order of
-    index without gaps.
+    largest inner product and the smallest L2 distance name the same documents. The first rows may be in a structure that is
+    saved as files of its own (``structure``); the vectors of those after them are at hand (``parts``).
     """
 
-    @classmethod
-    def create(cls, dim: int, options: dict[str, Any], capacity: int = 0, directory: str | None = None) -> CandidateIndex:
-        """An empty index for vectors of this dimension.
+    @property
+    def num_rows(self) -> int:
+        """How many documents it holds."""
+
+    @property
+    def structure(self) -> Structure | None:
+        """What the first rows are in; None where all are in ``parts``."""
+
+    @property
+    def parts(self) -> list[Vectors]:
+        """The vectors of the other rows, one after the other."""
+
+    @property
+    def arrays(self) -> list[npt.NDArray[Any]]:
+        """What searches read, and the vectors that are in no structure."""
+
+    def extended(self, vectors: Vectors, *, num_threads: int) -> CandidateIndex:
+        """With more documents at the end."""
+
+    def search(
+        self, queries: Vectors, num_candidates: int, ef_search: int, *, num_threads: int, excluded: RowSet | None = None
+    ) -> list[Indices]:
+        """For each query the rows of largest inner product, best first.
+
+        At most ``num_candidates``, and exactly so many where that many rows are not excluded.
+        """
+
+    def take(self, indices: Indices) -> Vectors:
+        """The vectors of some rows, float32 (len(indices), dim)."""
+
+
+class Structure(Protocol):
+    """What a candidate index keeps its first rows in."""
+
+    @property
+    def num_rows(self) -> int:
+        """How many rows."""
+
+    def save(self, paths: dict[str, Path]) -> None:
+        """Write its files, one for each of the names in ``FILES`` of the kind."""
+
+
+class Builder(Protocol):
+    """Makes a candidate index from nothing, block by block."""
+
+    def add(self, vectors: Vectors, *, num_threads: int) -> None:
+        """The next documents."""
+
+    def finish(self) -> CandidateIndex:
+        """All documents are added."""
+
+
+class Kind(Protocol):
+    """A module of this package."""
+
+    FILES: dict[str, str]  # the name and the suffix of each file of a structure
+
+    def builder(self, dim: int, options: dict[str, Any], capacity: int = 0, directory: str | None = None) -> Builder:
+        """For vectors of this dimension.
 
         ``options`` are the library's, ``capacity`` the documents to expect, ``directory`` the folder for temporary files, None
         that of Python's tempfile.
         """
 
-    def add(self, vectors: Vectors, *, first: int, num_threads: int) -> None:
-        """Put documents at the indices from ``first`` on; what a broken-off call left there is replaced."""
+    def load_structure(self, paths: dict[str, Path], dim: int, num_rows: int) -> Structure:
+        """What ``save`` wrote; of an older format there may be fewer files, and more rows."""
 
-    def finish(self) -> None:
-        """The documents of one call to the library are all added: time for what would be wasteful after each block of them."""
-
-    @property
-    def num_rows(self) -> int:
-        """One more than the largest document index, deleted ones included."""
-
-    def delete(self, indices: Indices) -> None:
-        """Never return these documents again; those that are not there, or deleted already, are passed over."""
-
-    def search(self, queries: Vectors, num_candidates: int, ef_search: int, *, num_threads: int) -> list[Indices]:
-        """For each query the document indices of largest inner product, best first.
-
-        At most ``num_candidates``, and exactly so many where that many documents are left.
-        """
-
-    def take(self, indices: Indices) -> Vectors:
-        """The vectors of some documents that are not deleted, float32 (len(indices), dim)."""
-
-    def save(self, folder: Path) -> None:
-        """Write files into ``folder``."""
-
-    @classmethod
-    def load(cls, folder: Path, dim: int, deleted: Indices) -> CandidateIndex:
-        """Read what :meth:`save` wrote."""
+    def assemble(
+        self, dim: int, structure: Structure | None, parts: list[Vectors], options: dict[str, Any], directory: str | None = None
+    ) -> CandidateIndex:
+        """A candidate index of what was saved."""
 
 
 KINDS = ("hnsw", "exact")
 
 
-def kind_of(name: str) -> type[CandidateIndex]:
-    """The class for a value of the option ``candidates``."""
+def kind_of(name: str) -> Kind:
+    """The module for a value of the option ``candidates``."""
     if name == "hnsw":
-        from lemur_ann.candidates.hnsw import HnswCandidates
+        from lemur_ann.candidates import hnsw
 
-        return HnswCandidates
+        return hnsw
     if name == "exact":
-        from lemur_ann.candidates.exact import ExactCandidates
+        from lemur_ann.candidates import exact
 
-        return ExactCandidates
+        return exact
     raise ValueError(f"candidates must be one of {', '.join(KINDS)}, got {name!r}")
+
+
+def joined(parts: list[Vectors], vectors: Vectors) -> list[Vectors]:
+    """Parts with another at the end, which takes in smaller ones before it: many small additions make few parts."""
+    parts = list(parts)
+    while parts and len(parts[-1]) < 2 * len(vectors) and parts[-1].size + vectors.size <= PART_VALUES_TO_MERGE:
+        vectors = np.concatenate([parts.pop(), vectors])
+    return [*parts, vectors]
+
+
+def take_from(parts: list[Vectors], dim: int, indices: Indices) -> Vectors:
+    """Rows of parts laid end to end."""
+    out = np.empty((len(indices), dim), np.float32)
+    first = 0
+    for part in parts:
+        inside = (indices >= first) & (indices < first + len(part))
+        out[inside] = part[indices[inside] - first]
+        first += len(part)
+    return out

@@ -6,62 +6,85 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
-from lemur_ann import _core, storage
-from lemur_ann.candidates import Indices, Vectors
+from lemur_ann import _core
+from lemur_ann.candidates import Indices, Structure, Vectors, joined, take_from
+from lemur_ann.rows import RowSet
 
 QUERIES_PER_SCAN = 64
+FILES: dict[str, str] = {}
 
 
 class ExactCandidates:
-    """All vectors in one matrix; a matrix product finds the candidates."""
+    """All vectors, which a matrix product compares with the queries."""
 
-    FILE = "vectors.safetensors"
+    structure: Structure | None = None
 
-    def __init__(self, vectors: Vectors, deleted: Indices) -> None:
-        self._parts = [vectors]
-        self._deleted = deleted
-
-    @classmethod
-    def create(cls, dim: int, options: dict[str, Any], capacity: int = 0, directory: str | None = None) -> ExactCandidates:
-        return cls(np.empty((0, dim), np.float32), np.empty(0, np.int64))
+    def __init__(self, dim: int, parts: list[Vectors]) -> None:
+        self._dim = dim
+        self.parts = parts
 
     @property
     def vectors(self) -> Vectors:
-        """float32 (num_documents, dim)."""
-        if len(self._parts) > 1:
-            self._parts = [np.concatenate(self._parts)]
-        return self._parts[0]
+        """All of them, (num_rows, dim)."""
+        return take_from(self.parts, self._dim, np.arange(self.num_rows))
 
     @property
     def num_rows(self) -> int:
-        return sum(map(len, self._parts))
+        return sum(map(len, self.parts))
 
-    def add(self, vectors: Vectors, *, first: int, num_threads: int) -> None:
-        self._parts = [*self._parts, vectors] if self.num_rows == first else [self.vectors[:first], vectors]
-        self._deleted = self._deleted[self._deleted < first]
+    @property
+    def arrays(self) -> list[npt.NDArray[Any]]:
+        return list(self.parts)
 
-    def finish(self) -> None:
-        pass
+    def extended(self, vectors: Vectors, *, num_threads: int) -> ExactCandidates:
+        return ExactCandidates(self._dim, joined(self.parts, vectors)) if len(vectors) else self
 
-    def delete(self, indices: Indices) -> None:
-        self._deleted = np.union1d(self._deleted, indices[indices < self.num_rows])
-
-    def search(self, queries: Vectors, num_candidates: int, ef_search: int, *, num_threads: int) -> list[Indices]:
+    def search(
+        self, queries: Vectors, num_candidates: int, ef_search: int, *, num_threads: int, excluded: RowSet | None = None
+    ) -> list[Indices]:
+        if self.num_rows == 0:
+            return [np.empty(0, np.int64) for _ in queries]
         found: list[Indices] = []
         for begin in range(0, len(queries), QUERIES_PER_SCAN):
             columns = np.ascontiguousarray(queries[begin : begin + QUERIES_PER_SCAN].T)
-            products = _core.products(self.vectors, columns, num_threads).astype(np.float32)
-            products[self._deleted] = -np.inf
+            products = np.concatenate([_core.products(part, columns, num_threads).astype(np.float32) for part in self.parts])
+            if excluded is not None:
+                products[excluded.mask] = -np.inf
             found += [_core.top_k(row, num_candidates) for row in np.ascontiguousarray(products.T)]
         return found
 
     def take(self, indices: Indices) -> Vectors:
-        return self.vectors[indices]
+        return take_from(self.parts, self._dim, np.asarray(indices))
 
-    def save(self, folder: Path) -> None:
-        storage.write_arrays(folder / self.FILE, {"vectors": self.vectors})
 
-    @classmethod
-    def load(cls, folder: Path, dim: int, deleted: Indices) -> ExactCandidates:
-        return cls(storage.read_arrays(folder / cls.FILE)["vectors"], deleted)
+class ExactBuilder:
+    """Keeps the blocks it is given."""
+
+    def __init__(self, dim: int) -> None:
+        self._dim = dim
+        self._blocks: list[Vectors] = []
+
+    def add(self, vectors: Vectors, *, num_threads: int) -> None:
+        self._blocks.append(vectors)
+
+    def finish(self) -> ExactCandidates:
+        return ExactCandidates(self._dim, [np.concatenate(self._blocks)] if self._blocks else [])
+
+
+def builder(dim: int, options: dict[str, Any], capacity: int = 0, directory: str | None = None) -> ExactBuilder:
+    """See :class:`~lemur_ann.candidates.Kind`."""
+    return ExactBuilder(dim)
+
+
+def load_structure(paths: dict[str, Path], dim: int, num_rows: int) -> Structure:
+    """See :class:`~lemur_ann.candidates.Kind`."""
+    raise AssertionError("a scan has no structure")
+
+
+def assemble(
+    dim: int, structure: Structure | None, parts: list[Vectors], options: dict[str, Any], directory: str | None = None
+) -> ExactCandidates:
+    """See :class:`~lemur_ann.candidates.Kind`."""
+    return ExactCandidates(dim, parts)

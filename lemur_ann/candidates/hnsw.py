@@ -1,27 +1,31 @@
 """An HNSW graph: hnswlib builds it, by L2 distance; our own search reads its links, with the vectors as int8 codes.
 
 The search works on a frozen copy of the links, with the codes a third of the size of hnswlib's graph. Documents that came since
-the copy was made are scanned, which for a few thousand is as fast; :meth:`HnswCandidates.finish` makes a new copy where there
-are more. So a search never meets a graph that is being changed, and a process that only searches never loads hnswlib's.
+the copy was made are scanned, which for a few thousand is as fast; when they are many, hnswlib takes them into the graph, and a
+new copy is made. So nothing that a search reads ever changes, and a process that only searches never loads hnswlib's graph.
 """
 
 from __future__ import annotations
 
 import errno
+import logging
+import os
 import shutil
 import tempfile
 import weakref
 from contextlib import suppress
+from functools import cached_property
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 import hnswlib
 import numpy as np
 import numpy.typing as npt
 
 from lemur_ann import _core, storage
-from lemur_ann.candidates import Indices, Vectors
+from lemur_ann.candidates import Indices, Structure, Vectors, joined, take_from
 from lemur_ann.errors import CorruptIndex
+from lemur_ann.rows import RowSet
 
 MIN_SCANNED = 1024  # fewer documents without links never make a new copy
 MAX_SCANNED = 16_384  # more do, which a search scans in about 0.1 ms, unless
@@ -34,152 +38,305 @@ HEADER = np.dtype(
         *((name, kind) for name, kind in (("M", "<u8"), ("degree", "<u8"), ("M_again", "<u8"), ("mult", "<f8"), ("ef", "<u8"))),
     ]
 )
-FILES_BY_DESCRIPTOR = Path("/dev/fd")
+FILES = {"graph": ".hnsw", "links": ".safetensors"}  # hnswlib's own, and what searches read
+
+log = logging.getLogger("lemur_ann")
 
 
-class HnswCandidates:
-    """The graph, with document indices as labels, and what searches read of it."""
+class GraphFile:
+    """hnswlib's file, open, so that it can be read whatever becomes of its name."""
 
-    FILE = "graph.hnsw"
-    FROZEN = "graph.safetensors"
+    def __init__(self, path: Path, *, temporary: bool = False) -> None:
+        self._file = path.open("rb")
+        by_descriptor = Path(f"/dev/fd/{self._file.fileno()}")
+        self.path = by_descriptor if by_descriptor.exists() else path
+        if temporary and self.path != path:
+            path.unlink()
+            temporary = False
+        weakref.finalize(self, _close, self._file, path if temporary else None)
 
-    def __init__(self, dim: int, builder: hnswlib.Index | BinaryIO, capacity: int = 0, directory: str | None = None) -> None:
-        self._dim = dim
-        self._directory = directory
-        self._builder = builder  # or, until it is needed, the open file to load it from
-        self._deleted = np.empty(0, np.int64)
-        self._codes = np.empty((capacity, _core.int8_stride(dim)), np.int8)  # with room for more rows than there are
-        self._scales = np.empty(capacity, np.float32)
-        self._links = np.empty((0, 1), np.int32)
-        self._entries = np.empty(0, np.int32)
-        self._publish(0)
+    def copy_to(self, path: Path) -> None:
+        self._file.seek(0)
+        with path.open("wb") as target:
+            shutil.copyfileobj(self._file, target, 1 << 22)
 
-    @classmethod
-    def create(cls, dim: int, options: dict[str, Any], capacity: int = 0, directory: str | None = None) -> HnswCandidates:
-        builder = hnswlib.Index("l2", dim)
-        builder.init_index(
-            max_elements=max(capacity, 1),
-            M=options["M"],
-            ef_construction=options["ef_construction"],
-            random_seed=options["seed"],
-        )
-        return cls(dim, builder, capacity, directory)
+    @cached_property
+    def nodes(self) -> tuple[npt.NDArray[np.uint8], int]:
+        """One row a node, mapped, and where its vector begins."""
+        header = np.frombuffer(self._read(0, HEADER.itemsize), HEADER)[0]
+        shape = (int(header["count"]), int(header["node_bytes"]))
+        nodes = np.memmap(self._file, np.uint8, "r", HEADER.itemsize, shape) if shape[0] else np.empty(shape, np.uint8)
+        return nodes, int(header["vector_offset"])
+
+    @cached_property
+    def node_of_row(self) -> npt.NDArray[np.int64]:
+        nodes, _ = self.nodes
+        offset = int(np.frombuffer(self._read(0, HEADER.itemsize), HEADER)[0]["label_offset"])
+        labels = nodes[:, offset : offset + 8].copy().view(np.int64)[:, 0]
+        order = np.full(labels.max(initial=-1) + 1, -1, np.int64)
+        order[labels] = np.arange(len(labels))
+        return order
+
+    def _read(self, begin: int, size: int) -> bytes:
+        self._file.seek(begin)
+        return self._file.read(size)
+
+
+def _close(file: Any, path: Path | None) -> None:
+    file.close()
+    if path is not None:
+        with suppress(OSError):
+            path.unlink()
+
+
+class HnswGraph:
+    """Rows in a graph: hnswlib's file, and what searches read of it."""
+
+    def __init__(
+        self,
+        file: GraphFile,
+        codes: npt.NDArray[np.int8],
+        scales: npt.NDArray[np.float32],
+        links: npt.NDArray[np.int32],
+        entries: npt.NDArray[np.int32],
+    ) -> None:
+        self.file = file
+        self.codes, self.scales, self.links, self.entries = codes, scales, links, entries
 
     @property
     def num_rows(self) -> int:
-        return len(self._published[0])
+        return len(self.links)
 
-    def _publish(self, num_rows: int) -> None:
-        """Let searches see so many rows. One assignment, so that a search in another thread sees all of it or nothing."""
-        excluded = None
-        if len(self._deleted):
-            excluded = np.zeros(num_rows, dtype=bool)
-            excluded[self._deleted] = True
-        graph = _core.CodedGraph(self._codes[:num_rows], self._scales[:num_rows], self._dim, self._links, self._entries)
-        self._published = (graph, excluded)
+    def take(self, rows: Indices, dim: int) -> Vectors:
+        nodes, offset = self.file.nodes
+        block = nodes[self.file.node_of_row[rows], offset : offset + 4 * dim]
+        return block.copy().view(np.float32).reshape(len(rows), dim)
 
-    def add(self, vectors: Vectors, *, first: int, num_threads: int) -> None:
-        builder = self._loaded()
-        needed = first + len(vectors)
-        if needed > builder.get_max_elements():
-            builder.resize_index(max(needed, first * 3 // 2))
-        builder.add_items(vectors, np.arange(first, needed), num_threads=num_threads)  # brings deleted labels back
-        if needed > len(self._codes):
-            room = max(needed, len(self._codes) * 3 // 2)
-            codes, scales = np.empty((room, self._codes.shape[1]), np.int8), np.empty(room, np.float32)
-            codes[:first], scales[:first] = self._codes[:first], self._scales[:first]
-            self._codes, self._scales = codes, scales
-        self._codes[first:needed], self._scales[first:needed] = _core.int8_codes(vectors, num_threads)
-        self._deleted = self._deleted[self._deleted < first]
-        if first < len(self._links):
-            self._freeze(needed)
-        self._publish(needed)
+    def save(self, paths: dict[str, Path]) -> None:
+        self.file.copy_to(paths["graph"])
+        arrays: dict[str, npt.NDArray[Any]]
+        arrays = {"codes": self.codes, "scales": self.scales, "links": self.links, "entries": self.entries}
+        storage.write_arrays(paths["links"], arrays)
 
-    def finish(self) -> None:
-        num_scanned = self.num_rows - len(self._links)
-        linked = len(self._links)
-        if num_scanned > max(min(linked * SMALL_SHARE, MAX_SCANNED), linked * LARGE_SHARE, MIN_SCANNED):
-            self._freeze(self.num_rows)
-            self._publish(self.num_rows)
+    def load(self, dim: int, max_elements: int) -> hnswlib.Index:
+        """hnswlib's own graph, with room for more."""
+        graph = hnswlib.Index("l2", dim)
+        try:
+            graph.load_index(str(self.file.path), max_elements=max_elements)
+        except RuntimeError as error:
+            raise CorruptIndex(f"{self.file.path} cannot be read: {error}") from error
+        return graph
 
-    def _freeze(self, num_rows: int) -> None:
-        """Copy the links of the first ``num_rows`` documents, by way of hnswlib's file, which then stands for its graph."""
-        with tempfile.TemporaryDirectory(dir=self._directory) as folder:
-            path = Path(folder) / self.FILE
-            _save(self._loaded(), path)
-            if FILES_BY_DESCRIPTOR.exists():  # an open file needs no name
-                self._builder = file = path.open("rb")  # hnswlib's memory is free before the links take theirs
-                weakref.finalize(self, file.close)
-            self._links, self._entries = read_links(path, self._dim, num_rows)
 
-    def delete(self, indices: Indices) -> None:
-        indices = np.setdiff1d(indices[indices < self.num_rows], self._deleted)
-        self._deleted = np.union1d(self._deleted, indices)
-        if isinstance(self._builder, hnswlib.Index):
-            _mark_deleted(self._builder, indices)
-        self._publish(self.num_rows)
+class HnswCandidates:
+    """A graph over the first rows, and the vectors of those after them."""
 
-    def search(self, queries: Vectors, num_candidates: int, ef_search: int, *, num_threads: int) -> list[Indices]:
-        graph, excluded = self._published
-        return list(graph.search(queries, excluded, num_candidates, ef_search, num_threads))
+    def __init__(
+        self,
+        dim: int,
+        structure: HnswGraph | None,
+        parts: list[Vectors],
+        recent: tuple[npt.NDArray[np.int8], npt.NDArray[np.float32]] | None,
+        options: dict[str, Any],
+        directory: str | None = None,
+    ) -> None:
+        """``recent``: codes and scales of the parts' rows, where they are known."""
+        self._dim = dim
+        self.structure = structure
+        self.parts = parts
+        self._options = options
+        self._directory = directory
+        self._recent = recent or _codes_of(parts, dim)
+        graph = structure or _no_graph(dim)
+        self._searched = _core.CodedGraph(dim, graph.codes, graph.scales, graph.links, graph.entries, *self._recent)
+
+    @property
+    def num_rows(self) -> int:
+        return len(self._searched)
+
+    @property
+    def arrays(self) -> list[npt.NDArray[Any]]:
+        graph = self.structure
+        linked: list[npt.NDArray[Any]]
+        linked = [] if graph is None else [graph.codes, graph.scales, graph.links, graph.entries]
+        return [*linked, *self._recent, *self.parts]
+
+    def extended(self, vectors: Vectors, *, num_threads: int) -> HnswCandidates:
+        if len(vectors) == 0:
+            return self
+        codes, scales = _core.int8_codes(vectors, num_threads)
+        recent = np.concatenate([self._recent[0], codes]), np.concatenate([self._recent[1], scales])
+        parts = joined(self.parts, vectors)
+        more = HnswCandidates(self._dim, self.structure, parts, recent, self._options, self._directory)
+        if not _too_many(len(recent[0]), 0 if self.structure is None else self.structure.num_rows):
+            return more
+        try:
+            return more._all_in_graph(num_threads)
+        except OSError as error:
+            log.warning("new documents are scanned until there is room for a graph of them: %s", error)
+            return more
+
+    def _all_in_graph(self, num_threads: int) -> HnswCandidates:
+        first = 0 if self.structure is None else self.structure.num_rows
+        if self.structure is None:
+            graph = _new_graph(self._dim, self._options, self.num_rows)
+        else:
+            graph = self.structure.load(self._dim, self.num_rows)
+        row = first
+        for part in self.parts:
+            graph.add_items(part, np.arange(row, row + len(part)), num_threads=num_threads)
+            row += len(part)
+        path = _saved(graph, self._directory)
+        del graph  # its memory is free before the links take theirs
+        before = self.structure or _no_graph(self._dim)
+        codes = np.concatenate([before.codes, self._recent[0]]), np.concatenate([before.scales, self._recent[1]])
+        frozen = _frozen(path, self._dim, *codes)
+        return HnswCandidates(self._dim, frozen, [], None, self._options, self._directory)
+
+    def search(
+        self, queries: Vectors, num_candidates: int, ef_search: int, *, num_threads: int, excluded: RowSet | None = None
+    ) -> list[Indices]:
+        mask, count = (None, 0) if excluded is None or excluded.count == 0 else (excluded.mask, excluded.count)
+        return list(self._searched.search(queries, mask, count, num_candidates, ef_search, num_threads))
 
     def take(self, indices: Indices) -> Vectors:
-        if len(indices) == 0:
-            return np.empty((0, self._dim), np.float32)
-        vectors: Vectors = self._loaded().get_items(indices)
+        indices = np.asarray(indices)
+        first = 0 if self.structure is None else self.structure.num_rows
+        vectors = np.empty((len(indices), self._dim), np.float32)
+        inside = indices < first
+        if self.structure is not None and inside.any():
+            vectors[inside] = self.structure.take(indices[inside], self._dim)
+        vectors[~inside] = take_from(self.parts, self._dim, indices[~inside] - first)
         return vectors
 
-    def save(self, folder: Path) -> None:
-        if isinstance(self._builder, hnswlib.Index):
-            _save(self._builder, folder / self.FILE)
-        else:
-            self._builder.seek(0)
-            with (folder / self.FILE).open("wb") as target:
-                shutil.copyfileobj(self._builder, target)
-        rows = self.num_rows
-        arrays: dict[str, npt.NDArray[Any]]
-        arrays = {"codes": self._codes[:rows], "scales": self._scales[:rows], "links": self._links, "entries": self._entries}
-        storage.write_arrays(folder / self.FROZEN, arrays)
 
-    @classmethod
-    def load(cls, folder: Path, dim: int, deleted: Indices) -> HnswCandidates:
-        file = (folder / cls.FILE).open("rb")
-        index = cls(dim, file)
-        weakref.finalize(index, file.close)
-        index._deleted = deleted
-        if (folder / cls.FROZEN).exists():
-            arrays = storage.read_arrays(folder / cls.FROZEN)
-            index._codes, index._scales = arrays["codes"], arrays["scales"]
-            index._links, index._entries = arrays["links"], arrays["entries"]
-            if not FILES_BY_DESCRIPTOR.exists():  # the file could be another one by the time it is needed
-                index._loaded()
-            index._publish(len(index._codes))
-            return index
-        builder = index._loaded()  # formats 1 and 2
-        rows = builder.get_current_count()
-        vectors = np.zeros((rows, dim), np.float32)
-        live = np.setdiff1d(np.arange(rows), deleted)
-        vectors[live] = index.take(live)
-        index._codes, index._scales = _core.int8_codes(vectors, 1)
-        index._freeze(rows)
-        index._publish(rows)
-        return index
+class HnswBuilder:
+    """hnswlib's graph while documents come."""
 
-    def _loaded(self) -> hnswlib.Index:
-        if isinstance(self._builder, hnswlib.Index):
-            return self._builder
-        file = self._builder
-        builder = hnswlib.Index("l2", self._dim)
-        # By its descriptor: a save may have put another index at the path since.
-        path = FILES_BY_DESCRIPTOR / str(file.fileno()) if FILES_BY_DESCRIPTOR.exists() else Path(file.name)
+    def __init__(self, dim: int, options: dict[str, Any], capacity: int, directory: str | None) -> None:
+        self._dim = dim
+        self._options = options
+        self._directory = directory
+        self._capacity = capacity
+        self._parts: list[Vectors] = []  # until they are too many to be scanned
+        self._graph: hnswlib.Index | None = None
+        self._codes: list[npt.NDArray[np.int8]] = []
+        self._scales: list[npt.NDArray[np.float32]] = []
+        self._num_rows = 0
+
+    def add(self, vectors: Vectors, *, num_threads: int) -> None:
+        codes, scales = _core.int8_codes(vectors, num_threads)
+        self._codes.append(codes)
+        self._scales.append(scales)
+        self._parts.append(vectors)
+        self._num_rows += len(vectors)
+        if self._graph is None and not _too_many(self._num_rows, 0):
+            return
+        if self._graph is None:
+            self._graph = _new_graph(self._dim, self._options, max(self._capacity, self._num_rows))
+        if self._num_rows > self._graph.get_max_elements():
+            self._graph.resize_index(max(self._num_rows, self._graph.get_max_elements() * 3 // 2))
+        for part in self._parts:
+            first = self._graph.get_current_count()
+            self._graph.add_items(part, np.arange(first, first + len(part)), num_threads=num_threads)
+        self._parts = []
+
+    def finish(self) -> HnswCandidates:
+        stride = _core.int8_stride(self._dim)
+        codes = np.concatenate([np.empty((0, stride), np.int8), *self._codes])
+        scales = np.concatenate([np.empty(0, np.float32), *self._scales])
+        self._codes, self._scales = [], []
+        if self._graph is None:
+            parts = [np.concatenate(self._parts)] if self._parts else []
+            return HnswCandidates(self._dim, None, parts, (codes, scales), self._options, self._directory)
+        path = _saved(self._graph, self._directory)
+        self._graph = None  # its memory is free before the links take theirs
+        frozen = _frozen(path, self._dim, codes, scales)
+        return HnswCandidates(self._dim, frozen, [], None, self._options, self._directory)
+
+
+def builder(dim: int, options: dict[str, Any], capacity: int = 0, directory: str | None = None) -> HnswBuilder:
+    """See :class:`~lemur_ann.candidates.Kind`."""
+    return HnswBuilder(dim, options, capacity, directory)
+
+
+def load_structure(paths: dict[str, Path], dim: int, num_rows: int) -> HnswGraph:
+    """See :class:`~lemur_ann.candidates.Kind`."""
+    file = GraphFile(paths["graph"])
+    arrays = storage.map_arrays(paths["links"]) if "links" in paths else {}
+    if arrays and len(arrays["links"]) == num_rows:
         try:
-            builder.load_index(str(path))
-        except RuntimeError as error:
-            raise CorruptIndex(f"{file.name} cannot be read: {error}") from error
-        file.close()
-        _mark_deleted(builder, self._deleted)
-        self._builder = builder
-        return builder
+            return HnswGraph(file, *(arrays[name] for name in ("codes", "scales", "links", "entries")))
+        except KeyError as error:
+            raise CorruptIndex(f"{paths['links']} has no {error}") from error
+    # Formats 1 to 3: no links, or none yet of the last rows
+    if np.count_nonzero(file.node_of_row[:num_rows] >= 0) < num_rows:
+        raise CorruptIndex(f"{paths['graph']} does not have all of {num_rows} documents")
+    links, entries = read_links(paths["graph"], dim, num_rows)
+    graph = HnswGraph(file, np.empty((0, 1), np.int8), np.empty(0, np.float32), links, entries)
+    graph.codes, graph.scales = _core.int8_codes(graph.take(np.arange(num_rows), dim), 1)
+    return graph
+
+
+def assemble(
+    dim: int, structure: Structure | None, parts: list[Vectors], options: dict[str, Any], directory: str | None = None
+) -> HnswCandidates:
+    """See :class:`~lemur_ann.candidates.Kind`."""
+    assert structure is None or isinstance(structure, HnswGraph)
+    return HnswCandidates(dim, structure, parts, None, options, directory)
+
+
+def _too_many(num_scanned: int, num_linked: int) -> bool:
+    return num_scanned > max(min(num_linked * SMALL_SHARE, MAX_SCANNED), num_linked * LARGE_SHARE, MIN_SCANNED)
+
+
+def _new_graph(dim: int, options: dict[str, Any], capacity: int) -> hnswlib.Index:
+    graph = hnswlib.Index("l2", dim)
+    graph.init_index(
+        max_elements=max(capacity, 1),
+        M=options["M"],
+        ef_construction=options["ef_construction"],
+        random_seed=options["seed"],
+    )
+    return graph
+
+
+def _no_graph(dim: int) -> HnswGraph:
+    codes, scales = np.empty((0, _core.int8_stride(dim)), np.int8), np.empty(0, np.float32)
+    none: Any = None
+    return HnswGraph(none, codes, scales, np.empty((0, 1), np.int32), np.empty(0, np.int32))
+
+
+def _codes_of(parts: list[Vectors], dim: int) -> tuple[npt.NDArray[np.int8], npt.NDArray[np.float32]]:
+    if not parts:
+        graph = _no_graph(dim)
+        return graph.codes, graph.scales
+    coded = [_core.int8_codes(np.ascontiguousarray(part), 1) for part in parts]
+    return np.concatenate([codes for codes, _ in coded]), np.concatenate([scales for _, scales in coded])
+
+
+def _saved(graph: hnswlib.Index, directory: str | None) -> Path:
+    """A temporary file of hnswlib's graph."""
+    descriptor, name = tempfile.mkstemp(prefix=".building-", dir=directory)
+    os.close(descriptor)
+    path = Path(name)
+    try:
+        _save(graph, path)
+    except BaseException:
+        path.unlink()
+        raise
+    return path
+
+
+def _frozen(path: Path, dim: int, codes: npt.NDArray[np.int8], scales: npt.NDArray[np.float32]) -> HnswGraph:
+    """What searches read of the graph in a temporary file, which is kept in its place."""
+    try:
+        links, entries = read_links(path, dim, len(codes))
+        file = GraphFile(path, temporary=True)
+    except BaseException:
+        path.unlink(missing_ok=True)
+        raise
+    return HnswGraph(file, codes, scales, links, entries)
 
 
 def read_links(path: Path, dim: int, num_rows: int) -> tuple[npt.NDArray[np.int32], npt.NDArray[np.int32]]:
@@ -240,12 +397,6 @@ def _save(builder: hnswlib.Index, path: Path) -> None:
     size, expected = path.stat().st_size, builder.index_file_size()
     if size != expected:
         raise OSError(errno.ENOSPC, f"the graph takes {expected:,} bytes and {size:,} were written: no room left", str(path))
-
-
-def _mark_deleted(builder: hnswlib.Index, indices: Indices) -> None:
-    for index in indices.tolist():
-        with suppress(RuntimeError):  # it is marked in the file already
-            builder.mark_deleted(index)
 
 
 def _without_gaps(links: npt.NDArray[np.int32]) -> npt.NDArray[np.int32]:

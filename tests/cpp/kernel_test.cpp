@@ -206,7 +206,8 @@ void test_graph(const std::string& isa) {
   std::vector<std::uint8_t> excluded(size, 0);
   for (std::int64_t r = 0; r < size; r += 2) excluded[r] = 1;
   lemur::CandidateSearch search;
-  search.vectors = {codes.data(), scales.data(), size, dim, stride};
+  const lemur::CodedVectors all = {codes.data(), scales.data(), size, dim, stride};
+  const lemur::CodedVectors none = {codes.data(), scales.data(), 0, dim, stride};
   search.num_candidates = 20;
   std::vector<float> queries(2 * dim, 1.0f);
   for (std::int64_t k = 0; k < dim; ++k) queries[dim + k] = k % 3 == 0 ? 1.0f : -0.5f;
@@ -214,8 +215,12 @@ void test_graph(const std::string& isa) {
   for (const bool with_excluded : {false, true}) {
     search.excluded = with_excluded ? excluded.data() : nullptr;
     search.num_excluded = with_excluded ? size / 2 : 0;
+    search.nodes = none;
+    search.recent = all;
     search.graph = {};
     search.run(queries.data(), 2, scanned.data(), 2);
+    search.nodes = all;
+    search.recent = none;
     search.graph = {links.data(), size, 3, entries, 1};
     search.beam = 40;
     search.run(queries.data(), 2, walked.data(), 2);

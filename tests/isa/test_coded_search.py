@@ -8,8 +8,9 @@ import pytest
 from lemur_ann import _core
 
 
-def no_graph():
-    return np.empty((0, 1), np.int32), np.empty(0, np.int32)
+def scanned(dim, codes, scales):
+    """Rows without links."""
+    return _core.CodedGraph(dim, codes[:0], scales[:0], np.empty((0, 1), np.int32), np.empty(0, np.int32), codes, scales)
 
 
 @pytest.mark.parametrize("dim", [1, 7, 16, 63, 64, 65, 256, 300])
@@ -23,7 +24,7 @@ def test_scan_ranks_by_products_of_codes(isa, dim, rng):
     query_codes, _ = _core.int8_codes(queries, 1)
     products = query_codes.astype(np.int64) @ codes.astype(np.int64).T
     expected = np.argsort(-(products.astype(np.float32) * scales), axis=1, kind="stable")[:, :40]
-    got = _core.CodedGraph(codes, scales, dim, *no_graph()).search(queries, None, 40, 40, 2)
+    got = scanned(dim, codes, scales).search(queries, None, 0, 40, 40, 2)
     np.testing.assert_array_equal(got, expected)
 
 
@@ -31,15 +32,15 @@ def test_largest_codes_do_not_overflow(isa):
     vectors = np.ones((3, 256), np.float32)
     vectors[1] = -1
     vectors[2, ::2] = -1
-    graph = _core.CodedGraph(*_core.int8_codes(vectors, 1), 256, *no_graph())
-    np.testing.assert_array_equal(graph.search(vectors, None, 3, 3, 1), [[0, 2, 1], [1, 2, 0], [2, 0, 1]])
+    graph = scanned(256, *_core.int8_codes(vectors, 1))
+    np.testing.assert_array_equal(graph.search(vectors, None, 0, 3, 3, 1), [[0, 2, 1], [1, 2, 0], [2, 0, 1]])
 
 
 def test_excluded_rows(isa, rng):
     vectors = rng.normal(size=(100, 20)).astype(np.float32)
-    graph = _core.CodedGraph(*_core.int8_codes(vectors, 1), 20, *no_graph())
+    graph = scanned(20, *_core.int8_codes(vectors, 1))
     excluded = rng.random(100) < 0.7
-    got = graph.search(vectors[:4], excluded, 50, 50, 1)
+    got = graph.search(vectors[:4], excluded, excluded.sum(), 50, 50, 1)
     assert got.shape == (4, 100 - excluded.sum())
     for row in got:
         assert sorted(row.tolist()) == np.flatnonzero(~excluded).tolist()

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import os
 
+import hnswlib
 import numpy as np
 import pytest
 
 from lemur_ann import _core
-from lemur_ann.candidates import KINDS, kind_of
-from lemur_ann.candidates.hnsw import HnswCandidates, read_links
+from lemur_ann.candidates import KINDS, hnsw, kind_of
+from lemur_ann.candidates.hnsw import read_links
+from lemur_ann.rows import RowSet
 
 OPTIONS = {"M": 16, "ef_construction": 100, "seed": 0}
 
@@ -50,11 +52,25 @@ def recall(found, vectors, queries, count, deleted=()):
     )
 
 
+def built(kind, *blocks):
+    builder = kind.builder(16, OPTIONS)
+    for block in blocks:
+        builder.add(block, num_threads=2)
+    return builder.finish()
+
+
+def saved_and_loaded(kind, index, folder):
+    """By way of the files of its structure."""
+    structure = index.structure
+    if structure is not None:
+        paths = {role: folder / f"{role}{suffix}" for role, suffix in kind.FILES.items()}
+        structure.save(paths)
+        structure = kind.load_structure(paths, 16, structure.num_rows)
+    return kind.assemble(16, structure, index.parts, OPTIONS)
+
+
 def test_finds_the_largest_inner_products(kind, vectors, queries):
-    index = kind.create(16, OPTIONS)
-    index.add(vectors[:1500], first=0, num_threads=1)
-    index.add(vectors[1500:], first=1500, num_threads=2)
-    index.finish()
+    index = built(kind, vectors[:1500], vectors[1500:])
     found = index.search(queries, 20, 150, num_threads=2)
     assert [len(f) for f in found] == [20] * len(queries)
     assert recall(found, vectors, queries, 20) > 0.97
@@ -63,44 +79,51 @@ def test_finds_the_largest_inner_products(kind, vectors, queries):
         assert np.all(np.diff(vectors[f] @ q) <= 0.01 * spread), "best first, to the precision of int8 codes"
 
 
-@pytest.mark.parametrize("share", [0.5, 0.99])
-def test_deleted_documents_never_come_back(kind, vectors, queries, share, rng, tmp_path):
-    index = kind.create(16, OPTIONS)
-    index.add(vectors, first=0, num_threads=1)
-    index.finish()
-    deleted = np.sort(rng.choice(SIZE, int(SIZE * share), replace=False))
-    index.delete(deleted)
-    found = index.search(queries, 20, 100, num_threads=1)
+@pytest.mark.parametrize("share", [0.2, 0.5, 0.9, 0.99])
+def test_excluded_documents_never_come(kind, vectors, queries, share, rng, tmp_path):
+    index = built(kind, vectors[:2900]).extended(vectors[2900:], num_threads=1)
+    mask = np.zeros(SIZE, bool)
+    mask[rng.choice(SIZE, int(SIZE * share), replace=False)] = True
+    excluded = RowSet.of(mask)
+    found = index.search(queries, 20, 100, num_threads=1, excluded=excluded)
     assert [len(f) for f in found] == [20] * len(queries)
-    assert recall(found, vectors, queries, 20, deleted) > 0.95
-    index.save(tmp_path)
-    loaded = kind.load(tmp_path, 16, deleted)
-    for a, b in zip(loaded.search(queries, 20, 100, num_threads=1), found, strict=True):
+    assert recall(found, vectors, queries, 20, excluded.rows) > 0.95
+    loaded = saved_and_loaded(kind, index, tmp_path)
+    for a, b in zip(loaded.search(queries, 20, 100, num_threads=2, excluded=excluded), found, strict=True):
         np.testing.assert_array_equal(a, b)
-    loaded.add(vectors[:1], first=SIZE, num_threads=1)
-    query = np.pad(vectors[:1, :15], ((0, 0), (0, 1)))
-    assert SIZE in loaded.search(query, 30, 100, num_threads=1)[0]
-    left = SIZE - len(deleted) + 1
-    assert [len(f) for f in loaded.search(queries, SIZE, SIZE, num_threads=1)] == [left] * len(queries)
+    left = SIZE - excluded.count
+    found = loaded.search(queries, SIZE, SIZE, num_threads=1, excluded=excluded)
+    assert [len(f) for f in found] == [left] * len(queries)
+    assert not np.isin(np.concatenate(found), excluded.rows).any()
 
 
-def test_everything_deleted(kind, vectors, queries):
-    index = kind.create(16, OPTIONS)
-    index.add(vectors, first=0, num_threads=1)
-    index.delete(np.arange(SIZE))
-    assert [len(f) for f in index.search(queries, 5, 5, num_threads=1)] == [0] * len(queries)
+def test_those_that_are_not_excluded_are_far_from_the_query(kind, vectors, queries):
+    """The graph leads to others first."""
+    index = built(kind, vectors)
+    for query in queries[:5]:
+        mask = np.ones(SIZE, bool)
+        mask[np.argsort(vectors @ query)[: SIZE // 3]] = False
+        (found,) = index.search(query[None], 300, 300, num_threads=1, excluded=RowSet.of(mask))
+        assert np.isin(exact(vectors, query, 20, np.flatnonzero(mask)), found).all()
 
 
-def test_a_broken_off_call_is_replaced(kind, vectors, queries):
-    index = kind.create(16, OPTIONS)
-    index.add(vectors[::-1].copy(), first=0, num_threads=1)
-    index.finish()
-    index.delete(np.arange(2000, SIZE))  # as after an add whose tokens were never stored
-    index.add(vectors[2000:], first=2000, num_threads=1)
-    index.finish()
-    assert index.num_rows == SIZE
-    mixed = np.concatenate([vectors[::-1][:2000], vectors[2000:]])
-    assert recall(index.search(queries, 20, 180, num_threads=1), mixed, queries, 20) > 0.93
+def test_everything_excluded(kind, vectors, queries):
+    everything = RowSet.of(np.ones(SIZE, bool))
+    found = built(kind, vectors).search(queries, 5, 5, num_threads=1, excluded=everything)
+    assert [len(f) for f in found] == [0] * len(queries)
+
+
+def test_what_is_extended_stays_what_it_was(kind, vectors, queries):
+    index = built(kind, vectors[:2000])
+    before = index.search(queries, 20, 150, num_threads=1)
+    more = index.extended(vectors[2000:2700], num_threads=1).extended(vectors[2700:], num_threads=1)
+    other = index.extended(vectors[::-1][:900].copy(), num_threads=1)
+    assert (index.num_rows, more.num_rows, other.num_rows) == (2000, SIZE, 2900)
+    for a, b in zip(index.search(queries, 20, 150, num_threads=1), before, strict=True):
+        np.testing.assert_array_equal(a, b)
+    assert recall(more.search(queries, 20, 150, num_threads=1), vectors, queries, 20) > 0.97
+    mixed = np.concatenate([vectors[:2000], vectors[::-1][:900]])
+    assert recall(other.search(queries, 20, 150, num_threads=1), mixed, queries, 20) > 0.97
 
 
 def test_vectors_beyond_the_radius_are_found(vectors, queries, rng):
@@ -109,83 +132,79 @@ def test_vectors_beyond_the_radius_are_found(vectors, queries, rng):
     far[:, -1] = 0
     far *= 2 * np.linalg.norm(vectors[0]) / np.linalg.norm(far, axis=1, keepdims=True)
     mixed = np.concatenate([vectors[:1000], far, vectors[1000:]])
-    index = HnswCandidates.create(16, OPTIONS)
-    index.add(mixed, first=0, num_threads=1)
-    index.finish()
-    assert len(index._links) == len(mixed)
+    index = built(hnsw, mixed)
+    assert index.structure.num_rows == len(mixed)
     assert recall(index.search(queries, 20, 150, num_threads=1), mixed, queries, 20) > 0.95
 
 
 def test_take(kind, vectors, tmp_path):
-    index = kind.create(16, OPTIONS)
-    index.add(vectors, first=0, num_threads=1)
-    index.finish()
-    index.save(tmp_path)
-    for some in (index, kind.load(tmp_path, 16, np.empty(0, np.int64))):
-        np.testing.assert_array_equal(some.take(np.array([7, 3])), vectors[[7, 3]])
+    index = built(kind, vectors[:2500], vectors[2500:2900]).extended(vectors[2900:], num_threads=1)
+    rows = np.array([7, 2999, 3, 2899, 2900])
+    for some in (index, saved_and_loaded(kind, index, tmp_path)):
+        np.testing.assert_array_equal(some.take(rows), vectors[rows])
         assert some.take(np.empty(0, np.int64)).shape == (0, 16)
 
 
-def test_a_loaded_graph_stays_itself_when_its_folder_gets_another(vectors, queries, tmp_path):
-    index, other = (HnswCandidates.create(16, OPTIONS) for _ in range(2))
-    index.add(vectors, first=0, num_threads=1)
-    index.finish()
-    index.save(tmp_path)
-    loaded = HnswCandidates.load(tmp_path, 16, np.empty(0, np.int64))
-    other.add(vectors[::-1].copy(), first=0, num_threads=1)
+@pytest.mark.skipif(os.name == "nt", reason="Windows keeps the name of a file that is open")
+def test_a_loaded_graph_stays_itself_when_its_files_are_gone(vectors, queries, tmp_path):
+    index = saved_and_loaded(hnsw, built(hnsw, vectors), tmp_path)
     for file in tmp_path.iterdir():
         file.unlink()
-    other.save(tmp_path)
-    np.testing.assert_array_equal(loaded.take(np.array([5])), vectors[[5]])
-    loaded.save(tmp_path)
-    again = HnswCandidates.load(tmp_path, 16, np.empty(0, np.int64))
-    np.testing.assert_array_equal(again.take(np.array([5])), vectors[[5]])
+    np.testing.assert_array_equal(index.take(np.array([5])), vectors[[5]])
+    assert recall(index.search(queries, 20, 150, num_threads=1), vectors, queries, 20) > 0.97
+    more = index.extended(vectors[:1500], num_threads=1)  # which hnswlib takes into the graph
+    assert more.structure.num_rows == SIZE + 1500
+    again = saved_and_loaded(hnsw, more, tmp_path)
+    np.testing.assert_array_equal(again.take(np.array([5, SIZE + 7])), vectors[[5, 7]])
 
 
 @pytest.mark.skipif(os.name == "nt", reason="Windows has no such limits")
-def test_no_room_for_the_graph(vectors, queries, tmp_path):
-    """A file that hnswlib could not write whole is noticed, and the graph stays what it was."""
+def test_no_room_for_the_graph(vectors, queries, tmp_path, caplog):
+    """A file that hnswlib could not write whole is noticed; what was there stays, and new documents are scanned."""
     import resource
     import signal
 
-    index = HnswCandidates.create(16, OPTIONS)
-    index.add(vectors, first=0, num_threads=1)
-    before = index.search(queries, 20, 100, num_threads=1)
+    index = built(hnsw, vectors[:2000])
     limits, handler = resource.getrlimit(resource.RLIMIT_FSIZE), signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
     resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, limits[1]))
     try:
         with pytest.raises(OSError, match="no room left"):
-            index.finish()
-        with pytest.raises(OSError, match="no room left"):
-            index.save(tmp_path)
+            built(hnsw, vectors)
+        more = index.extended(np.concatenate([vectors[2000:], vectors[:500]]), num_threads=1)
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
         signal.signal(signal.SIGXFSZ, handler)
-    for a, b in zip(index.search(queries, 20, 100, num_threads=1), before, strict=True):
-        np.testing.assert_array_equal(a, b)
-    index.finish()
-    assert len(index._links) == SIZE
+    assert "scanned until there is room" in caplog.text
+    assert (more.structure.num_rows, more.num_rows) == (2000, 3500)
+    assert recall(more.search(queries, 20, 150, num_threads=1), np.concatenate([vectors, vectors[:500]]), queries, 20) > 0.97
+    assert more.extended(vectors[:1], num_threads=1).structure.num_rows == 3501
 
 
 def test_documents_without_links_are_scanned_until_there_are_many(vectors, queries):
-    index = HnswCandidates.create(16, OPTIONS)
-    index.add(vectors[:2000], first=0, num_threads=1)
-    index.finish()
-    index.add(vectors[2000:], first=2000, num_threads=1)
-    index.finish()
-    assert len(index._links) == 2000
+    index = built(hnsw, vectors[:1000])
+    assert index.structure is None
+    index = built(hnsw, vectors[:2000]).extended(vectors[2000:], num_threads=1)
+    assert index.structure.num_rows == 2000
     assert recall(index.search(queries, 20, 150, num_threads=1), vectors, queries, 20) > 0.97
-    index.add(vectors[:500], first=SIZE, num_threads=1)
-    index.finish()
-    assert len(index._links) == SIZE + 500
+    index = index.extended(vectors[:500], num_threads=1)
+    assert (index.structure.num_rows, index.parts) == (SIZE + 500, [])
+
+
+def test_many_small_additions_make_few_parts(kind, vectors):
+    index = built(kind, vectors[:2000])
+    for row in range(2000, 2300):
+        index = index.extended(vectors[row : row + 1], num_threads=1)
+    assert len(index.parts) <= 10
+    np.testing.assert_array_equal(index.take(np.arange(2300)), vectors[:2300])
 
 
 def test_links_are_those_of_hnswlib(vectors, tmp_path):
-    index = HnswCandidates.create(16, OPTIONS)
-    index.add(vectors[1000:2000], first=0, num_threads=2)
-    index.add(vectors[:1000], first=1000, num_threads=2)  # threads insert in an order of their own
-    state = index._loaded().__getstate__()[0]
-    index._loaded().save_index(str(tmp_path / "graph"))
+    graph = hnswlib.Index("l2", 16)
+    graph.init_index(2000, M=16, ef_construction=100, random_seed=0)
+    graph.add_items(vectors[1000:2000], np.arange(1000), num_threads=2)  # threads insert in an order of their own
+    graph.add_items(vectors[:1000], np.arange(1000, 2000), num_threads=2)
+    state = graph.__getstate__()[0]
+    graph.save_index(str(tmp_path / "graph"))
     links, entries = read_links(tmp_path / "graph", 16, 2000)
     nodes = state["data_level0"].view(np.uint8).reshape(-1, state["size_data_per_element"])
     labels = dict(zip(state["label_lookup_internal"].tolist(), state["label_lookup_external"].tolist(), strict=True))
@@ -206,23 +225,33 @@ def test_links_are_those_of_hnswlib(vectors, tmp_path):
 
 def test_bad_links_and_codes_are_refused(vectors):
     codes, scales = _core.int8_codes(vectors, 1)
+    none = codes[:0], scales[:0]
     links, entries = np.zeros((SIZE, 4), np.int32), np.zeros(1, np.int32)
     query = vectors[:1]
+    graph = _core.CodedGraph(16, codes, scales, links, entries, *none)
+    excluded = np.zeros(SIZE, bool)
+    excluded[:100] = True
+    with pytest.raises(ValueError, match="num_excluded is not the number"):
+        graph.search(query, excluded, 99, SIZE, SIZE, 1)
+    with pytest.raises(ValueError, match="excluded and rows differ"):
+        graph.search(query, excluded[1:], 99, 10, 10, 1)
+    with pytest.raises(ValueError, match="differ in dim"):
+        graph.search(query[:, :8].copy(), None, 0, 10, 10, 1)
     links[0, 0] = SIZE
     with pytest.raises(ValueError, match="a link of the graph is not a node"):
-        _core.CodedGraph(codes, scales, 16, links, entries).search(query, None, 10, 10, 1)
+        _core.CodedGraph(16, codes, scales, links, entries, *none).search(query, None, 0, 10, 10, 1)
     with pytest.raises(ValueError, match="an entry of the graph is not a node"):
-        _core.CodedGraph(codes, scales, 16, links, np.array([-1], np.int32)).search(query, None, 10, 10, 1)
+        _core.CodedGraph(16, codes, scales, links, np.array([-1], np.int32), *none).search(query, None, 0, 10, 10, 1)
     with pytest.raises(ValueError, match="codes and scales differ"):
-        _core.CodedGraph(codes, scales[1:], 16, links, entries)
+        _core.CodedGraph(16, codes, scales[1:], links, entries, *none)
+    with pytest.raises(ValueError, match="codes and links differ"):
+        _core.CodedGraph(16, codes, scales, links[1:], entries, *none)
     with pytest.raises(ValueError, match="stride"):
-        _core.CodedGraph(codes, scales, 65, links, entries)
-    with pytest.raises(ValueError, match="differ in dim"):
-        _core.CodedGraph(codes, scales, 16, links, entries).search(query[:, :8].copy(), None, 10, 10, 1)
+        _core.CodedGraph(65, codes, scales, links, entries, *none)
 
 
 def test_empty(kind, queries):
-    assert [len(f) for f in kind.create(16, OPTIONS).search(queries, 5, 5, num_threads=1)] == [0] * len(queries)
+    assert [len(f) for f in built(kind).search(queries, 5, 5, num_threads=1)] == [0] * len(queries)
 
 
 def test_unknown_kind():

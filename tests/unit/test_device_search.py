@@ -7,16 +7,17 @@ import pytest
 import torch
 
 import lemur_ann.device_search
+from lemur_ann import Hits
 from lemur_ann.device_search import DeviceSearch
 from lemur_ann.inputs import read_queries
 
 
 def on_cpu_tensors(index, queries, k, num_candidates):
-    learned = index._fitted()
-    live = np.setdiff1d(np.arange(len(index._store)), index._ids.deleted)
-    search = DeviceSearch(learned.encoder, learned.candidates.take(live), index._store, live, "cpu")
+    learned = index._snapshot.learned
+    live = np.setdiff1d(np.arange(len(index._snapshot.store)), index._snapshot.deleted.rows)
+    search = DeviceSearch(learned.encoder, learned.candidates.take(live), index._snapshot.store, live, "cpu")
     found = search.search(read_queries(queries), k, num_candidates)
-    return [index._hits(documents, scores) for documents, scores in found]
+    return [Hits(index._snapshot.ids.column.take(rows), scores) for rows, scores in found]
 
 
 @pytest.mark.parametrize("step", [1, 2**26])

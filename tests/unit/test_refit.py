@@ -107,7 +107,7 @@ def test_it_learns_what_a_fit_would(small_index, make_matrices):
     index.refit(training, num_threads=1, **options, seed=0)
     fresh = LemurIndex(**options).fit(documents, queries=training, num_threads=1)
     assert index.options == fresh.options
-    np.testing.assert_array_equal(index._learned.candidates.vectors, fresh._learned.candidates.vectors)
+    np.testing.assert_array_equal(index._snapshot.learned.candidates.vectors, fresh._snapshot.learned.candidates.vectors)
     assert bits(index.search(queries)) == bits(fresh.search(queries))
 
 
@@ -140,7 +140,7 @@ def test_another_kind_of_candidates(small_index, make_matrices, tmp_path):
     index, _, queries = small_index(candidates="hnsw")
     index.refit(make_matrices(40), candidates="exact", ef_search=77)
     index.save(tmp_path / "i")
-    assert (tmp_path / "i/vectors.safetensors").exists()
+    assert list((tmp_path / "i").glob("vectors-*.safetensors"))
     assert bits(LemurIndex.load(tmp_path / "i").search(queries)) == bits(index.search(queries))
     assert index.health(queries).ef_search == 77
 
@@ -173,15 +173,16 @@ STAGES = [
     "lemur_ann.learning.train_feature_map",
     "lemur_ann.learning.Reduction.learn",
     "lemur_ann.index.kind_of",
-    "lemur_ann.candidates.hnsw.HnswCandidates.add",
-    "lemur_ann.candidates.hnsw.HnswCandidates.delete",
+    "lemur_ann.candidates.hnsw.HnswBuilder.add",
+    "lemur_ann.candidates.hnsw.HnswBuilder.finish",
+    "lemur_ann.index.LemurIndex._publish",
 ]
 
 
 @pytest.mark.parametrize("stage", STAGES)
 def test_an_interrupted_refit_leaves_the_old_map(small_index, make_matrices, monkeypatch, tmp_path, stage):
     index, _, queries = small_index()
-    before, learned, options = bits(index.search(queries)), index._learned, index.options
+    before, learned, options = bits(index.search(queries)), index._snapshot.learned, index.options
 
     def interrupt(*_, **__):
         raise KeyboardInterrupt
@@ -190,7 +191,7 @@ def test_an_interrupted_refit_leaves_the_old_map(small_index, make_matrices, mon
         patch.setattr(stage, interrupt)
         with pytest.raises(KeyboardInterrupt):
             index.refit(make_matrices(50), rank=9, num_features=32)
-    assert index._learned is learned
+    assert index._snapshot.learned is learned
     assert index.options == options
     assert bits(index.search(queries)) == before
     index.save(tmp_path / "i")
@@ -269,28 +270,27 @@ def test_a_document_deleted_meanwhile_stays_deleted(small_index, make_matrices, 
     assert index.search(documents[8], k=1, num_candidates=150).ids[0] == "doc-8"
 
 
-def test_documents_added_meanwhile_are_not_lost(small_index, make_matrices, monkeypatch):
-    """A change must not run beside a refit; if one does, the old map, which has the document, stays."""
-    index, _, _ = small_index()
+def test_documents_added_meanwhile_are_in_the_new_map(small_index, make_matrices, monkeypatch):
     import lemur_ann.learning
 
+    index, documents, _ = small_index()
     learn = lemur_ann.learning.fit_encoder
-    (late,) = make_matrices(1)
+    late = make_matrices(2)
 
-    def fit_and_add(*arguments, **named):
+    def fit_and_change(*arguments, **named):
         result = learn(*arguments, **named)
-        index.add([late], ids=["late"])
+        worker = threading.Thread(target=lambda: index.add(late, ids=["a", "b"]).delete(["b", "doc-4"]))
+        worker.start()
+        worker.join()
         return result
 
-    learned = index._learned
     with monkeypatch.context() as patch:
-        patch.setattr(lemur_ann.learning, "fit_encoder", fit_and_add)
-        with pytest.raises(RuntimeError, match="held 200 rows when refit began and holds 201 now; the old map stays"):
-            index.refit(make_matrices(40))
-    assert index._learned is learned
-    assert index.search(late, k=1, num_candidates=150).ids[0] == "late"
-    index.refit(make_matrices(40))
-    assert index.search(late, k=1, num_candidates=150).ids[0] == "late"
+        patch.setattr(lemur_ann.learning, "fit_encoder", fit_and_change)
+        index.refit(make_matrices(40), rank=7)
+    assert (index.encoder.dim, len(index)) == (8, 200)
+    assert index.search(late[0], k=1, num_candidates=150).ids[0] == "a"
+    assert not {"b", "doc-4"} & set(index.search(documents[4], k=199, num_candidates=199).ids.tolist())
+    assert index.health().recent.num_documents == 1
 
 
 @pytest.mark.parametrize(
@@ -309,11 +309,11 @@ def test_documents_added_meanwhile_are_not_lost(small_index, make_matrices, monk
 )
 def test_bad_arguments_start_nothing(small_index, monkeypatch, arguments, error, message):
     index, _, queries = small_index()
-    before, learned = bits(index.search(queries)), index._learned
+    before, learned = bits(index.search(queries)), index._snapshot.learned
     monkeypatch.setattr("lemur_ann.learning.fit_encoder", lambda *_, **__: pytest.fail("it began to learn"))
     with pytest.raises(error, match=message):
         index.refit(**arguments)
-    assert index._learned is learned
+    assert index._snapshot.learned is learned
     assert bits(index.search(queries)) == before
 
 

@@ -15,7 +15,7 @@ def store_of(matrices, sizes, coded=False):
     store, begin = TokenStore(coded=coded), 0
     for size in sizes:
         (batch,) = read_documents(matrices[begin : begin + size])
-        store.append(batch.tokens, batch.offsets)
+        store = store.extended(batch.tokens, batch.offsets)
         begin += size
     return store
 
@@ -27,7 +27,7 @@ def test_write_and_open(make_matrices, tmp_path, dtype, monkeypatch):
     store = store_of(matrices, [50])
     store.write(tmp_path / "tokens.arrow")
     opened = TokenStore.open(tmp_path / "tokens.arrow")
-    assert len(opened._chunks) > 3
+    assert len(opened.chunks) > 3
     assert (len(opened), opened.dim, opened.dtype, opened.num_tokens) == (50, 16, dtype, store.num_tokens)
     for i, matrix in enumerate(matrices):
         np.testing.assert_array_equal(opened[i], matrix)
@@ -36,7 +36,7 @@ def test_write_and_open(make_matrices, tmp_path, dtype, monkeypatch):
 def codes_of(store):
     """The codes of each document."""
     found = []
-    for chunk in store._chunks:
+    for chunk in store.chunks:
         for begin, end in zip(chunk.offsets[:-1], chunk.offsets[1:], strict=True):
             found.append([array[begin:end] for array in chunk.codes])
     return found
@@ -53,14 +53,13 @@ def test_codes_follow_their_tokens(make_matrices, tmp_path, dtype, monkeypatch):
             for got, expected in zip(codes, _core.token_codes(matrix, 1), strict=True):
                 np.testing.assert_array_equal(got, expected)
     plain = TokenStore.open(tmp_path / "tokens.arrow")
-    assert plain._chunks[0].codes is None
+    assert plain.chunks[0].codes is None
 
 
 def test_codes_of_a_slice_of_tokens(make_matrices):
     matrices = make_matrices(6)
     tokens, offsets = np.concatenate(matrices), np.concatenate([[0], np.cumsum([len(m) for m in matrices])])
-    store = TokenStore(coded=True)
-    store.append(tokens, offsets[2:5])
+    store = TokenStore(coded=True).extended(tokens, offsets[2:5])
     assert len(store) == 2
     for i in (0, 1):
         np.testing.assert_array_equal(store[i], matrices[2 + i])
@@ -86,7 +85,7 @@ def test_opened_file_is_ordinary_arrow(make_matrices, tmp_path):
 def test_many_small_additions_stay_few_chunks(make_matrices):
     matrices = make_matrices(300, low=2, high=2)
     store = store_of(matrices, [1] * 300)
-    assert len(store._chunks) <= 10
+    assert len(store.chunks) <= 10
     for i in (0, 17, 255, 299):
         np.testing.assert_array_equal(store[i], matrices[i])
     with pytest.raises(IndexError):
@@ -115,3 +114,27 @@ def test_truncated_files_are_refused(make_matrices, tmp_path, keep):
 def test_empty_store(tmp_path):
     TokenStore().write(tmp_path / "t.arrow")
     assert len(TokenStore.open(tmp_path / "t.arrow")) == 0
+
+
+@pytest.mark.parametrize("coded", [False, True])
+def test_parts_and_what_is_left(make_matrices, rng, coded, monkeypatch):
+    monkeypatch.setattr(tokens_module, "BYTES_TO_MERGE", 16 * 4 * 100)  # several chunks
+    matrices = make_matrices(90)
+    store = store_of(matrices, [20, 20, 20, 5, 25], coded)
+    assert len(store.chunks) > 2
+    for begin, end in [(0, 90), (3, 4), (15, 77), (20, 40), (90, 90)]:
+        part = TokenStore(store.part(begin, end), coded=coded)
+        assert len(part) == end - begin
+        for i in range(end - begin):
+            np.testing.assert_array_equal(part[i], matrices[begin + i])
+        if coded and len(part):
+            np.testing.assert_array_equal(codes_of(part)[-1][0], _core.token_codes(matrices[end - 1], 1)[0])
+    dropped = rng.random(90) < 0.4
+    dropped[20:40] = False
+    left = store.without(dropped)
+    for got, expected in zip(range(len(left)), np.flatnonzero(~dropped), strict=True):
+        np.testing.assert_array_equal(left[got], matrices[expected])
+    assert any(chunk is store.chunks[1] for chunk in left.chunks), "a chunk that loses nothing stays where it lies"
+    assert len(store.without(np.ones(90, bool))) == 0
+    column = store.to_arrow(np.array([7, 3, 89]))
+    np.testing.assert_array_equal(np.array(column[2].as_py(), np.float32), matrices[89])

@@ -1,7 +1,8 @@
 // Candidates: the rows of largest inner product with a query, found by best-first search of a neighbourhood graph.
 //
 // Vectors are kept as int8 codes (int8.hpp), a quarter of the memory that the search has to read; candidates are ranked
-// by exact scores afterwards. The graph may cover the first rows only: those that came since are scanned.
+// by exact scores afterwards. The graph covers the first rows: those that came since are scanned. Where most rows are
+// excluded, those that are not are scanned.
 #pragma once
 
 #include <cstdint>
@@ -26,10 +27,10 @@ struct Graph {
 };
 
 struct CandidateSearch {
-  CodedVectors vectors;
+  CodedVectors nodes;   // of the graph: as many as it has
+  CodedVectors recent;  // the rows after them, which have no links
   Graph graph;
-  const std::uint8_t* excluded =
-      nullptr;  // (vectors.size,): rows to pass through but never return where not 0; or null
+  const std::uint8_t* excluded = nullptr;  // (size(),): rows to pass through but never return where not 0; or null
   std::int64_t num_excluded = 0;
   std::int64_t num_candidates = 0;
   std::int64_t beam = 0;  // rows the search keeps in view, excluded ones left out of the count
@@ -38,6 +39,7 @@ struct CandidateSearch {
   // not excluded) of them each. Throws std::invalid_argument where a link or an entry is not a node.
   void run(const float* queries, std::int64_t num_queries, std::int64_t* out, int num_threads) const;
 
+  std::int64_t size() const { return nodes.size + recent.size; }
   std::int64_t num_found() const;
 };
 

@@ -1,0 +1,120 @@
+"""How a snapshot is searched: candidates, then exact MaxSim."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
+
+import numpy as np
+import numpy.typing as npt
+
+from lemur_ann import _core
+from lemur_ann import _validate as validate
+from lemur_ann.hits import Hits
+from lemur_ann.inputs import QueryBatch, to_offsets
+from lemur_ann.rows import RowSet
+from lemur_ann.snapshot import Learned, Snapshot
+
+if TYPE_CHECKING:
+    from lemur_ann.device_search import DeviceSearch
+    from lemur_ann.options import Options
+    from lemur_ann.tuning import Tuned
+
+SCORES_PER_BLOCK = 2**24  # of an exact search: 64 MiB
+MANY = 0.25  # of the documents: that many of them are scored all together, with those that a filter keeps out
+
+
+def search(
+    snapshot: Snapshot,
+    queries: QueryBatch,
+    k: int,
+    num_candidates: int,
+    ef_search: int,
+    num_threads: int,
+    *,
+    excluded: RowSet,
+    exact: bool = False,
+    device_search: DeviceSearch | None = None,
+) -> list[Hits]:
+    """The hits of each query among the rows that are not excluded; by their exact scores all, where ``exact``."""
+    tokens = np.ascontiguousarray(queries.tokens, dtype=np.float32)
+    num_matching = len(excluded) - excluded.count
+    if num_matching == 0 or len(queries) == 0:
+        return [_hits(snapshot, np.empty(0, np.int64), np.empty(0, np.float32)) for _ in range(len(queries))]
+    learned = snapshot.learned
+    if exact or learned is None or (num_candidates >= num_matching and excluded is snapshot.deleted):
+        rows = None if num_matching >= MANY * len(excluded) else excluded.others
+        found = []
+        for scores in exact_scores(snapshot, tokens, queries.offsets, num_threads, excluded, rows):
+            best = _core.top_k(scores, k)
+            found.append(_hits(snapshot, best if rows is None else rows[best], scores[best]))
+        return found
+    if num_candidates >= num_matching:
+        candidates = [excluded.others] * len(queries)
+    elif device_search is not None:
+        batch = QueryBatch(tokens, queries.offsets)
+        return [_hits(snapshot, *found) for found in device_search.search(batch, k, num_candidates, excluded)]
+    else:
+        encoded = learned.encoder.encode_queries(tokens, queries.offsets, num_threads=num_threads)
+        candidates = learned.candidates.search(encoded, num_candidates, ef_search, num_threads=num_threads, excluded=excluded)
+        candidates = [np.sort(found) for found in candidates]  # read tokens in the order they lie
+    bounds = to_offsets([len(found) for found in candidates])
+    rows, scores, counts = _core.rerank(
+        tokens, queries.offsets, snapshot.store.documents, np.concatenate(candidates), bounds, k, num_threads
+    )
+    return [_hits(snapshot, rows[i, :count], scores[i, :count]) for i, count in enumerate(counts.tolist())]
+
+
+def exact_scores(
+    snapshot: Snapshot,
+    tokens: npt.NDArray[np.float32],
+    offsets: npt.NDArray[np.int64],
+    num_threads: int,
+    excluded: RowSet,
+    rows: npt.NDArray[np.int64] | None = None,
+) -> Iterator[npt.NDArray[np.float32]]:
+    """For each query float32 (num_rows,): the score of every document, -inf for excluded ones; or of some ``rows`` only."""
+    documents = snapshot.store.documents if rows is None else snapshot.store.select(rows)
+    out = excluded.rows if rows is None else np.empty(0, np.int64)
+    step = max(SCORES_PER_BLOCK // (len(excluded) if rows is None else len(rows)), 1)
+    for begin in range(0, len(offsets) - 1, step):
+        scores = _core.scores(tokens, offsets[begin : begin + step + 1], documents, num_threads)
+        scores[:, out] = -np.inf
+        yield from scores
+
+
+def search_options(
+    learned: Learned | None,
+    options: Options,
+    k: int,
+    num_candidates: int | None,
+    ef_search: int | None,
+    target_recall: float | None = None,
+) -> tuple[int, int]:
+    """How many candidates to rerank, and the beam to find them with; ``options`` are those before fit."""
+    if target_recall is not None:
+        if num_candidates is not None or ef_search is not None:
+            raise TypeError("target_recall= takes the place of num_candidates= and ef_search=; pass one or the other")
+        num_candidates, ef_search = _tuned_for(() if learned is None else learned.tuned, target_recall, k)
+    options = options if learned is None else learned.options
+    count = options.num_candidates if num_candidates is None else num_candidates
+    count = max(validate.positive_int(count, "num_candidates"), k)
+    beam = options.ef_search if ef_search is None else ef_search
+    return count, count if beam is None else max(validate.positive_int(beam, "ef_search"), count)
+
+
+def _tuned_for(tuned: tuple[Tuned, ...], target_recall: float, k: int) -> tuple[int, int]:
+    """(num_candidates, ef_search) of the least that was tuned for this recall."""
+    target = validate.share(target_recall, "target_recall")
+    enough = [t for t in tuned if t.target_recall >= target and t.k >= k]
+    if not enough:
+        known = ", ".join(f"{t.target_recall} at k {t.k}" for t in tuned) or "nothing yet"
+        raise ValueError(
+            f"the index is not tuned for target_recall {target} at k {k}, but for: {known}; call tune(queries, {target}, k={k})"
+        )
+    best = min(enough, key=lambda t: (t.k, t.target_recall))
+    return best.num_candidates, best.ef_search
+
+
+def _hits(snapshot: Snapshot, rows: npt.NDArray[np.int64], scores: npt.NDArray[np.float32]) -> Hits:
+    return Hits(snapshot.ids.column.take(rows), scores)

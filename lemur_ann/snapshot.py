@@ -1,0 +1,128 @@
+"""All that a search reads, at one moment. Nothing in it changes: a change makes another, which shares what stays."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, replace
+from functools import cached_property
+from typing import TYPE_CHECKING
+
+import numpy as np
+import pyarrow as pa
+
+from lemur_ann.candidates import CandidateIndex, kind_of
+from lemur_ann.ids import IdColumn, IdMap
+from lemur_ann.inputs import DocumentBatch
+from lemur_ann.intake import joined_metadata, rows_of
+from lemur_ann.rows import Rows, RowSet
+from lemur_ann.tokens import TokenStore
+from lemur_ann.tuning import Tuned
+
+if TYPE_CHECKING:
+    from lemur_ann.encoder import LemurEncoder
+    from lemur_ann.options import Options
+    from lemur_ann.progress import Task
+
+ROWS_PER_BLOCK = 16_384  # of vectors, when a candidate index is made of another's
+
+
+@dataclass(frozen=True, eq=False)
+class Learned:
+    """A learned map and the candidates it made."""
+
+    options: Options
+    encoder: LemurEncoder
+    candidates: CandidateIndex
+    num_rows: int  # that there were when it learned, deleted ones included; documents after them are recent
+    tuned: tuple[Tuned, ...] = ()
+
+
+@dataclass(frozen=True, eq=False)
+class Snapshot:
+    """Documents by row: tokens, ids, metadata, which are deleted; and what was learned of them."""
+
+    store: TokenStore
+    ids: IdMap
+    metadata: pa.Table | None
+    deleted: RowSet
+    learned: Learned | None = None
+
+    @classmethod
+    def empty(cls, *, coded: bool) -> Snapshot:
+        """No documents."""
+        return cls(TokenStore(coded=coded), IdMap(), None, RowSet.none(0))
+
+    @property
+    def num_rows(self) -> int:
+        """Documents, deleted ones included."""
+        return len(self.deleted)
+
+    @property
+    def num_documents(self) -> int:
+        """Documents that are not deleted."""
+        return len(self.deleted) - self.deleted.count
+
+    @cached_property
+    def live(self) -> Rows:
+        """The rows that are not deleted, ascending."""
+        return self.deleted.others
+
+    def with_documents(
+        self, batches: list[DocumentBatch], metadata: pa.Table | None, replaced: Rows, num_threads: int
+    ) -> Snapshot:
+        """With checked documents (see intake.py) at the end, and the metadata of all; ``replaced`` rows are deleted."""
+        if not batches:
+            return replace(self, metadata=metadata)
+        store, new = self.store, TokenStore(coded=self.store.coded)
+        for batch in batches:
+            new = new.extended(batch.tokens, batch.offsets, batch.codes, num_threads=num_threads)
+        for chunk in new.chunks:
+            store = store.extended(*chunk)
+        learned = self.learned
+        if learned is not None:
+            vectors = learned.encoder.encode_documents(new, num_threads=num_threads)
+            learned = replace(learned, candidates=learned.candidates.extended(vectors, num_threads=num_threads))
+        deleted = self.deleted.with_rows(replaced).extended(len(store))
+        ids = self.ids.changed(replaced, pa.concat_arrays([batch.ids for batch in batches]), deleted)
+        return Snapshot(store, ids, metadata, deleted, learned)
+
+    def without(self, rows: Rows) -> Snapshot:
+        """With these rows deleted too."""
+        deleted = self.deleted.with_rows(rows)
+        return replace(self, ids=self.ids.changed(rows, None, deleted), deleted=deleted)
+
+    def compacted(self, num_threads: int, task: Task, directory: str | None = None) -> Snapshot:
+        """The documents that are not deleted, with the same vectors in a candidate index made anew."""
+        kept, learned = self.live, self.learned
+        if learned is not None:
+            candidates, options = learned.candidates, learned.options
+            builder = kind_of(options.candidates).builder(learned.encoder.dim, asdict(options), len(kept), directory)
+            for begin in range(0, len(kept), ROWS_PER_BLOCK):
+                block = kept[begin : begin + ROWS_PER_BLOCK]
+                builder.add(candidates.take(block), num_threads=num_threads)
+                task.advance(len(block))
+            num_rows = int(np.searchsorted(kept, learned.num_rows))
+            learned = replace(learned, candidates=builder.finish(), num_rows=num_rows)
+        return Snapshot(
+            self.store.without(self.deleted.mask, directory),
+            IdMap(IdColumn([self.ids.column.take_array(kept)])),
+            None if self.metadata is None else self.metadata.take(pa.array(kept)),
+            RowSet.none(len(kept)),
+            learned,
+        )
+
+    def with_changes(self, before: Snapshot, after: Snapshot, num_threads: int) -> Snapshot:
+        """This one, made of what was not deleted in ``before``, with what was added and deleted from then on to ``after``."""
+        later = np.arange(before.num_rows, after.num_rows)
+        deleted = RowSet.of(after.deleted.mask[np.concatenate([before.live, later])])
+        column, metadata, store, learned = self.ids.column, self.metadata, self.store, self.learned
+        if len(later):
+            column = column.extended(after.ids.column.take_array(later))
+            new = None if after.metadata is None else after.metadata.take(pa.array(later))
+            metadata = joined_metadata(metadata, self.num_rows, [rows_of(new, len(later))])
+            for chunk in after.store.part(before.num_rows, after.num_rows):
+                store = store.extended(*chunk)
+        if learned is not None and after.learned is not None:
+            vectors = after.learned.candidates.take(later)
+            candidates = learned.candidates.extended(vectors, num_threads=num_threads)
+            learned = replace(learned, candidates=candidates, tuned=after.learned.tuned)
+        return Snapshot(store, IdMap(column, deleted), metadata, deleted, learned)

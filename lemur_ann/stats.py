@@ -1,0 +1,118 @@
+"""What an index takes in memory and on disk, by part."""
+
+from __future__ import annotations
+
+import mmap
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+
+from lemur_ann.snapshot import Snapshot
+
+MAPS, PAGEMAP = Path("/proc/self/maps"), Path("/proc/self/pagemap")
+
+
+@dataclass(frozen=True)
+class Part:
+    """A part of an index, in bytes.
+
+    Attributes:
+        size: of all of it.
+        mapped: of that, what is in mapped files and is read when it is first used; the rest is in memory.
+        resident: what of ``size`` is in memory now. The system may take back what is mapped at any time.
+
+    The last two are asked of the operating system, and None where that is not Linux.
+    """
+
+    size: int
+    mapped: int | None
+    resident: int | None
+
+
+@dataclass(frozen=True)
+class Stats:
+    """What :meth:`lemur_ann.LemurIndex.stats` found.
+
+    Attributes:
+        num_documents, num_deleted, num_tokens: documents, those deleted and not yet compacted away, and tokens of both.
+        parts: by name: tokens, token codes, candidates (codes, links and vectors), learned map, ids, metadata.
+    """
+
+    num_documents: int
+    num_deleted: int
+    num_tokens: int
+    parts: dict[str, Part]
+
+    @property
+    def resident(self) -> int | None:
+        """Bytes in memory now, of all parts."""
+        known = [part.resident for part in self.parts.values()]
+        return None if None in known else sum(r for r in known if r is not None)
+
+    def __str__(self) -> str:
+        lines = [f"{self.num_documents:,} documents, {self.num_deleted:,} deleted, {self.num_tokens:,} tokens"]
+        for name, part in self.parts.items():
+            mapped = "" if part.mapped is None else f", {part.mapped / 1e6:,.1f} MB of it mapped"
+            resident = "" if part.resident is None else f", {part.resident / 1e6:,.1f} MB in memory"
+            lines.append(f"{name}: {part.size / 1e6:,.1f} MB{mapped}{resident}")
+        return "\n".join(lines)
+
+
+def measured(snapshot: Snapshot) -> Stats:
+    """The parts of a snapshot."""
+    memory = _Memory()
+    chunks, ids, learned = snapshot.store.chunks, snapshot.ids, snapshot.learned
+    parts = {"tokens": memory.part([array for chunk in chunks for array in (chunk.tokens, chunk.offsets)])}
+    codes = [array for chunk in chunks if chunk.codes is not None for array in chunk.codes]
+    if codes:
+        parts["token codes"] = memory.part(codes)
+    if learned is not None:
+        parts["candidates"] = memory.part(learned.candidates.arrays)
+        parts["learned map"] = memory.part(list(learned.encoder.arrays().values()), learned.encoder.packed_bytes)
+    parts["ids"] = memory.part(_buffers(ids.column.array), ids.size_of_rows)
+    if snapshot.metadata is not None:
+        parts["metadata"] = memory.part([b for column in snapshot.metadata.columns for b in _buffers(column)])
+    return Stats(snapshot.num_documents, snapshot.deleted.count, snapshot.store.num_tokens, parts)
+
+
+def _buffers(column: pa.ChunkedArray) -> list[npt.NDArray[Any]]:
+    return [np.frombuffer(b, np.uint8) for chunk in column.chunks for b in chunk.buffers() if b is not None and b.size]
+
+
+class _Memory:
+    """Which addresses of this process are mapped files, and which of its pages are in memory, as Linux tells it."""
+
+    def __init__(self) -> None:
+        self._page = mmap.PAGESIZE
+        self._begins, self._ends = np.empty(0, np.uint64), np.empty(0, np.uint64)
+        self._is_known = MAPS.exists() and PAGEMAP.exists()
+        if self._is_known:
+            lines = [line.split() for line in MAPS.read_text().splitlines()]
+            ranges = [line[0].split("-") for line in lines if line[4] != "0"]  # which have an inode
+            self._begins, self._ends = (np.array([int(r[i], 16) for r in ranges], np.uint64) for i in (0, 1))
+
+    def part(self, arrays: list[npt.NDArray[Any]], more: int = 0) -> Part:
+        """Of arrays without gaps, and ``more`` bytes that lie in memory elsewhere."""
+        size = mapped = resident = more
+        mapped -= more
+        for array in arrays:
+            size += array.nbytes
+            if array.nbytes == 0:
+                continue
+            address = array.__array_interface__["data"][0]
+            if self._is_known:
+                place = int(np.searchsorted(self._begins, address, side="right")) - 1
+                mapped += array.nbytes * bool(place >= 0 and address < self._ends[place])
+                resident += min(self._resident(address, array.nbytes), array.nbytes)
+        return Part(size, mapped if self._is_known else None, resident if self._is_known else None)
+
+    def _resident(self, address: int, size: int) -> int:
+        first, last = address // self._page, (address + size - 1) // self._page
+        with PAGEMAP.open("rb", buffering=0) as file:
+            file.seek(8 * first)
+            entries = np.frombuffer(file.read(8 * (last - first + 1)), np.uint64)
+        return int(np.count_nonzero(entries >> np.uint64(63))) * self._page
