@@ -15,6 +15,7 @@ from rich.table import Table
 
 import lemur_ann
 from lemur_ann import storage
+from lemur_ann.errors import CorruptIndex
 from lemur_ann.evaluation import Evaluation
 from lemur_ann.health import Health, MapFit
 from lemur_ann.options import Options
@@ -44,6 +45,14 @@ app = typer.Typer(
       lemur-ann tune my_index other_queries.parquet --target-recall 0.95
 
       lemur-ann health my_index --queries recent_queries.parquet
+
+    [bold]An index that lives:[/bold]
+
+      lemur-ann add my_index more_docs.parquet
+
+      lemur-ann delete my_index doc-17 doc-18
+
+      lemur-ann verify my_index
     """,
 )
 console = Console(markup=False)  # texts and ids are shown as they are
@@ -226,6 +235,63 @@ def tune(
 
 
 @app.command()
+def add(
+    path: IndexDir,
+    documents: Annotated[Path, typer.Argument(help="Documents, with a column 'tokens', and as the index has them 'id'.")],
+    upsert: Annotated[bool, typer.Option("--upsert", help="Replace documents that have these ids already.")] = False,
+    threads: Threads = None,
+) -> None:
+    """Add documents to a saved index, for good once the command ends; searches in other processes go on."""
+    with lemur_ann.LemurIndex.open(path) as index:
+        before, start = len(index), time.perf_counter()
+        (index.upsert if upsert else index.add)(documents, num_threads=threads)
+        console.print(f"{before:,} documents before, {len(index):,} now, in {time.perf_counter() - start:.1f} s")
+
+
+@app.command()
+def delete(
+    path: IndexDir,
+    ids: Annotated[list[str] | None, typer.Argument(help="Ids of documents.")] = None,
+    ids_from: Annotated[Path | None, typer.Option(help="A file with a column 'id', instead.", exists=True)] = None,
+) -> None:
+    """Delete documents from a saved index, for good once the command ends."""
+    if bool(ids) == (ids_from is not None):
+        raise ValueError("delete takes ids or --ids-from, one of the two")
+    with lemur_ann.LemurIndex.open(path) as index:
+        named: Any = ids if ids_from is None else open_path(ids_from).to_table(columns=["id"]).column("id")
+        if ids_from is None and pa.types.is_integer(index.ids().type):
+            named = pa.array(ids, pa.string()).cast(pa.int64())
+        console.print(f"{index.delete(named):,} documents deleted, {len(index):,} left")
+
+
+@app.command()
+def compact(path: IndexDir, threads: Threads = None) -> None:
+    """Take back the space of deleted documents."""
+    with lemur_ann.LemurIndex.open(path) as index:
+        index.compact(num_threads=threads)
+        console.print(f"{len(index):,} documents, and none deleted")
+
+
+@app.command()
+def verify(path: IndexDir) -> None:
+    """Read every file of a saved index and compare it with its checksum; then what the files say with each other."""
+    manifest = storage.read_manifest(path)
+    damaged = 0
+    for name, entry in manifest["files"].items():
+        try:
+            storage.check_files(path, {name: entry}, verify=True)
+            console.print(f"{name}: {_size(entry['size_bytes'])}, whole")
+        except CorruptIndex as error:
+            damaged += 1
+            console.print(str(error))
+    if damaged:
+        raise CorruptIndex(f"{damaged} of {len(manifest['files'])} files of {path} are damaged")
+    index = lemur_ann.LemurIndex.load(path, verify=False, device="cpu")
+    index.check()
+    console.print(f"{len(index):,} documents, {index.num_tokens:,} tokens: all well")
+
+
+@app.command()
 def health(
     path: IndexDir,
     queries: Annotated[
@@ -287,6 +353,7 @@ def info(path: IndexDir) -> None:
     storage.check_files(path, manifest["files"], verify=False)
     table = Table(title=str(path), show_header=False)
     table.add_row("documents", f"{manifest['num_documents']:,}")
+    table.add_row("deleted, not yet compacted", f"{manifest['num_rows'] - manifest['num_documents']:,}")
     table.add_row("tokens", f"{manifest['num_tokens']:,} of {manifest['dim']}-d {manifest['token_dtype']}")
     table.add_row("format", f"{manifest['format_version']}, written by lemur_ann {manifest['lemur_ann_version']}")
     training = manifest["training"]

@@ -34,7 +34,7 @@ from lemur_ann.progress import Progress
 from lemur_ann.progress import progress as progress_lines
 from lemur_ann.rows import Rows, RowSet
 from lemur_ann.searching import exact_scores, search, search_options
-from lemur_ann.snapshot import Learned, Snapshot
+from lemur_ann.snapshot import Learned, Snapshot, check
 from lemur_ann.sources import opened
 from lemur_ann.stats import Stats, measured
 from lemur_ann.tokens import TokenStore
@@ -239,6 +239,14 @@ class LemurIndex:
     def stats(self) -> Stats:
         """How many documents, and the memory they take, by part; see :class:`~lemur_ann.stats.Stats`."""
         return measured(self._snapshot)
+
+    def check(self) -> None:
+        """Read all tokens, ids and links, and compare what belongs together: what checksums cannot tell.
+
+        Raises:
+            CorruptIndex: what does not fit.
+        """
+        check(self._snapshot)
 
     # Changing it
 

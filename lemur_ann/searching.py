@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
@@ -12,7 +13,7 @@ from lemur_ann import _core
 from lemur_ann import _validate as validate
 from lemur_ann.hits import Hits
 from lemur_ann.inputs import QueryBatch, to_offsets
-from lemur_ann.rows import RowSet
+from lemur_ann.rows import Rows, RowSet
 from lemur_ann.snapshot import Learned, Snapshot
 
 if TYPE_CHECKING:
@@ -20,7 +21,10 @@ if TYPE_CHECKING:
     from lemur_ann.options import Options
     from lemur_ann.tuning import Tuned
 
+Scored = tuple[Rows, npt.NDArray[np.float32]]  # best first
+
 SCORES_PER_BLOCK = 2**24  # of an exact search: 64 MiB
+MORE = 4  # times as many candidates, where those of a filtered search were too few
 MANY = 0.25  # of the documents: that many of them are scored all together, with those that a filter keeps out
 
 
@@ -49,20 +53,45 @@ def search(
             best = _core.top_k(scores, k)
             found.append(_hits(snapshot, best if rows is None else rows[best], scores[best]))
         return found
-    if num_candidates >= num_matching:
-        candidates = [excluded.others] * len(queries)
-    elif device_search is not None:
-        batch = QueryBatch(tokens, queries.offsets)
-        return [_hits(snapshot, *found) for found in device_search.search(batch, k, num_candidates, excluded)]
-    else:
-        encoded = learned.encoder.encode_queries(tokens, queries.offsets, num_threads=num_threads)
-        candidates = learned.candidates.search(encoded, num_candidates, ef_search, num_threads=num_threads, excluded=excluded)
+    documents, bounds = snapshot.store.documents, queries.offsets
+
+    def rerank(candidates: list[Rows]) -> list[Scored]:
         candidates = [np.sort(found) for found in candidates]  # read tokens in the order they lie
-    bounds = to_offsets([len(found) for found in candidates])
-    rows, scores, counts = _core.rerank(
-        tokens, queries.offsets, snapshot.store.documents, np.concatenate(candidates), bounds, k, num_threads
-    )
-    return [_hits(snapshot, rows[i, :count], scores[i, :count]) for i, count in enumerate(counts.tolist())]
+        ends = to_offsets([len(found) for found in candidates])
+        rows, scores, counts = _core.rerank(tokens, bounds, documents, np.concatenate(candidates), ends, k, num_threads)
+        return [(rows[i, :count], scores[i, :count]) for i, count in enumerate(counts.tolist())]
+
+    if num_candidates >= num_matching:
+        return [_hits(snapshot, *best) for best in rerank([excluded.others] * len(queries))]
+    if device_search is not None:
+        batch = QueryBatch(tokens, bounds)
+        return [_hits(snapshot, *best) for best in device_search.search(batch, k, num_candidates, excluded)]
+    encoded = learned.encoder.encode_queries(tokens, bounds, num_threads=num_threads)
+    find = functools.partial(learned.candidates.search, encoded, num_threads=num_threads, excluded=excluded)
+    if excluded is snapshot.deleted:
+        return [_hits(snapshot, *best) for best in rerank(find(num_candidates, ef_search))]
+    # A filter may keep out all that is near a query. Far from it the estimates tell less, and more candidates are wanted:
+    # as long as the later ones have hits, still more.
+    nobody: Rows = np.empty(0, np.int64)
+    best = [(nobody, np.empty(0, np.float32)) for _ in range(len(queries))]
+    seen, wanted, open_queries = 0, 2 * num_candidates, set(range(len(queries)))
+    while open_queries and seen < num_matching:
+        found = find(wanted, max(ef_search, wanted))
+        for begin, end in ((0, wanted // 2), (wanted // 2, wanted)) if seen == 0 else ((seen, wanted),):
+            new = rerank([found[i][begin:end] if i in open_queries else nobody for i in range(len(queries))])
+            for i in list(open_queries):
+                merged = _merged(best[i], new[i], k)
+                if begin and not np.isin(merged[0], new[i][0]).any():
+                    open_queries.remove(i)
+                best[i] = merged
+        seen, wanted = wanted, min(MORE * wanted, num_matching)
+    return [_hits(snapshot, *found) for found in best]
+
+
+def _merged(one: Scored, other: Scored, k: int) -> Scored:
+    rows, scores = np.concatenate([one[0], other[0]]), np.concatenate([one[1], other[1]])
+    order = np.lexsort((rows, -scores))[:k]
+    return rows[order], scores[order]
 
 
 def exact_scores(

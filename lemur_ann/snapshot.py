@@ -9,7 +9,10 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pyarrow as pa
 
+from lemur_ann._core import token_codes
+from lemur_ann._validate import BAD_VALUE, first_bad_row
 from lemur_ann.candidates import CandidateIndex, kind_of
+from lemur_ann.errors import CorruptIndex
 from lemur_ann.ids import IdColumn, IdMap
 from lemur_ann.inputs import DocumentBatch
 from lemur_ann.intake import joined_metadata, rows_of
@@ -126,3 +129,31 @@ class Snapshot:
             candidates = learned.candidates.extended(vectors, num_threads=num_threads)
             learned = replace(learned, candidates=candidates, tuned=after.learned.tuned)
         return Snapshot(store, IdMap(column, deleted), metadata, deleted, learned)
+
+
+def check(snapshot: Snapshot) -> None:
+    """CorruptIndex where the parts of a snapshot do not fit each other, or tokens are not finite."""
+    first = 0
+    for chunk in snapshot.store.chunks:
+        bad = first_bad_row(chunk.tokens)
+        if bad is not None:
+            row = first + int(np.searchsorted(chunk.offsets, bad, side="right")) - 1
+            raise CorruptIndex(f"document {snapshot.ids.column.take(np.array([row]))[0]!r} has {BAD_VALUE}")
+        if chunk.codes is not None:
+            for got, expected in zip(chunk.codes, token_codes(np.ascontiguousarray(chunk.tokens), 1), strict=True):
+                if not np.array_equal(got, expected):
+                    raise CorruptIndex(f"codes of the documents from row {first} on are not those of their tokens")
+        first += len(chunk.offsets) - 1
+    live = snapshot.ids.column.take_array(snapshot.live)
+    counts = {"rows": first, "ids": len(snapshot.ids.column), "deleted": len(snapshot.deleted)}
+    if len(set(counts.values())) > 1 or (snapshot.metadata is not None and len(snapshot.metadata) != first):
+        raise CorruptIndex(f"numbers of documents differ: {counts}")
+    if len(live.unique()) != len(live):
+        raise CorruptIndex("two documents have the same id")
+    if snapshot.learned is not None:
+        candidates, num_rows = snapshot.learned.candidates, snapshot.num_rows
+        for begin in range(0, num_rows, ROWS_PER_BLOCK):
+            vectors = candidates.take(np.arange(begin, min(begin + ROWS_PER_BLOCK, num_rows)))
+            if not np.isfinite(vectors).all():
+                raise CorruptIndex("a vector of the candidate index is not finite")
+        candidates.check()

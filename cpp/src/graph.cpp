@@ -18,6 +18,9 @@ constexpr std::int64_t kRowsPerGather = 16;  // in a scan of chosen rows, while 
 // than a scan of all that may be found would cost, that is scanned.
 constexpr std::int64_t kRowsPerPlace = 16;
 
+// A scan keeps so many rows sorted as it goes.
+constexpr std::int64_t kMaxInserted = 1024;
+
 // The rows that are not excluded, where these are few enough to be worth a list.
 struct Chosen {
   explicit Chosen(const CandidateSearch& search) {
@@ -54,6 +57,16 @@ class Best {
   bool full() const { return static_cast<std::int64_t>(rows_.size()) == capacity_; }
   bool admits(const Scored& item) const { return !full() || better(item, rows_.back()); }
 
+  // For many rows in any order, to be sorted once by `settle`.
+  void collect(const Scored& item) {
+    rows_.push_back(item);
+    if (static_cast<std::int64_t>(rows_.size()) >= 2 * capacity_) keep();
+  }
+  void settle() {
+    keep();
+    std::sort(rows_.begin(), rows_.end(), better);
+  }
+
   // Where it came to stand.
   std::int64_t insert(const Scored& item) {
     if (full()) rows_.pop_back();
@@ -64,6 +77,12 @@ class Best {
   std::vector<Scored>& rows() { return rows_; }
 
  private:
+  void keep() {
+    if (static_cast<std::int64_t>(rows_.size()) <= capacity_) return;
+    std::nth_element(rows_.begin(), rows_.begin() + capacity_, rows_.end(), better);
+    rows_.resize(static_cast<std::size_t>(capacity_));
+  }
+
   std::int64_t capacity_ = 0;
   std::vector<Scored> rows_;
 };
@@ -91,11 +110,13 @@ class Searcher {
       const auto beam = static_cast<std::int64_t>(std::max(search_.beam, wanted) * share);
       const bool walks = beam * kRowsPerPlace < scannable;
       best_.start(walks ? beam : wanted);
+      collects_ = !walks && wanted > kMaxInserted;
       if (walks)
         walk();
       else
         scan(search_.nodes, 0, chosen_.nodes);
       scan(search_.recent, search_.nodes.size, chosen_.recent);
+      if (collects_) best_.settle();
       std::int64_t found = 0;
       for (const Scored& item : best_.rows()) {
         if (found == wanted) break;
@@ -190,7 +211,11 @@ class Searcher {
         const std::int64_t row = chosen_.listed ? rows[i] : begin + i;
         const Scored item{static_cast<float>(products_[i]) * part.scales[row], static_cast<std::int32_t>(first + row),
                           true};
-        if (best_.admits(item) && !excluded(item.row)) best_.insert(item);
+        if (collects_) {
+          if (!excluded(item.row)) best_.collect(item);
+        } else if (best_.admits(item) && !excluded(item.row)) {
+          best_.insert(item);
+        }
       }
     }
   }
@@ -203,6 +228,7 @@ class Searcher {
   std::vector<std::int32_t> products_;
   std::vector<std::int32_t> fresh_;
   Best best_;
+  bool collects_ = false;  // rows of a scan that wants too many to keep them sorted
 };
 
 }  // namespace

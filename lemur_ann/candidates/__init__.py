@@ -51,6 +51,9 @@ class CandidateIndex(Protocol):
         At most ``num_candidates``, and exactly so many where that many rows are not excluded.
         """
 
+    def check(self) -> None:
+        """CorruptIndex where something in it cannot be."""
+
     def take(self, indices: Indices) -> Vectors:
         """The vectors of some rows, float32 (len(indices), dim)."""
 

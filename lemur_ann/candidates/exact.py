@@ -55,6 +55,9 @@ class ExactCandidates:
             found += [_core.top_k(row, num_candidates) for row in np.ascontiguousarray(products.T)]
         return found
 
+    def check(self) -> None:
+        pass
+
     def take(self, indices: Indices) -> Vectors:
         return take_from(self.parts, self._dim, np.asarray(indices))
 

@@ -199,6 +199,14 @@ class HnswCandidates:
         mask, count = (None, 0) if excluded is None or excluded.count == 0 else (excluded.mask, excluded.count)
         return list(self._searched.search(queries, mask, count, num_candidates, ef_search, num_threads))
 
+    def check(self) -> None:
+        graph = self.structure
+        if graph is None:
+            return
+        for name, array in (("links", graph.links), ("entries", graph.entries)):
+            if array.max(initial=-1) >= graph.num_rows or array.min(initial=0) < (-1 if name == "links" else 0):
+                raise CorruptIndex(f"{name} of the graph lead out of its {graph.num_rows} rows")
+
     def take(self, indices: Indices) -> Vectors:
         indices = np.asarray(indices)
         first = 0 if self.structure is None else self.structure.num_rows
