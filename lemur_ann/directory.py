@@ -347,13 +347,18 @@ class WriterLock:
     """Held by the one index that may write to a directory; the operating system takes it from a process that dies."""
 
     def __init__(self, folder: Path) -> None:
-        self._lock = filelock.FileLock(folder / storage.LOCK, timeout=0)
+        self._lock = filelock.FileLock(folder / storage.LOCK, timeout=0, thread_local=False)
         try:
             self._lock.acquire()
         except filelock.Timeout:
             raise IndexLocked(
                 f"{folder} is open for writing in this process or another; read_only=True opens it beside that"
             ) from None
+
+    @property
+    def is_held(self) -> bool:
+        """Whether this process has it: a forked child has not."""
+        return self._lock.is_locked
 
     def release(self) -> None:
         """Let another have it."""
@@ -420,8 +425,11 @@ class Directory:
 
     def check_writable(self) -> None:
         """PermissionError unless changes can be committed."""
-        if self._lock is None:
-            raise PermissionError(f"{self.path} is open read-only, or closed: changes need LemurIndex.open(path)")
+        if self._lock is None or not self._lock.is_held:
+            raise PermissionError(
+                f"{self.path} is open read-only, or closed, or open in the process that forked this one: "
+                "changes need LemurIndex.open(path)"
+            )
 
     def commit(self, snapshot: Snapshot, options: Options) -> Snapshot:
         """Make a snapshot the current version, for good; gives the same, mapped from its files."""

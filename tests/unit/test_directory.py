@@ -1,0 +1,282 @@
+"""An index open on a directory: one writer, many readers, versions."""
+
+from __future__ import annotations
+
+import json
+import multiprocessing
+import os
+import pickle
+import subprocess
+import sys
+import threading
+
+import numpy as np
+import pyarrow.compute as pc
+import pytest
+
+from lemur_ann import CorruptIndex, IndexLocked, LemurIndex, storage
+
+OPTIONS = {"num_features": 64, "epochs": 0, "rank": 15, "num_candidates": 40, "ef_search": None}
+
+
+@pytest.fixture
+def opened(make_matrices, tmp_path, monkeypatch):
+    """An index with 200 documents, open for writing, its documents, and queries."""
+    monkeypatch.setattr("lemur_ann.candidates.hnsw.MIN_SCANNED", 50)
+    documents, queries = make_matrices(200), make_matrices(30)
+    index = LemurIndex.open(tmp_path / "index", **OPTIONS)
+    index.fit(documents, queries=queries, ids=[f"doc-{i}" for i in range(200)])
+    yield index, documents, queries
+    index.close()
+
+
+def same(index, other, queries):
+    assert index.ids().equals(other.ids())
+    for arguments in ({}, {"exact": True}, {"k": 3, "filter": pc.field("id") > "doc-15"}):
+        assert index.search(queries, **arguments) == other.search(queries, **arguments)
+
+
+def files_of(index):
+    return sorted(p.name for p in index._directory.path.iterdir())
+
+
+def test_every_change_is_on_disk_when_it_returns(opened, make_matrices):
+    index, documents, queries = opened
+    path, new = index._directory.path, make_matrices(9)
+    for change in (
+        lambda: index.add(new[:5], ids=list("abcde")),
+        lambda: index.delete(["doc-3", "b"]),
+        lambda: index.upsert(new[5:], ids=["a", "doc-7", "x", "y"]),
+        lambda: index.delete(filter=pc.field("id") == "doc-9"),
+        lambda: index.tune(queries, 0.9),
+        lambda: index.refit(queries[:20], rank=9),
+        lambda: index.add(make_matrices(100), ids=[f"more-{i}" for i in range(100)]),  # so many that the graph grows
+        lambda: index.compact(),
+    ):
+        change()
+        for other in (LemurIndex.load(path), LemurIndex.open(path, read_only=True, verify=True)):
+            same(index, other, queries)
+            assert (other.tuned, other.encoder.dim, other.options) == (index.tuned, index.encoder.dim, index.options)
+            other.check()
+        manifest = storage.read_manifest(path)
+        assert files_of(index) == sorted([*manifest["files"], "manifest.json", "writer.lock"]), "nothing is left behind"
+
+
+def test_reopened_it_goes_on(opened, make_matrices, tmp_path):
+    index, documents, queries = opened
+    index.add(make_matrices(3), ids=["a", "b", "c"])
+    index.delete(["a", "doc-1"])
+    index.close()
+    with LemurIndex.open(tmp_path / "index") as again:
+        same(index, again, queries)
+        again.add(make_matrices(70), ids=[f"d{i}" for i in range(70)])
+        again.compact()
+        assert len(again) == 271
+    with pytest.raises(PermissionError, match="open read-only, or closed"):
+        again.add(make_matrices(1), ids=["z"])
+    assert len(again.search(queries[0])) == 10, "it can be searched still"
+
+
+def test_vectors_do_not_depend_on_how_an_index_lived(opened, make_matrices):
+    index, documents, queries = opened
+    new = make_matrices(120)
+    memory = LemurIndex.load(index._directory.path)
+    memory.add(new, ids=[f"new-{i}" for i in range(120)])
+    for i, matrix in enumerate(new):
+        index.add([matrix], ids=[f"new-{i}"])
+    rows = np.arange(320)
+    np.testing.assert_array_equal(
+        index._snapshot.learned.candidates.take(rows), memory._snapshot.learned.candidates.take(rows)
+    )
+    assert len(storage.read_manifest(index._directory.path)["segments"]) < 10
+    assert index.search(queries, exact=True) == memory.search(queries, exact=True)
+
+
+def test_one_writer(opened, tmp_path):
+    index, *_ = opened
+    path = tmp_path / "index"
+    with pytest.raises(IndexLocked, match="is open for writing in this process or another; read_only=True opens"):
+        LemurIndex.open(path)
+    with pytest.raises(IndexLocked):
+        LemurIndex(**OPTIONS).save(path)
+    program = "import sys, lemur_ann; lemur_ann.LemurIndex.open(sys.argv[1])"
+    result = subprocess.run([sys.executable, "-I", "-c", program, str(path)], capture_output=True, text=True, check=False)
+    assert "IndexLocked" in result.stderr
+    index.close()
+    LemurIndex.open(path).close()
+
+
+def test_readers_keep_their_version_until_they_refresh(opened, make_matrices, tmp_path):
+    index, documents, queries = opened
+    reader = LemurIndex.open(tmp_path / "index", read_only=True)
+    before = reader.search(queries)
+    for step in range(12):
+        index.upsert(make_matrices(10), ids=[f"doc-{step * 10 + i}" for i in range(10)])
+        if step % 4 == 3:
+            index.compact()
+    assert reader.search(queries) == before, "its files are gone from the folder, and still mapped"
+    assert reader.refresh()
+    same(reader, index, queries)
+    assert not reader.refresh()
+    for call in (lambda: reader.add(documents[:1], ids=["z"]), lambda: reader.delete("doc-150"), reader.compact, reader.refit):
+        with pytest.raises(PermissionError, match="open read-only"):
+            call()
+    with pytest.raises(ValueError, match="not open on a directory"):
+        LemurIndex().refresh()
+
+
+def test_readers_open_while_a_writer_writes(opened, make_matrices, tmp_path):
+    """Files go between the reading of a manifest and of what it names; then the next manifest is read."""
+    index, _, queries = opened
+    stop, failures, opened_versions = threading.Event(), [], []
+
+    def read():
+        try:
+            while not stop.is_set():
+                reader = LemurIndex.open(tmp_path / "index", read_only=True)
+                assert len(reader) == 200
+                assert len(reader.search(queries[0])) == 10
+                opened_versions.append(reader._directory._version.manifest["version"])
+        except BaseException as error:
+            failures.append(error)
+
+    threads = [threading.Thread(target=read) for _ in range(2)]
+    for thread in threads:
+        thread.start()
+    for step in range(60):
+        index.upsert(make_matrices(3), ids=["doc-1", "doc-2", f"doc-{step + 3}"])
+        if step % 20 == 19:
+            index.compact()
+    stop.set()
+    for thread in threads:
+        thread.join()
+    assert not failures, failures[0]
+    assert len(set(opened_versions)) > 2
+
+
+def test_options_are_for_a_new_index(opened, tmp_path):
+    index, *_ = opened
+    index.close()
+    with pytest.raises(TypeError, match=r"options \(rank\) are for a new index"):
+        LemurIndex.open(tmp_path / "index", rank=7)
+    with pytest.raises(FileNotFoundError, match="no such directory"):
+        LemurIndex.open(tmp_path / "nowhere", read_only=True)
+    (tmp_path / "thesis").mkdir()
+    (tmp_path / "thesis" / "chapter").write_text("x")
+    with pytest.raises(FileExistsError, match="holds 'chapter' and no index"):
+        LemurIndex.open(tmp_path / "thesis")
+    with LemurIndex.open(tmp_path / "deep" / "new", M=9) as new:
+        assert (new.options.M, len(new)) == (9, 0)
+    assert LemurIndex.open(tmp_path / "deep" / "new", read_only=True).options.M == 9
+
+
+def test_save_of_an_open_index_is_a_copy(opened, tmp_path):
+    index, _, queries = opened
+    index.save(tmp_path / "copy")
+    index.save(tmp_path / "index")  # where it is already
+    copy = LemurIndex.open(tmp_path / "copy")
+    same(index, copy, queries)
+    copy.delete("doc-0")
+    assert "doc-0" in index
+
+
+def test_leftovers_of_a_crash_go_when_it_is_opened_for_writing(opened, tmp_path):
+    index, *_ = opened
+    index.close()
+    left = ["tokens-000099.arrow", ".manifest.json.123", ".building-xyz"]
+    for name in left:
+        (tmp_path / "index" / name).write_bytes(b"half")
+    LemurIndex.open(tmp_path / "index", read_only=True)
+    assert set(left) <= set(files_of(index))
+    LemurIndex.open(tmp_path / "index").close()
+    assert not set(left) & set(files_of(index))
+
+
+def test_pickled_it_travels_as_its_path(opened, tmp_path, make_matrices):
+    index, _, queries = opened
+    copy = pickle.loads(pickle.dumps(index))
+    same(index, copy, queries)
+    with pytest.raises(PermissionError):
+        copy.delete("doc-1")
+    loaded = LemurIndex.load(tmp_path / "index")
+    same(pickle.loads(pickle.dumps(loaded)), index, queries)
+    loaded.delete("doc-1")
+    for unsaved in (loaded, LemurIndex()):
+        with pytest.raises(TypeError, match="pickled as the path it is at: save it first"):
+            pickle.dumps(unsaved)
+    loaded.save(tmp_path / "other")
+    assert "doc-1" not in pickle.loads(pickle.dumps(loaded))
+
+
+def _search(task):
+    index, query = task
+    return index.search(query).ids.tolist()
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork here")
+@pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
+def test_forked_workers_search(opened):
+    index, _, queries = opened
+    with multiprocessing.get_context("fork").Pool(2) as pool:
+        found = pool.map(_search, [(index, query) for query in queries[:8]])
+    assert found == [hits.ids.tolist() for hits in index.search(queries[:8])]
+    index.delete("doc-0")  # and the writer is still the writer
+    with pytest.raises(IndexLocked):
+        LemurIndex.open(index._directory.path)
+
+
+def test_other_processes_search(opened, tmp_path):
+    index, _, queries = opened
+    (tmp_path / "task.pickle").write_bytes(pickle.dumps((index, queries[0])))
+    program = "import pickle, sys; index, query = pickle.load(open(sys.argv[1], 'rb')); print(*index.search(query).ids)"
+    command = [sys.executable, "-I", "-c", program, str(tmp_path / "task.pickle")]
+    found = subprocess.run(command, capture_output=True, text=True, check=True).stdout.split()
+    assert found == index.search(queries[0]).ids.tolist()
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork here")
+@pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
+def test_a_forked_child_does_not_write(opened, make_matrices):
+    index, documents, _ = opened
+    child = os.fork()
+    if child == 0:
+        try:
+            index.delete("doc-0")
+        except PermissionError:
+            os._exit(7)
+        finally:
+            os._exit(1)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 7
+    index.delete("doc-0")
+
+
+def test_a_damaged_file(opened, tmp_path):
+    index, *_ = opened
+    index.close()
+    (file,) = (tmp_path / "index").glob("documents-*")
+    body = bytearray(file.read_bytes())
+    body[len(body) // 2] ^= 1
+    file.write_bytes(body)
+    for read_only in (True, False):
+        with pytest.raises(CorruptIndex, match=rf"{file.name} was altered"):
+            LemurIndex.open(tmp_path / "index", read_only=read_only)
+    file.unlink()
+    with pytest.raises(CorruptIndex, match=rf"{file.name} is missing"):
+        LemurIndex.open(tmp_path / "index")
+
+
+def test_check_finds_what_checksums_cannot(opened, tmp_path):
+    """Files that were written wrong, with checksums of their own."""
+    index, *_ = opened
+    index.close()
+    path = tmp_path / "index"
+    (file,) = path.glob("links-*")
+    arrays = {name: np.array(array) for name, array in storage.map_arrays(file).items()}
+    arrays["links"][3, 0] = 5000
+    storage.write_arrays(file, arrays)
+    manifest = json.loads((path / "manifest.json").read_text())
+    del manifest["manifest_sha256"]
+    manifest["files"][file.name] = storage.describe(file)
+    storage.write_manifest(path, manifest)
+    with pytest.raises(CorruptIndex, match="links of the graph lead out of its 200 rows"):
+        LemurIndex.load(path).check()
