@@ -125,10 +125,16 @@ def draw_sample(
     for begin in range(0, min(len(tokens), LEVERAGE_TOKENS), ROWS_PER_PRODUCT):
         features = feature_map.token_features(tokens[begin : min(begin + ROWS_PER_PRODUCT, LEVERAGE_TOKENS)])
         gram += (features.T @ features).double()
-    gram.diagonal().add_(LEVERAGE_RIDGE * gram.diagonal().mean().clamp_min(torch.finfo(torch.float32).tiny))
+    # Products in float32 may leave the matrix of few tokens a little below positive; any ridge that lifts it will do.
+    scale, ridge = gram.diagonal().mean().clamp_min(torch.finfo(torch.float32).tiny), LEVERAGE_RIDGE
+    while True:
+        factor, failed = torch.linalg.cholesky_ex(gram + ridge * scale * torch.eye(size, dtype=gram.dtype, device=gram.device))
+        if not int(failed):
+            break
+        ridge *= 10
     # |S L^-1 f|^2 for a random S of few rows is f (L L')^-1 f, near enough (Johnson-Lindenstrauss).
     sketch = torch.from_numpy(random.normal(size=(SKETCH_ROWS, size)) / np.sqrt(SKETCH_ROWS)).to(gram.device)
-    sketch = torch.linalg.solve_triangular(torch.linalg.cholesky(gram), sketch, upper=False, left=False).float()
+    sketch = torch.linalg.solve_triangular(factor, sketch, upper=False, left=False).float()
     leverage = np.empty(len(tokens))
     for begin in range(0, len(tokens), ROWS_PER_PRODUCT):
         features = feature_map.token_features(tokens[begin : begin + ROWS_PER_PRODUCT])

@@ -825,7 +825,8 @@ def main(kind, folder, first="0", count="1"):
     if kind == "make":
         make(folder)
         return
-    import torch  # noqa: F401 (before memory is limited)
+    if kind in ("files", "arrow"):
+        import torch  # noqa: F401 (before memory is limited)
 
     faulthandler.enable()
     hnsw.MIN_SCANNED = 50

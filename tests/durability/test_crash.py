@@ -11,8 +11,8 @@ Proved here, on small indexes with and without graphs and learned maps, for add,
 6. a writer that died does not keep out the next one.
 
 Three ways lead there. Processes that change an index are killed at random moments, again and again, and the next opens what is
-left. The steps by which directory.py touches the disk are counted, and each of them fails, is interrupted, or is the last before
-a kill or a power cut. ``Disk`` plays the power cuts. It knows what was synced: files that were not are cut short or zeroed, and
+left. The steps by which directory.py touches the disk are counted, and each one fails, is interrupted, or is the last before
+a kill or a power cut. ``Disk`` plays those: it knows what was synced, and files that were not are cut short or zeroed, and
 entries of folders (creations, renames, deletions) that were not are kept or undone one by one, as a file system may. And disks
 are full, and folders read-only, in earnest.
 

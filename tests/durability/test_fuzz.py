@@ -1,6 +1,6 @@
 """Whatever is in a file, in Arrow data or in a filter: refused in our words or taken, and the process lives. See fuzz.py.
 
-LEMUR_ANN_FUZZ says how many are tried, 120 where it is not set, which takes 20 seconds. LEMUR_ANN_FUZZ_SEED is the seed of the
+LEMUR_ANN_FUZZ says how many are tried, 80 where it is not set, which takes 20 seconds. LEMUR_ANN_FUZZ_SEED is the seed of the
 first; what fails is reported with its seed. Hours of it:
 
 LEMUR_ANN_FUZZ=100000 LEMUR_ANN_FUZZ_SEED=1000 pytest --timeout 0 tests/durability/test_fuzz.py
@@ -18,7 +18,7 @@ from pathlib import Path
 import pytest
 
 PROGRAM = Path(__file__).parent / "fuzz.py"
-AMOUNT = int(os.environ.get("LEMUR_ANN_FUZZ", "120"))
+AMOUNT = int(os.environ.get("LEMUR_ANN_FUZZ", "80"))
 FIRST = int(os.environ.get("LEMUR_ANN_FUZZ_SEED", "0"))
 MAX_KINDS = 40  # of failures, after which it ends
 

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from lemur_ann import _core, pseudo_queries, reference
+from lemur_ann import LemurIndex, _core, pseudo_queries, reference
 from lemur_ann.distillation import candidate_documents, distil
 from lemur_ann.features import FeatureMap
 from lemur_ann.progress import Progress
@@ -344,3 +344,10 @@ def test_pseudo_queries_come_from_one_document_each(make_matrices):
         query = batch.tokens[batch.offsets[i] : batch.offsets[i + 1]]
         assert 1 <= len(query) <= 32
         assert any(all((row == m).all(axis=1).any() for row in query) for m in matrices)
+
+
+@pytest.mark.parametrize("options", [{"num_sample_tokens": 100}, {}])
+def test_fewer_query_tokens_than_features(make_matrices, options):
+    documents, queries = make_matrices(300), make_matrices(50, low=4, high=4)
+    index = LemurIndex(num_features=512, epochs=0, rank=15, **options).fit(documents, queries=queries)
+    assert index.evaluate(queries, num_candidates=100).recall > 0.8
