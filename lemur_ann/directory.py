@@ -113,6 +113,8 @@ def _assembled(
         store = TokenStore([chunk for segment in segments for chunk in segment.chunks], coded=coded)
         _ = store.documents
         column = IdColumn([chunk for segment in segments for chunk in segment.ids])
+        if any(chunk.type != column.type for chunk in column.chunks):
+            raise CorruptIndex(f"{folder} has ids of more than one type")
         metadata = None
         rows = 0
         if any(segment.metadata is not None for segment in segments):
@@ -124,7 +126,7 @@ def _assembled(
             name = manifest["deleted"]
             deleted = known_or(name, lambda: RowSet.of(storage.read_deleted(folder / name, num_rows)))
         learned = None if manifest["feature_map"] is None else _learned(folder, manifest, options, num_rows, known_or)
-    except (KeyError, IndexError, AttributeError, pa.ArrowException) as error:
+    except (KeyError, IndexError, AttributeError, TypeError, ArithmeticError, RuntimeError, pa.ArrowException) as error:
         raise CorruptIndex(f"{folder} cannot be read: {error!r}") from error
     ids = IdMap(column, deleted) if ids is None else ids.moved_to(column)
     return Version(manifest, options, Snapshot(store, ids, metadata, deleted, learned), segments, objects)
@@ -267,6 +269,16 @@ class _Writing:
         flush()
         return entries
 
+    def undo(self) -> None:
+        """Leave the version before, also where the manifest has been swapped already."""
+        with suppress(Exception):
+            if storage.written_manifest(self.folder)["version"] == self.number:
+                if self.before is None:
+                    return
+                storage.write_manifest(self.folder, self.before.manifest)
+        for path in self.created:
+            storage.remove(path)
+
     def version(self, snapshot: Snapshot, options: Options) -> dict[str, Any]:
         """Write what is new of a snapshot, and give the manifest of it all."""
         learned = snapshot.learned
@@ -327,11 +339,7 @@ def _write(
         storage.sync(folder)  # the new files are in it before the manifest names them
         storage.write_manifest(folder, manifest)
     except BaseException:
-        with suppress(Exception):
-            if storage.read_manifest(folder)["files"] == writing.files:  # interrupted once it had happened
-                writing.created = []
-        for path in writing.created:
-            storage.remove(path)
+        writing.undo()
         raise
     return manifest, writing
 
@@ -404,9 +412,10 @@ class Directory:
         lock = WriterLock(path)
         try:
             if not (path / storage.MANIFEST).exists():
+                storage.sync_parents(path)
                 _write(path, Snapshot.empty(coded=options.token_codes is not None), options)
-                storage.sync(path.parent)
             version = read_version(path, verify=verify, device=device)
+            storage.sync(path)  # a writer that was killed may not have come to it
             _remove_strays(path, version.manifest["files"])
         except BaseException:
             lock.release()
@@ -440,7 +449,12 @@ class Directory:
             options = replace(options, device=device)
         manifest, writing = _write(self.path, snapshot, options, number=before.manifest["version"] + 1, before=before)
         known = {**before.objects, **writing.objects}
-        self._version = _assembled(self.path, manifest, self._device, known, snapshot.ids)
+        try:
+            version = _assembled(self.path, manifest, self._device, known, snapshot.ids)
+        except BaseException:
+            writing.undo()
+            raise
+        self._version = version
         for name in before.manifest["files"]:
             if name not in manifest["files"]:
                 storage.remove(self.path / name)
@@ -487,6 +501,6 @@ def save(path: Path, snapshot: Snapshot, options: Options) -> None:
         if path.exists():
             path.rmdir()  # it is empty
         storage.move(new, path)
-        storage.sync(path.parent)
+        storage.sync_parents(path)
     finally:
         shutil.rmtree(new, ignore_errors=True)

@@ -13,7 +13,7 @@ from lemur_ann.inputs import ids_of
 from lemur_ann.rows import Mask, RowSet
 from lemur_ann.snapshot import Snapshot
 
-ROW = "__row"  # a column of its own while an expression is evaluated
+ROW = "lemur_ann row c39f1b"  # the name of a column beside the caller's, while an expression is evaluated
 
 
 def excluded_by(filter: Any, snapshot: Snapshot) -> RowSet:

@@ -426,7 +426,11 @@ class LemurIndex:
     def _publish(self, snapshot: Snapshot) -> None:
         """Let searches see this one; on disk first, where the index is open on a directory."""
         if self._directory is not None:
-            snapshot = self._directory.commit(snapshot, self._options)
+            try:
+                snapshot = self._directory.commit(snapshot, self._options)
+            except BaseException:
+                self._snapshot = self._directory.snapshot  # what is on disk: an interrupt may have come after the fact
+                raise
         _ = snapshot.store.documents  # made now rather than by the next search
         self._snapshot = snapshot
 

@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from lemur_ann import _validate as validate
 from lemur_ann._validate import Offsets, Tokens
@@ -188,12 +189,26 @@ def _from_arrow(table: pa.Table, name: str, first_row: int, *, with_ids: bool) -
 
 def _plain(metadata: pa.Table) -> pa.Table:
     """Without dictionaries, which differ from batch to batch, and with offsets of 64 bits, which do not overflow."""
-    large = {"string": pa.large_string(), "string_view": pa.large_string(), "binary": pa.large_binary()}
-    fields = []
-    for field in metadata.schema:
-        kind = field.type.value_type if pa.types.is_dictionary(field.type) else field.type
-        fields.append(pa.field(field.name, large.get(str(kind), kind)))
-    return metadata.cast(pa.schema(fields))
+    columns = {}
+    for name, column in zip(metadata.column_names, metadata.columns, strict=True):
+        if pa.types.is_run_end_encoded(column.type):
+            column = pa.chunked_array([pc.run_end_decode(chunk) for chunk in column.chunks], column.type.value_type)
+        try:
+            columns[name] = column.cast(_plain_type(column.type))
+        except (pa.ArrowNotImplementedError, pa.ArrowInvalid) as error:
+            raise TypeError(f"metadata column {name!r} of type {column.type} cannot be kept: {error}") from error
+    return pa.table(columns) if columns else metadata
+
+
+def _plain_type(kind: pa.DataType) -> pa.DataType:
+    if pa.types.is_dictionary(kind) or pa.types.is_run_end_encoded(kind):
+        return _plain_type(kind.value_type)
+    if pa.types.is_struct(kind):
+        return pa.struct([pa.field(field.name, _plain_type(field.type)) for field in kind])
+    if pa.types.is_list(kind) or pa.types.is_large_list(kind):
+        return pa.large_list(_plain_type(kind.value_type))
+    large = {"string": pa.large_string(), "string_view": pa.large_string()}
+    return {**large, "binary": pa.large_binary(), "binary_view": pa.large_binary()}.get(str(kind), kind)
 
 
 def tokens_from_arrow(array: pa.Array, name: str, first_row: int = 0) -> tuple[Tokens, Offsets]:
@@ -204,12 +219,14 @@ def tokens_from_arrow(array: pa.Array, name: str, first_row: int = 0) -> tuple[T
     if isinstance(array, pa.ExtensionArray):
         array = array.storage
     kind = array.type
+    if pa.types.is_null(kind) and len(array) == 0:
+        raise TypeError(f"{name} must be {TOKENS_TYPE}, got {kind}")
     if pa.types.is_null(kind) or array.null_count:
         raise ValueError(f"{name} is null in row {first_row + int(np.flatnonzero(array.is_null().to_numpy(False))[0])}")
     if str(kind).startswith(("list_view", "large_list_view")):
-        array = array.cast(pa.large_list(kind.value_type))
-        kind = array.type
-    if pa.types.is_fixed_size_list(kind):
+        offsets = to_offsets(pc.list_value_length(array).to_numpy())  # a cast of concatenated ones goes wrong in pyarrow 26
+        inner = array.flatten()
+    elif pa.types.is_fixed_size_list(kind):
         offsets = np.arange(len(array) + 1, dtype=np.int64) * kind.list_size
         inner = array.flatten()
     elif pa.types.is_list(kind) or pa.types.is_large_list(kind):

@@ -45,6 +45,7 @@ def search(
     num_matching = len(excluded) - excluded.count
     if num_matching == 0 or len(queries) == 0:
         return [_hits(snapshot, np.empty(0, np.int64), np.empty(0, np.float32)) for _ in range(len(queries))]
+    k, num_candidates, ef_search = min(k, num_matching), min(num_candidates, num_matching), min(ef_search, len(excluded))
     learned = snapshot.learned
     if exact or learned is None or (num_candidates >= num_matching and excluded is snapshot.deleted):
         rows = None if num_matching >= MANY * len(excluded) else excluded.others

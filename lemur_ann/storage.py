@@ -69,7 +69,7 @@ def read_manifest(path: Path) -> dict[str, Any]:
         manifest = json.loads((path / MANIFEST).read_text())
     except FileNotFoundError:
         raise CorruptIndex(f"{path} has no {MANIFEST}, expected a saved lemur_ann index") from None
-    except (ValueError, OSError) as error:
+    except (ValueError, OSError, RecursionError) as error:
         raise CorruptIndex(f"{path / MANIFEST} cannot be read: {error}") from error
     if not isinstance(manifest, dict) or manifest.get("format") != FORMAT:
         raise CorruptIndex(f"{path / MANIFEST} does not describe a lemur_ann index")
@@ -81,7 +81,13 @@ def read_manifest(path: Path) -> dict[str, Any]:
         )
     if manifest.pop("manifest_sha256", None) != _digest(manifest):
         raise CorruptIndex(f"{path / MANIFEST} was altered: its checksum does not match")
-    return manifest if version == FORMAT_VERSION else _upgraded(manifest)
+    try:
+        manifest = manifest if version == FORMAT_VERSION else _upgraded(manifest)
+        if not isinstance(manifest["version"], int) or not isinstance(manifest["files"], dict):
+            raise TypeError("version or files")
+    except (KeyError, TypeError, ValueError) as error:
+        raise CorruptIndex(f"{path / MANIFEST} cannot be read: {error!r}") from error
+    return manifest
 
 
 def _upgraded(manifest: dict[str, Any]) -> dict[str, Any]:
@@ -136,10 +142,14 @@ def write_documents(path: Path, ids: pa.ChunkedArray, metadata: pa.Table | None)
 def read_documents(path: Path) -> tuple[pa.ChunkedArray, pa.Table | None]:
     """What :func:`write_documents` wrote, mapped."""
     table = _read_table(path)
-    metadata = pa.Table.from_struct_array(table.column("metadata")) if "metadata" in table.column_names else None
-    if "id" not in table.column_names:
+    names = table.column_names
+    if names.count("id") != 1 or table.column("id").type not in (pa.int64(), pa.large_string()) or table.column("id").null_count:
         raise CorruptIndex(f"{path} cannot be read: it has no ids")
-    return table.column("id"), metadata
+    if "metadata" not in names:
+        return table.column("id"), None
+    if names.count("metadata") != 1 or not pa.types.is_struct(table.column("metadata").type):
+        raise CorruptIndex(f"{path} cannot be read: its metadata is no struct")
+    return table.column("id"), pa.Table.from_struct_array(table.column("metadata"))
 
 
 def read_deleted(path: Path, num_rows: int) -> npt.NDArray[np.bool_]:
@@ -150,7 +160,7 @@ def read_deleted(path: Path, num_rows: int) -> npt.NDArray[np.bool_]:
     else:
         bits = read_arrays(path).get("bits", np.empty(0, np.uint8))
         mask = np.unpackbits(bits, count=min(num_rows, 8 * len(bits))).astype(np.bool_)
-    if len(mask) != num_rows:
+    if mask.dtype != np.bool_ or mask.shape != (num_rows,):
         raise CorruptIndex(f"{path} says of {len(mask)} rows whether they are deleted, expected {num_rows}")
     return mask
 
@@ -162,9 +172,11 @@ def write_deleted(path: Path, mask: npt.NDArray[np.bool_]) -> None:
 
 def _read_table(path: Path) -> pa.Table:
     try:
-        return pa.ipc.open_file(pa.memory_map(str(path))).read_all()
-    except (pa.ArrowException, ValueError) as error:
+        table = pa.ipc.open_file(pa.memory_map(str(path))).read_all()
+        table.validate(full=True)  # offsets and UTF-8, which reading does not check
+    except (pa.ArrowException, ValueError, OSError) as error:
         raise CorruptIndex(f"{path} cannot be read: {error}") from error
+    return table
 
 
 def write_arrays(path: Path, arrays: dict[str, npt.NDArray[Any]]) -> None:
@@ -197,7 +209,7 @@ def map_arrays(path: Path) -> dict[str, npt.NDArray[Any]]:
             begin, end = entry["data_offsets"]
             flat = whole[8 + size + begin : 8 + size + end].view(DTYPES[entry["dtype"]])
             arrays[name] = flat.reshape(entry["shape"])
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError, OverflowError) as error:
         raise CorruptIndex(f"{path} cannot be read: {error}") from error
     return arrays
 
@@ -252,6 +264,13 @@ def sync(path: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+def sync_parents(path: Path) -> None:
+    """A folder that may be new is where it is for good: it, and all above it."""
+    for folder in (path, *path.resolve().parents):
+        with suppress(PermissionError):
+            sync(folder)
 
 
 def move(path: Path, target: Path) -> None:

@@ -182,7 +182,7 @@ class TokenStore:
         try:
             store = cls(_chunks(pa.memory_map(str(path)), path.name, coded), coded=coded)
             _ = store.documents  # checks every offset
-        except (pa.ArrowException, ValueError, TypeError, KeyError) as error:
+        except (pa.ArrowException, ValueError, TypeError, KeyError, OSError, AttributeError) as error:
             raise CorruptIndex(f"{path.name} is not a token file: {error}") from error
         return store
 

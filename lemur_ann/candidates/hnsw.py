@@ -63,23 +63,17 @@ class GraphFile:
     @cached_property
     def nodes(self) -> tuple[npt.NDArray[np.uint8], int]:
         """One row a node, mapped, and where its vector begins."""
-        header = np.frombuffer(self._read(0, HEADER.itemsize), HEADER)[0]
-        shape = (int(header["count"]), int(header["node_bytes"]))
+        header = _header(self.path)
+        shape = header["count"], header["node_bytes"]
         nodes = np.memmap(self._file, np.uint8, "r", HEADER.itemsize, shape) if shape[0] else np.empty(shape, np.uint8)
-        return nodes, int(header["vector_offset"])
+        return nodes, header["vector_offset"]
 
     @cached_property
     def node_of_row(self) -> npt.NDArray[np.int64]:
-        nodes, _ = self.nodes
-        offset = int(np.frombuffer(self._read(0, HEADER.itemsize), HEADER)[0]["label_offset"])
-        labels = nodes[:, offset : offset + 8].copy().view(np.int64)[:, 0]
+        labels = _labels(self.nodes[0], self.path)
         order = np.full(labels.max(initial=-1) + 1, -1, np.int64)
         order[labels] = np.arange(len(labels))
         return order
-
-    def _read(self, begin: int, size: int) -> bytes:
-        self._file.seek(begin)
-        return self._file.read(size)
 
 
 def _close(file: Any, path: Path | None) -> None:
@@ -120,6 +114,7 @@ class HnswGraph:
 
     def load(self, dim: int, max_elements: int) -> hnswlib.Index:
         """hnswlib's own graph, with room for more."""
+        _check_file(self.file.path, dim)
         graph = hnswlib.Index("l2", dim)
         try:
             graph.load_index(str(self.file.path), max_elements=max_elements)
@@ -273,13 +268,14 @@ def load_structure(paths: dict[str, Path], dim: int, num_rows: int) -> HnswGraph
     file = GraphFile(paths["graph"])
     arrays = storage.map_arrays(paths["links"]) if "links" in paths else {}
     if arrays and len(arrays["links"]) == num_rows:
-        try:
-            return HnswGraph(file, *(arrays[name] for name in ("codes", "scales", "links", "entries")))
-        except KeyError as error:
-            raise CorruptIndex(f"{paths['links']} has no {error}") from error
+        graph = HnswGraph(file, *(arrays[name] for name in ("codes", "scales", "links", "entries")))
+        if graph.take(np.empty(0, np.int64), dim).shape != (0, dim):
+            raise CorruptIndex(f"{paths['graph']} has vectors of another dimension")
+        return graph
     # Formats 1 to 3: no links, or none yet of the last rows
     if np.count_nonzero(file.node_of_row[:num_rows] >= 0) < num_rows:
         raise CorruptIndex(f"{paths['graph']} does not have all of {num_rows} documents")
+    _check_file(paths["graph"], dim)
     links, entries = read_links(paths["graph"], dim, num_rows)
     graph = HnswGraph(file, np.empty((0, 1), np.int8), np.empty(0, np.float32), links, entries)
     graph.codes, graph.scales = _core.int8_codes(graph.take(np.arange(num_rows), dim), 1)
@@ -385,6 +381,68 @@ def read_links(path: Path, dim: int, num_rows: int) -> tuple[npt.NDArray[np.int3
         level += 1
     chosen = rows[(levels >= level) | is_far]
     return links, np.sort(chosen[chosen >= 0])
+
+
+def _header(path: Path) -> dict[str, int]:
+    """The header of hnswlib's file; CorruptIndex where it does not fit the file."""
+    size = path.stat().st_size
+    with path.open("rb") as file:
+        raw = file.read(HEADER.itemsize)
+    if len(raw) < HEADER.itemsize:
+        raise CorruptIndex(f"{path} cannot be read: it has no header")
+    header = {name: int(value) for name, value in zip(HEADER.names or (), np.frombuffer(raw, HEADER)[0], strict=True)}
+    link_bytes = 4 + 4 * header["degree"]
+    if not (
+        header["offset"] == 0
+        and header["count"] <= header["room"] < 2**31
+        and HEADER.itemsize + header["count"] * header["node_bytes"] <= size
+        and 0 < header["M"] == header["M_again"] <= header["degree"] < 2**15
+        and 0 < header["ef"] < 2**31
+        and header["vector_offset"] == link_bytes < header["label_offset"] == header["node_bytes"] - 8
+    ):
+        raise CorruptIndex(f"{path} cannot be read: its header does not fit it")
+    return header
+
+
+def _labels(nodes: npt.NDArray[np.uint8], path: Path) -> npt.NDArray[np.int64]:
+    labels = nodes[:, -8:].copy().view(np.int64)[:, 0]
+    if len(labels) and (labels.min() < 0 or labels.max() >= 2**31 or len(np.unique(labels)) < len(labels)):
+        raise CorruptIndex(f"{path} cannot be read: its labels are not rows")
+    return labels
+
+
+def _check_file(path: Path, dim: int) -> None:
+    """CorruptIndex where hnswlib, which checks nothing, would read outside of its file or of its graph."""
+    header = _header(path)
+    count, degree, M = header["count"], header["degree"], header["M"]
+    if header["label_offset"] - header["vector_offset"] != 4 * dim:
+        raise CorruptIndex(f"{path} has vectors of another dimension")
+    if count == 0:
+        return
+    nodes = np.memmap(path, np.uint8, "r", HEADER.itemsize, (count, header["node_bytes"]))
+    _labels(nodes, path)
+    level_words = 1 + M
+    higher = np.fromfile(path, np.uint32, offset=HEADER.itemsize + nodes.size)
+    links = nodes[:, 4 : header["vector_offset"]].copy().view(np.uint32)
+    used = nodes[:, :2].copy().view(np.uint16)[:, 0]
+    good = bool(used.max() <= degree and (links[np.arange(degree) < used[:, None]] < count).all())
+    levels, place = np.zeros(count, np.int64), 0
+    begins = np.empty(count, np.int64)
+    for node in range(count):
+        if place >= len(higher) or int(higher[place]) % (4 * level_words):
+            raise CorruptIndex(f"{path} cannot be read: its links of higher levels are cut off")
+        levels[node], begins[node] = int(higher[place]) // (4 * level_words), place + 1
+        place += 1 + int(higher[place]) // 4
+    good = good and place == len(higher) and levels.max() == header["highest_level"]
+    good = good and 0 <= header["first_node"] < count and levels[header["first_node"]] == header["highest_level"]
+    for node in np.flatnonzero(levels).tolist() if good else ():
+        lists = higher[begins[node] : begins[node] + levels[node] * level_words].reshape(-1, level_words)
+        for level, words in enumerate(lists, start=1):
+            number = int(words[0]) & 0xFFFF
+            found = words[1 : 1 + number]
+            good = good and number <= M and bool((found < count).all()) and bool((levels[found] >= level).all())
+    if not good:
+        raise CorruptIndex(f"{path} cannot be read: its links lead out of it")
 
 
 def _levels(higher_links: bytes, count: int) -> npt.NDArray[np.int64]:

@@ -929,8 +929,10 @@ class Trial:
                 allowed = [before] if kind == "disk full" else [before, after]
                 assert isinstance(raised, OSError) == (kind == "disk full"), raised
             self.counts["failures" if kind == "disk full" else "interrupts"] += 1
-            if change[0] == "open":
-                made = made or LemurIndex.open(path)
+            if made is None:
+                self.steps.start(disk)
+                made = LemurIndex.open(path)
+                self.steps.stop()
             in_memory = documents_of(made)
             check_searches(made, in_memory)
             with LemurIndex.open(path, read_only=True) as reader:

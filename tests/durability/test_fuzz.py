@@ -34,14 +34,16 @@ def indexes(tmp_path_factory):
 
 def batch(kind, folder, first, count, errors):
     """What a process says: one dict a line, and last of all one of its end where that was not meant."""
-    with errors.open("w+") as stderr:
-        command = [sys.executable, str(PROGRAM), kind, str(folder), str(first), str(count)]
-        process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=stderr, text=True)
-        said = {}
-        for line in process.stdout:
-            said = json.loads(line)
-            yield said
-        code = process.wait()
+    command = [sys.executable, str(PROGRAM), kind, str(folder), str(first), str(count)]
+    said = {}
+    with errors.open("w") as stderr, subprocess.Popen(command, stdout=subprocess.PIPE, stderr=stderr, text=True) as process:
+        try:
+            for line in process.stdout:
+                said = json.loads(line)
+                yield said
+            code = process.wait()
+        finally:
+            process.kill()
     if "done" not in said:
         text = errors.read_text(errors="replace")
         place = re.search(r'lemur_ann/([\w/]+\.py)", line (\d+)', text)
@@ -80,12 +82,12 @@ def test_damage_under_checksums(indexes, tmp_path):
 
 
 def test_arrow_data(indexes, tmp_path):
-    outcomes = fuzz("arrow", indexes, 2 * AMOUNT, tmp_path / "errors")
+    outcomes = fuzz("arrow", indexes, AMOUNT, tmp_path / "errors")
     assert outcomes.get("taken")
     assert outcomes.get("refused")
 
 
 def test_filters(indexes, tmp_path):
-    outcomes = fuzz("filters", indexes, 4 * AMOUNT, tmp_path / "errors")
+    outcomes = fuzz("filters", indexes, 3 * AMOUNT, tmp_path / "errors")
     assert outcomes.get("right")
     assert outcomes.get("refused")
