@@ -29,6 +29,7 @@ from rich.table import Table
 
 import lemur_ann
 from lemur_ann import _core
+from lemur_ann.candidates import hnsw
 from lemur_ann.candidates.hnsw import HnswCandidates
 from lemur_ann.inputs import read_queries
 
@@ -69,8 +70,9 @@ def mean_seconds(call, count: int) -> float:
 
 def walked_bytes(candidates: HnswCandidates, encoded: np.ndarray, beam: int) -> tuple[float, float]:
     """Vectors that a walk looks at, and bytes it reads: codes, scales and the links of what it expands. In float32."""
-    links, entries = candidates._links, candidates._entries
-    vectors = candidates._codes[: candidates.num_rows, : encoded.shape[1]] * candidates._scales[: candidates.num_rows, None]
+    graph = candidates.structure
+    links, entries = graph.links, graph.entries
+    vectors = graph.codes[:, : encoded.shape[1]] * graph.scales[:, None]
     looked, bytes_read = [], []
     for query in encoded[:NUM_WALKED]:
         scores = vectors @ query
@@ -96,7 +98,7 @@ def walked_bytes(candidates: HnswCandidates, encoded: np.ndarray, beam: int) -> 
                     continue
                 heapq.heappush(frontier, (-scores[i], i))
         looked.append(len(seen))
-        bytes_read.append(len(seen) * (candidates._codes.shape[1] + 4) + expanded * links.shape[1] * 4)
+        bytes_read.append(len(seen) * (graph.codes.shape[1] + 4) + expanded * links.shape[1] * 4)
     return float(np.mean(looked)), float(np.mean(bytes_read))
 
 
@@ -104,17 +106,16 @@ def copies_of(candidates: HnswCandidates, options: dict, copies: int) -> HnswCan
     """A graph over every vector and noisy copies of it, 0.3 of the typical distance of near neighbours away."""
     random = np.random.default_rng(0)
     vectors = candidates.take(np.arange(candidates.num_rows))
-    near = np.linalg.norm(vectors[:1000] - vectors[candidates._links[:1000, 0]], axis=1)
+    near = np.linalg.norm(vectors[:1000] - vectors[candidates.structure.links[:1000, 0]], axis=1)
     radius = np.linalg.norm(vectors[0])
     sigma = 0.3 * np.median(near) / np.sqrt(vectors.shape[1] - 1)
-    large = HnswCandidates.create(vectors.shape[1], options, copies * len(vectors))
+    large = hnsw.builder(vectors.shape[1], options, copies * len(vectors))
     for copy in range(copies):
         noisy = vectors[:, :-1] + (sigma * random.normal(size=(len(vectors), vectors.shape[1] - 1)) if copy else 0)
         last = np.sqrt(np.maximum(radius**2 - np.einsum("ij,ij->i", noisy, noisy), 1e-6))
         block = np.concatenate([noisy, last[:, None]], axis=1).astype(np.float32)
-        large.add(block, first=copy * len(vectors), num_threads=os.cpu_count() or 1)
-    large.finish()
-    return large
+        large.add(block, num_threads=os.cpu_count() or 1)
+    return large.finish()
 
 
 def main() -> None:
@@ -135,7 +136,7 @@ def main() -> None:
     count, beam = args.num_candidates, args.ef_search
     queries = [tokens[batch.offsets[i] : batch.offsets[i + 1]] for i in range(len(batch))]
     bounds = [np.array([0, len(query)]) for query in queries]
-    encoder, candidates, documents = index.encoder, index._learned.candidates, index._store.documents
+    encoder, candidates, documents = index.encoder, index._snapshot.learned.candidates, index._snapshot.store.documents
     encoded = encoder.encode_queries(tokens, batch.offsets)
     found = [np.sort(f) for f in candidates.search(encoded, count, beam, num_threads=os.cpu_count() or 1)]
     ends = np.array([0, count])
@@ -151,8 +152,8 @@ def main() -> None:
         "graph": mean_seconds(lambda i: candidates.search(encoded[i : i + 1], count, beam, num_threads=1), len(queries)),
         "rerank": mean_seconds(lambda i: _core.rerank(queries[i], bounds[i], documents, found[i], ends, 10, 1), len(queries)),
     }
-    hnswlib_graph = candidates._loaded()
-    plain = _core.Documents([(chunk.tokens, chunk.offsets) for chunk in index._store._chunks])
+    hnswlib_graph = candidates.structure.load(encoder.dim, candidates.num_rows)
+    plain = _core.Documents([(chunk.tokens, chunk.offsets) for chunk in index._snapshot.store.chunks])
     others = {
         "graph, by hnswlib": mean_seconds(
             lambda i: hnswlib_graph.knn_query(encoded[i : i + 1], k=beam, num_threads=1), len(queries)
@@ -161,9 +162,9 @@ def main() -> None:
             lambda i: _core.rerank(queries[i], bounds[i], plain, found[i], ends, 10, 1), len(queries)
         ),
     }
-    lengths = np.concatenate([np.diff(chunk.offsets) for chunk in index._store._chunks])
+    lengths = np.concatenate([np.diff(chunk.offsets) for chunk in index._snapshot.store.chunks])
     token_bytes = np.mean([lengths[f].sum() for f in found]) * (_core.int8_stride(index.dim) + 8)
-    exact_bytes = 12 * np.mean(lengths[np.concatenate(found)]) * index.dim * index._store.dtype.itemsize
+    exact_bytes = 12 * np.mean(lengths[np.concatenate(found)]) * index.dim * index._snapshot.store.dtype.itemsize
     config = encoder.feature_weights.config
     looked, graph_bytes = walked_bytes(candidates, encoded, beam)
     widths = [config["dim"], *config["hidden_dims"], config["num_features"]]

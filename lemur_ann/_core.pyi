@@ -101,7 +101,12 @@ def rerank(queries: Annotated[NDArray[numpy.float32], dict(shape=(None, None), o
 def top_k(values: Annotated[NDArray[numpy.float32], dict(shape=(None,), order='C', device='cpu', writable=False)], k: int) -> Annotated[NDArray[numpy.int64], dict(shape=(None,))]:
     """Positions of the k largest values, best first; -inf counts as absent."""
 
-def products(a: Annotated[NDArray[numpy.float32], dict(shape=(None, None), order='C', device='cpu', writable=False)], b: Annotated[NDArray[numpy.float32], dict(shape=(None, None), order='C', device='cpu', writable=False)], num_threads: int) -> Annotated[NDArray[numpy.float64], dict(shape=(None, None))]:
+class Columns:
+    """A copy of a float32 matrix (depth, num_columns), packed for products."""
+
+    def __init__(self, matrix: Annotated[NDArray[numpy.float32], dict(shape=(None, None), order='C', device='cpu', writable=False)], num_threads: int) -> None: ...
+
+def products(a: Annotated[NDArray[numpy.float32], dict(shape=(None, None), order='C', device='cpu', writable=False)], b: Columns, num_threads: int) -> Annotated[NDArray[numpy.float64], dict(shape=(None, None))]:
     """
     a @ b in float64, each element the same to the last bit whatever the shapes and threads.
     """

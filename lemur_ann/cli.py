@@ -229,7 +229,7 @@ def tune(
     """Choose how to search for a wanted recall, and keep the choice in the saved index: search --target-recall uses it."""
     table = _read(queries)
     table = table if limit is None else table[:limit]
-    with lemur_ann.LemurIndex.open(path, device=device) as index:
+    with _opened(path, device) as index:
         tuned = index.tune(table, target_recall, k=k, num_threads=threads)
     console.print(str(tuned))
 
@@ -242,7 +242,7 @@ def add(
     threads: Threads = None,
 ) -> None:
     """Add documents to a saved index, for good once the command ends; searches in other processes go on."""
-    with lemur_ann.LemurIndex.open(path) as index:
+    with _opened(path) as index:
         before, start = len(index), time.perf_counter()
         (index.upsert if upsert else index.add)(documents, num_threads=threads)
         console.print(f"{before:,} documents before, {len(index):,} now, in {time.perf_counter() - start:.1f} s")
@@ -257,7 +257,7 @@ def delete(
     """Delete documents from a saved index, for good once the command ends."""
     if bool(ids) == (ids_from is not None):
         raise ValueError("delete takes ids or --ids-from, one of the two")
-    with lemur_ann.LemurIndex.open(path) as index:
+    with _opened(path) as index:
         named: Any = ids if ids_from is None else open_path(ids_from).to_table(columns=["id"]).column("id")
         if ids_from is None and pa.types.is_integer(index.ids().type):
             named = pa.array(ids, pa.string()).cast(pa.int64())
@@ -267,7 +267,7 @@ def delete(
 @app.command()
 def compact(path: IndexDir, threads: Threads = None) -> None:
     """Take back the space of deleted documents."""
-    with lemur_ann.LemurIndex.open(path) as index:
+    with _opened(path) as index:
         index.compact(num_threads=threads)
         console.print(f"{len(index):,} documents, and none deleted")
 
@@ -276,14 +276,7 @@ def compact(path: IndexDir, threads: Threads = None) -> None:
 def verify(path: IndexDir) -> None:
     """Read every file of a saved index and compare it with its checksum; then what the files say with each other."""
     manifest = storage.read_manifest(path)
-    damaged = 0
-    for name, entry in manifest["files"].items():
-        try:
-            storage.check_files(path, {name: entry}, verify=True)
-            console.print(f"{name}: {_size(entry['size_bytes'])}, whole")
-        except CorruptIndex as error:
-            damaged += 1
-            console.print(str(error))
+    damaged = sum(not _is_whole(path, name, entry) for name, entry in manifest["files"].items())
     if damaged:
         raise CorruptIndex(f"{damaged} of {len(manifest['files'])} files of {path} are damaged")
     index = lemur_ann.LemurIndex.load(path, verify=False, device="cpu")
@@ -334,7 +327,7 @@ def refit(
 ) -> None:
     """Learn the map anew from the documents of a saved index, in place; searches in other processes go on."""
     changes: dict[str, Any] = {"epochs": epochs, "num_features": num_features, "rank": rank}
-    with lemur_ann.LemurIndex.open(path, device=device) as index:
+    with _opened(path, device) as index:
         start = time.perf_counter()
         index.refit(
             None if queries is None else _read(queries),
@@ -368,6 +361,23 @@ def info(path: IndexDir) -> None:
         table.add_row(name, _size(file["size_bytes"]))
     console.print(table)
     console.print(f"This machine's instruction sets: {', '.join(lemur_ann.maxsim.supported_isas())}")
+
+
+def _opened(path: Path, device: str | None = None) -> lemur_ann.LemurIndex:
+    """The index that is there, for changes."""
+    storage.read_manifest(path)  # or there would be a new one
+    return lemur_ann.LemurIndex.open(path, device=device)
+
+
+def _is_whole(path: Path, name: str, entry: dict[str, Any]) -> bool:
+    """Whether a file has its checksum; prints a line that says so."""
+    try:
+        storage.check_files(path, {name: entry}, verify=True)
+    except CorruptIndex as error:
+        console.print(str(error))
+        return False
+    console.print(f"{name}: {_size(entry['size_bytes'])}, whole")
+    return True
 
 
 def _read(path: Path) -> pa.Table:

@@ -71,6 +71,7 @@ class LemurEncoder:
         self.training = training
         # with a column of zeros, for the appended coordinate
         self._padded_query_map = np.pad(query_map, ((0, 0), (0, 1)))
+        self._packed: _core.Columns | None = None
         self._query_encoder = feature_weights.query_encoder(self._padded_query_map)
 
     @cached_property
@@ -87,7 +88,19 @@ class LemurEncoder:
     def packed_bytes(self) -> int:
         """Memory of what query features are computed from, beside the arrays of :meth:`arrays`."""
         padded = self._padded_query_map.nbytes
-        return 2 * padded + sum(array.nbytes for array in self.feature_weights.arrays.values())
+        return (
+            2 * padded
+            + (0 if self._packed is None else self.projection.nbytes)
+            + sum(array.nbytes for array in self.feature_weights.arrays.values())
+        )
+
+    def _columns(self, num_threads: int) -> npt.NDArray[np.float32] | _core.Columns:
+        """The projection; packed once for all documents to come, where the kernels multiply by it."""
+        if self.targets.device != "cpu":
+            return self.projection
+        if self._packed is None:
+            self._packed = _core.Columns(self.projection, num_threads)
+        return self._packed
 
     def encode_blocks(
         self, store: TokenStore, indices: npt.NDArray[np.int64], *, num_threads: int = 1, known: Encoded | None = None
@@ -102,7 +115,7 @@ class LemurEncoder:
             vectors = np.empty((len(part), self.dim), np.float32)
             vectors[is_known] = known.vectors[np.searchsorted(known.indices, part[is_known])]
             reduced = reduced_further(
-                reduced_weights(store, part[~is_known], self.targets, self.projection, self.offset, num_threads),
+                reduced_weights(store, part[~is_known], self.targets, self._columns(num_threads), self.offset, num_threads),
                 self.document_map,
                 num_threads,
             )
@@ -194,7 +207,7 @@ def reduced_weights(
     store: TokenStore,
     indices: npt.NDArray[np.int64],
     targets: Targets,
-    projection: npt.NDArray[np.float32],
+    projection: npt.NDArray[np.float32] | _core.Columns,
     offset: npt.NDArray[np.float32],
     num_threads: int,
     task: Task | None = None,
@@ -212,4 +225,8 @@ def reduced_further(
     wide: npt.NDArray[np.float32], document_map: npt.NDArray[np.float32] | None, num_threads: int
 ) -> npt.NDArray[np.float32]:
     """The second, float32 (num_documents, rank), where there is one."""
-    return wide if document_map is None else _core.products(wide, document_map, num_threads).astype(np.float32)
+    return (
+        wide
+        if document_map is None
+        else _core.products(wide, _core.Columns(document_map, num_threads), num_threads).astype(np.float32)
+    )

@@ -81,7 +81,7 @@ def _by_ids(filter: Any, snapshot: Snapshot) -> Mask:
             "filter must be a pyarrow compute expression over the metadata columns, a collection of ids, or one boolean "
             f"for each document, got {type(filter).__name__}"
         )
-    ids = filter if hasattr(filter, "__len__") else list(filter)
+    ids: Any = filter if hasattr(filter, "__len__") else list(filter)
     matching = np.zeros(snapshot.num_rows, np.bool_)
     if len(ids):
         ids = ids_of(ids)

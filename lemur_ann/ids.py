@@ -54,6 +54,9 @@ class IdColumn:
         integers = pa.types.is_integer(self.type)
         if not self.chunks:
             return np.empty(0, np.int64 if integers else object)
+        if len(self.chunks) == 1:
+            chunk = self.chunks[0]
+            return chunk.to_numpy()[rows] if integers else np.array([chunk[row].as_py() for row in rows.tolist()], dtype=object)
         places = np.searchsorted(self._firsts, rows, side="right") - 1
         if integers:
             out = np.empty(len(rows), np.int64)

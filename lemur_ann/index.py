@@ -19,7 +19,7 @@ import pyarrow.compute as pc
 from lemur_ann import _core, metrics
 from lemur_ann import _validate as validate
 from lemur_ann.candidates import kind_of
-from lemur_ann.directory import Directory, read_version
+from lemur_ann.directory import Directory
 from lemur_ann.directory import save as save_directory
 from lemur_ann.errors import NotFitted
 from lemur_ann.evaluation import Evaluation
@@ -39,6 +39,7 @@ from lemur_ann.sources import opened
 from lemur_ann.stats import Stats, measured
 from lemur_ann.tokens import TokenStore
 from lemur_ann.tuning import Tuned, Tuner
+from lemur_ann.versions import read_version
 
 if TYPE_CHECKING:
     from lemur_ann.device_search import DeviceSearch

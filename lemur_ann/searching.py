@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 Scored = tuple[Rows, npt.NDArray[np.float32]]  # best first
 
 SCORES_PER_BLOCK = 2**24  # of an exact search: 64 MiB
+FEW = 0.1  # of the hits of a filtered search, among the later half of its candidates, are no sign that these are too few
 MORE = 4  # times as many candidates, where those of a filtered search were too few
 MANY = 0.25  # of the documents: that many of them are scored all together, with those that a filter keeps out
 
@@ -45,15 +46,16 @@ def search(
     num_matching = len(excluded) - excluded.count
     if num_matching == 0 or len(queries) == 0:
         return [_hits(snapshot, np.empty(0, np.int64), np.empty(0, np.float32)) for _ in range(len(queries))]
-    k, num_candidates, ef_search = min(k, num_matching), min(num_candidates, num_matching), min(ef_search, len(excluded))
+    k, num_candidates = min(k, num_matching), min(num_candidates, num_matching)
+    ef_search = min(ef_search, len(excluded))
     learned = snapshot.learned
     if exact or learned is None or (num_candidates >= num_matching and excluded is snapshot.deleted):
         rows = None if num_matching >= MANY * len(excluded) else excluded.others
-        found = []
+        hits = []
         for scores in exact_scores(snapshot, tokens, queries.offsets, num_threads, excluded, rows):
-            best = _core.top_k(scores, k)
-            found.append(_hits(snapshot, best if rows is None else rows[best], scores[best]))
-        return found
+            first = _core.top_k(scores, k)
+            hits.append(_hits(snapshot, first if rows is None else rows[first], scores[first]))
+        return hits
     documents, bounds = snapshot.store.documents, queries.offsets
 
     def rerank(candidates: list[Rows]) -> list[Scored]:
@@ -63,30 +65,29 @@ def search(
         return [(rows[i, :count], scores[i, :count]) for i, count in enumerate(counts.tolist())]
 
     if num_candidates >= num_matching:
-        return [_hits(snapshot, *best) for best in rerank([excluded.others] * len(queries))]
+        return [_hits(snapshot, *own) for own in rerank([excluded.others] * len(queries))]
     if device_search is not None:
         batch = QueryBatch(tokens, bounds)
-        return [_hits(snapshot, *best) for best in device_search.search(batch, k, num_candidates, excluded)]
+        return [_hits(snapshot, *own) for own in device_search.search(batch, k, num_candidates, excluded)]
     encoded = learned.encoder.encode_queries(tokens, bounds, num_threads=num_threads)
     find = functools.partial(learned.candidates.search, encoded, num_threads=num_threads, excluded=excluded)
     if excluded is snapshot.deleted:
-        return [_hits(snapshot, *best) for best in rerank(find(num_candidates, ef_search))]
+        return [_hits(snapshot, *own) for own in rerank(find(num_candidates, ef_search))]
     # A filter may keep out all that is near a query. Far from it the estimates tell less, and more candidates are wanted:
-    # as long as the later ones have hits, still more.
+    # as long as the later ones have more than a few of the hits, still more.
     nobody: Rows = np.empty(0, np.int64)
-    best = [(nobody, np.empty(0, np.float32)) for _ in range(len(queries))]
-    seen, wanted, open_queries = 0, 2 * num_candidates, set(range(len(queries)))
+    best: list[Scored] = [(nobody, np.empty(0, np.float32)) for _ in range(len(queries))]
+    seen, wanted, open_queries = 0, num_candidates, set(range(len(queries)))
     while open_queries and seen < num_matching:
         found = find(wanted, max(ef_search, wanted))
         for begin, end in ((0, wanted // 2), (wanted // 2, wanted)) if seen == 0 else ((seen, wanted),):
             new = rerank([found[i][begin:end] if i in open_queries else nobody for i in range(len(queries))])
             for i in list(open_queries):
-                merged = _merged(best[i], new[i], k)
-                if begin and not np.isin(merged[0], new[i][0]).any():
+                best[i] = _merged(best[i], new[i], k)
+                if begin and np.isin(best[i][0], new[i][0]).sum() <= FEW * k:
                     open_queries.remove(i)
-                best[i] = merged
         seen, wanted = wanted, min(MORE * wanted, num_matching)
-    return [_hits(snapshot, *found) for found in best]
+    return [_hits(snapshot, *own) for own in best]
 
 
 def _merged(one: Scored, other: Scored, k: int) -> Scored:

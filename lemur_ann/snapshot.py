@@ -140,8 +140,9 @@ def check(snapshot: Snapshot) -> None:
             row = first + int(np.searchsorted(chunk.offsets, bad, side="right")) - 1
             raise CorruptIndex(f"document {snapshot.ids.column.take(np.array([row]))[0]!r} has {BAD_VALUE}")
         if chunk.codes is not None:
-            for got, expected in zip(chunk.codes, token_codes(np.ascontiguousarray(chunk.tokens), 1), strict=True):
-                if not np.array_equal(got, expected):
+            expected = token_codes(np.ascontiguousarray(chunk.tokens), 1)
+            for i, array in enumerate(chunk.codes):
+                if not np.array_equal(np.asarray(array), np.asarray(expected[i])):
                     raise CorruptIndex(f"codes of the documents from row {first} on are not those of their tokens")
         first += len(chunk.offsets) - 1
     live = snapshot.ids.column.take_array(snapshot.live)

@@ -31,7 +31,7 @@ MANIFEST = "manifest.json"
 LOCK = "writer.lock"
 TOKENS = "tokens"  # what the names of token files begin with
 NAMES = re.compile(
-    r"(tokens|documents|deleted|learned|vectors|graph|links)-\d{6,}\.(arrow|safetensors|hnsw)"
+    r"(tokens|documents|deleted|learned|vectors|graph|links)-(?P<number>\d{6,})\.(arrow|safetensors|hnsw)"
     r"|\.manifest\.json\..*|\.building-.*"
 )
 
@@ -143,13 +143,14 @@ def read_documents(path: Path) -> tuple[pa.ChunkedArray, pa.Table | None]:
     """What :func:`write_documents` wrote, mapped."""
     table = _read_table(path)
     names = table.column_names
-    if names.count("id") != 1 or table.column("id").type not in (pa.int64(), pa.large_string()) or table.column("id").null_count:
+    ids = table.column("id") if names.count("id") == 1 else pa.chunked_array([], pa.null())
+    if ids.type not in (pa.int64(), pa.large_string()) or ids.null_count:
         raise CorruptIndex(f"{path} cannot be read: it has no ids")
     if "metadata" not in names:
-        return table.column("id"), None
+        return ids, None
     if names.count("metadata") != 1 or not pa.types.is_struct(table.column("metadata").type):
         raise CorruptIndex(f"{path} cannot be read: its metadata is no struct")
-    return table.column("id"), pa.Table.from_struct_array(table.column("metadata"))
+    return ids, pa.Table.from_struct_array(table.column("metadata"))
 
 
 def read_deleted(path: Path, num_rows: int) -> npt.NDArray[np.bool_]:
@@ -233,6 +234,12 @@ def written_manifest(path: Path) -> dict[str, Any]:
     if not isinstance(manifest, dict) or manifest.get("format") != FORMAT or not isinstance(manifest.get("files"), dict):
         raise ValueError("not the manifest of an index")
     return manifest
+
+
+def number_of(name: str) -> int:
+    """The number in the name of one of our files, 0 where it is none."""
+    found = NAMES.fullmatch(name)
+    return int(found["number"] or 0) if found else 0
 
 
 def describe(file: Path) -> dict[str, Any]:

@@ -61,20 +61,26 @@ class Targets:
             yield block, maxima
 
     def projected(
-        self, store: TokenStore, indices: npt.NDArray[np.int64], matrix: npt.NDArray[np.float32], num_threads: int = 1
+        self,
+        store: TokenStore,
+        indices: npt.NDArray[np.int64],
+        matrix: npt.NDArray[np.float32] | _core.Columns,
+        num_threads: int = 1,
     ) -> Iterator[tuple[slice, npt.NDArray[np.float32]]]:
         """The same times ``matrix`` (num_sample_tokens, n): (slice of ``indices``, float32 (block, n)).
 
         On a CPU a document's row has the same bits whatever the block it is in and the number of threads.
         """
         if self.device == "cpu":
+            columns = matrix if isinstance(matrix, _core.Columns) else _core.Columns(matrix, num_threads)
             for block in self._cuts(len(indices)):
                 maxima = _cpu_maxima(self.sample_tokens, store, indices[block], self.precision, num_threads)
                 maxima -= np.float32(self.mean)
-                yield block, _core.products(maxima, matrix, num_threads).astype(np.float32)
+                yield block, _core.products(maxima, columns, num_threads).astype(np.float32)
             return
         import torch
 
+        assert not isinstance(matrix, _core.Columns)
         there = torch.from_numpy(matrix).to(self.device)
         for block, on_device in self.blocks(store, indices, num_threads):
             yield block, (on_device @ there).cpu().numpy()

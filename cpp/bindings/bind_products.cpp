@@ -8,21 +8,32 @@ using namespace lemur_bindings;
 
 namespace {
 
-nb::ndarray<nb::numpy, double, nb::ndim<2>> products(const FloatMatrix& a, const FloatMatrix& b, int num_threads) {
-  if (a.shape(1) != b.shape(0)) throw nb::value_error("a must have as many columns as b has rows");
-  auto out = new_array<double>(a.shape(0), b.shape(1));
-  const auto num_a = static_cast<std::int64_t>(a.shape(0)), depth = static_cast<std::int64_t>(a.shape(1)),
-             num_b = static_cast<std::int64_t>(b.shape(1));
-  const float *a_data = a.data(), *b_data = b.data();
+nb::ndarray<nb::numpy, double, nb::ndim<2>> products(const FloatMatrix& a, const lemur::Columns& b, int num_threads) {
+  if (static_cast<std::int64_t>(a.shape(1)) != b.depth())
+    throw nb::value_error("a must have as many columns as b has rows");
+  const auto num_a = static_cast<std::int64_t>(a.shape(0));
+  auto out = new_array<double>(num_a, b.num_columns());
+  const float* a_data = a.data();
   double* data = out.data();
   nb::gil_scoped_release release;
-  lemur::products(a_data, num_a, b_data, num_b, depth, data, num_threads);
+  lemur::products(a_data, num_a, b, data, num_threads);
   return out;
 }
 
 }  // namespace
 
 void bind_products(nb::module_& m) {
-  m.def("products", &products, nb::arg("a").noconvert(), nb::arg("b").noconvert(), nb::arg("num_threads"),
+  nb::class_<lemur::Columns>(m, "Columns", "A copy of a float32 matrix (depth, num_columns), packed for products.")
+      .def(
+          "__init__",
+          [](lemur::Columns* self, const FloatMatrix& matrix, int num_threads) {
+            const float* data = matrix.data();
+            const auto depth = static_cast<std::int64_t>(matrix.shape(0)),
+                       width = static_cast<std::int64_t>(matrix.shape(1));
+            nb::gil_scoped_release release;
+            new (self) lemur::Columns(data, width, depth, num_threads);
+          },
+          nb::arg("matrix").noconvert(), nb::arg("num_threads"));
+  m.def("products", &products, nb::arg("a").noconvert(), nb::arg("b"), nb::arg("num_threads"),
         "a @ b in float64, each element the same to the last bit whatever the shapes and threads.");
 }

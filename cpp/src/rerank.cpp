@@ -6,8 +6,8 @@
 
 #include "lemur/cpu.hpp"
 #include "lemur/int8.hpp"
+#include "lemur/kernels/prefetch.hpp"
 #include "lemur/parallel.hpp"
-#include "lemur/prefetch.hpp"
 #include "lemur/scorer.hpp"
 
 namespace lemur {

@@ -4,7 +4,7 @@
 #include <stdexcept>
 #include <string>
 
-#include "lemur/prefetch.hpp"
+#include "lemur/kernels/prefetch.hpp"
 
 namespace lemur {
 namespace {

@@ -48,7 +48,7 @@ class ExactCandidates:
             return [np.empty(0, np.int64) for _ in queries]
         found: list[Indices] = []
         for begin in range(0, len(queries), QUERIES_PER_SCAN):
-            columns = np.ascontiguousarray(queries[begin : begin + QUERIES_PER_SCAN].T)
+            columns = _core.Columns(np.ascontiguousarray(queries[begin : begin + QUERIES_PER_SCAN].T), num_threads)
             products = np.concatenate([_core.products(part, columns, num_threads).astype(np.float32) for part in self.parts])
             if excluded is not None:
                 products[excluded.mask] = -np.inf

@@ -263,7 +263,7 @@ void test_products(const std::string& isa) {
   for (auto& value : a) value = static_cast<float>(draw(random));
   for (auto& value : b) value = static_cast<float>(draw(random));
   std::vector<double> out(num_a * num_b);
-  lemur::products(a.data(), num_a, b.data(), num_b, depth, out.data(), 2);
+  lemur::products(a.data(), num_a, lemur::Columns(b.data(), num_b, depth, 2), out.data(), 2);
   for (std::int64_t j = 0; j < num_a; ++j)
     for (std::int64_t i = 0; i < num_b; ++i) {
       double sum = 0;

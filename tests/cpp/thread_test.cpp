@@ -159,8 +159,8 @@ Results computed(const Shared& shared, int num_threads) {
   out.encoded.resize(kQueries * kVectorDim);
   shared.encoder.encode(shared.queries, out.encoded.data(), num_threads);
   out.products.resize(50 * kVectorDim);
-  lemur::products(shared.tokens.data(), 50, shared.query_map.data(), kVectorDim, kDim, out.products.data(),
-                  num_threads);
+  lemur::products(shared.tokens.data(), 50, lemur::Columns(shared.query_map.data(), kVectorDim, kDim, 1),
+                  out.products.data(), num_threads);
   return out;
 }
 

@@ -140,10 +140,10 @@ def test_fma_instruction_sets_agree_bit_for_bit(rng):
 @pytest.mark.parametrize(("num_a", "num_b", "depth"), [(1, 1, 1), (5, 3, 700), (97, 33, 512), (100, 40, 1500), (12, 16, 31)])
 def test_products(isa, num_a, num_b, depth, rng):
     a, b = rng.normal(size=(num_a, depth)).astype(np.float32), rng.normal(size=(depth, num_b)).astype(np.float32)
-    got = _core.products(a, b, 2)
+    got = _core.products(a, _core.Columns(b, 2), 2)
     np.testing.assert_allclose(got, a.astype(np.float64) @ b.astype(np.float64), rtol=0, atol=512 * 1e-6)
     for rows in (slice(0, 1), slice(num_a // 2, num_a)):  # the same bits whatever the batch and the threads
-        np.testing.assert_array_equal(_core.products(np.ascontiguousarray(a[rows]), b, 1), got[rows])
+        np.testing.assert_array_equal(_core.products(np.ascontiguousarray(a[rows]), _core.Columns(b, 1), 1), got[rows])
 
 
 @pytest.mark.parametrize("num_threads", [1, 2, 7])

@@ -32,7 +32,9 @@ class LivingIndex(RuleBasedStateMachine):
 
     folder: Path | None = None
 
-    @initialize(seed=SEEDS, candidates=st.sampled_from(["hnsw", "exact"]), codes=st.sampled_from(["int8", None]), fitted=st.booleans())
+    @initialize(
+        seed=SEEDS, candidates=st.sampled_from(["hnsw", "exact"]), codes=st.sampled_from(["int8", None]), fitted=st.booleans()
+    )
     def begin(self, seed, candidates, codes, fitted):
         options = {"num_features": 16, "epochs": 0, "rank": 7, "candidates": candidates, "token_codes": codes}
         self.options = {**options, "num_candidates": 15, "ef_search": 20, "M": 4, "ef_construction": 20, "compact_at": 0.5}

@@ -112,7 +112,7 @@ def test_compact(small_index, make_matrices, candidates, monkeypatch):
 
 def test_it_compacts_itself(small_index, make_matrices, monkeypatch):
     monkeypatch.setattr("lemur_ann.index.MIN_DELETED", 50)
-    index, documents, queries = small_index(compact_at=0.4)
+    index, documents, _ = small_index(compact_at=0.4)
     index.delete([f"doc-{i}" for i in range(79)])
     assert index._compaction is None
     index.delete("doc-100")
@@ -152,7 +152,7 @@ def test_close_gives_up_a_compaction(small_index, monkeypatch):
 
 
 def test_changes_during_a_compaction_are_kept(small_index, make_matrices, monkeypatch):
-    index, documents, queries = small_index()
+    index, _, _ = small_index()
     index.delete([f"doc-{i}" for i in range(50)])
     new = make_matrices(3)
     take = type(index._snapshot.learned.candidates).take
@@ -214,7 +214,9 @@ def test_searches_beside_changes(make_matrices, tmp_path, monkeypatch):
     for thread in threads:
         thread.start()
     for number in range(1, 60):
-        index.upsert([changing_document(number), *make_matrices(3)], ids=["changing", *(f"other-{number % 20}-{i}" for i in range(3))])
+        index.upsert(
+            [changing_document(number), *make_matrices(3)], ids=["changing", *(f"other-{number % 20}-{i}" for i in range(3))]
+        )
         if number == 30:
             index.refit(fixed[:40])
     while not failures and min(counts) < 20:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -131,10 +132,42 @@ def test_texts_are_shown_as_they_are(workplace, demo_data):
     assert "see [/usr/bin] and array[i]" in result.stdout, result.stderr
 
 
+def test_a_life(workplace):
+    """Adding, replacing, deleting, compacting, verifying, each a command of its own."""
+    shutil.copytree(workplace / "index", workplace / "living")
+    docs = pq.read_table(workplace / "docs.parquet")
+    names = docs.column("id").to_pylist()
+    pq.write_table(docs[:3], workplace / "some.parquet")
+
+    def run(*arguments):
+        result = lemur_ann(*arguments, cwd=workplace)
+        assert result.returncode == 0, result.stderr
+        return result.stdout
+
+    assert "2 documents deleted, 598 left" in run("delete", "living", names[0], names[5])
+    error = lemur_ann("add", "living", "some.parquet", cwd=workplace).stderr
+    assert "names a document of the index already" in " ".join(error.split())
+    assert "598 documents before, 599 now" in run("add", "living", "some.parquet", "--upsert")
+    assert "3 documents deleted, 596 left" in run("delete", "living", "--ids-from", "some.parquet")
+    assert "deleted, not yet compacted" in run("info", "living")
+    assert "596 documents, and none deleted" in run("compact", "living")
+    output = run("verify", "living")
+    assert "596 documents" in output
+    assert output.count("whole") == len(list((workplace / "living").iterdir())) - 2  # but for the manifest and the lock
+    (file,) = (workplace / "living").glob("tokens-*")
+    body = bytearray(file.read_bytes())
+    body[-200] ^= 1
+    file.write_bytes(body)
+    result = lemur_ann("verify", "living", cwd=workplace)
+    assert result.returncode == 1
+    assert f"{file.name} was altered" in result.stdout.replace("\n", " ")
+    assert "files of living are damaged" in " ".join(result.stderr.split())
+
+
 def test_help_teaches(tmp_path):
     result = lemur_ann("--help", cwd=tmp_path)
     assert result.returncode == 0
-    commands = ("demo", "build", "search", "evaluate", "health", "refit", "info")
+    commands = ("demo", "build", "search", "evaluate", "tune", "health", "refit", "add", "delete", "compact", "verify", "info")
     for command in (*commands, "list<fixed_size_list<float32 or float16>[dim]>"):
         assert command in " ".join(result.stdout.split())
 
@@ -143,6 +176,9 @@ def test_help_teaches(tmp_path):
     ("arguments", "message"),
     [
         (["info", "nowhere"], "no index at nowhere"),
+        (["compact", "nowhere"], "no index at nowhere"),
+        (["delete", "index"], "delete takes ids or --ids-from"),
+        (["delete", "index", "nobody"], "no document has the id 'nobody'"),
         (["info", "."], "has no manifest.json"),
         (["search", "index", "queries.parquet", "-k", "0"], "k must be at least 1, got 0"),
         (["health", "index", "--queries", "queries.parquet", "-k", "0"], "k must be at least 1, got 0"),

@@ -41,7 +41,7 @@ def files_of(index):
 
 
 def test_every_change_is_on_disk_when_it_returns(opened, make_matrices):
-    index, documents, queries = opened
+    index, _, queries = opened
     path, new = index._directory.path, make_matrices(9)
     for change in (
         lambda: index.add(new[:5], ids=list("abcde")),
@@ -63,7 +63,7 @@ def test_every_change_is_on_disk_when_it_returns(opened, make_matrices):
 
 
 def test_reopened_it_goes_on(opened, make_matrices, tmp_path):
-    index, documents, queries = opened
+    index, _, queries = opened
     index.add(make_matrices(3), ids=["a", "b", "c"])
     index.delete(["a", "doc-1"])
     index.close()
@@ -78,16 +78,14 @@ def test_reopened_it_goes_on(opened, make_matrices, tmp_path):
 
 
 def test_vectors_do_not_depend_on_how_an_index_lived(opened, make_matrices):
-    index, documents, queries = opened
+    index, _, queries = opened
     new = make_matrices(120)
     memory = LemurIndex.load(index._directory.path)
     memory.add(new, ids=[f"new-{i}" for i in range(120)])
     for i, matrix in enumerate(new):
         index.add([matrix], ids=[f"new-{i}"])
     rows = np.arange(320)
-    np.testing.assert_array_equal(
-        index._snapshot.learned.candidates.take(rows), memory._snapshot.learned.candidates.take(rows)
-    )
+    np.testing.assert_array_equal(index._snapshot.learned.candidates.take(rows), memory._snapshot.learned.candidates.take(rows))
     assert len(storage.read_manifest(index._directory.path)["segments"]) < 10
     assert index.search(queries, exact=True) == memory.search(queries, exact=True)
 
@@ -237,7 +235,7 @@ def test_other_processes_search(opened, tmp_path):
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork here")
 @pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
 def test_a_forked_child_does_not_write(opened, make_matrices):
-    index, documents, _ = opened
+    index, *_ = opened
     child = os.fork()
     if child == 0:
         try:

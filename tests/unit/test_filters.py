@@ -75,12 +75,13 @@ def test_k_of_those_that_pass(index, matrices, name):
 
 
 def test_documents_far_from_the_query(index, matrices):
-    """What passes is what a graph search would meet last."""
-    for query in matrices[1][100:110]:
+    """What passes is what a graph search would meet last: far more candidates are looked at than were asked for."""
+    found = []
+    for query in matrices[1][100:]:
         ranked = index.search(query, k=len(index), exact=True).ids.tolist()
-        allowed = set(ranked[-600:])
-        hits = index.search(query, k=10, filter=allowed)
-        assert len(set(hits.ids.tolist()) & set(ranked[-600:-590])) >= 9
+        hits = index.search(query, k=10, filter=set(ranked[-600:]))
+        found.append(len(set(hits.ids.tolist()) & set(ranked[-600:-590])) / 10)
+    assert np.mean(found) >= 0.9
 
 
 @pytest.mark.parametrize("form", [set, list, tuple, frozenset, np.array, pa.array, iter])
@@ -95,7 +96,13 @@ def test_booleans(index, matrices):
     mask = np.zeros(len(index), bool)
     mask[[0, 5, len(index) - 1]] = True
     ids = np.array(index.ids().to_pylist())
-    for form in (mask, mask.tolist(), pa.array(mask), pa.chunked_array([mask[:7], mask[7:]]), pa.array(mask).take([*range(len(mask))])):
+    for form in (
+        mask,
+        mask.tolist(),
+        pa.array(mask),
+        pa.chunked_array([mask[:7], mask[7:]]),
+        pa.array(mask).take([*range(len(mask))]),
+    ):
         hits = index.search(matrices[1][0], k=10, filter=form)
         assert sorted(hits.ids.tolist()) == sorted(ids[mask])
     with pytest.raises(ValueError, match=f"filter has 3 booleans, expected one for each of {len(index)} documents"):

@@ -56,7 +56,7 @@ def test_agrees_with_the_operating_system(rng, tmp_path):
 
 
 def test_parts(small_index, make_matrices):
-    index, documents, _ = small_index()
+    index, _, _ = small_index()
     index.add(LemurIndex().add(make_matrices(3), ids=list("abc")).get(["a", "b", "c"]).append_column("year", [[1, 2, 3]]))
     index.delete("doc-3")
     stats = index.stats()

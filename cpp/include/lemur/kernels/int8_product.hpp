@@ -3,8 +3,8 @@
 // query tokens across the lanes, document tokens broadcast.
 #pragma once
 
+#include "lemur/kernels/prefetch.hpp"
 #include "lemur/kernels/table.hpp"
-#include "lemur/prefetch.hpp"
 
 namespace lemur {
 namespace {  // internal linkage: every instruction set keeps its own copy
