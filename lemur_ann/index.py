@@ -148,6 +148,7 @@ class LemurIndex:
     def _set_up(self, snapshot: Snapshot, directory: Directory | None = None) -> None:
         self._snapshot = snapshot  # what a search reads, once
         self._directory = directory
+        self._scratch: str | None = None  # a folder that the caller named for temporary files
         self._saved: tuple[Path, Snapshot] | None = None  # where this one can be loaded from
         self._writing = threading.RLock()  # held by one change at a time
         self._rebuilding = threading.Lock()  # and by what takes long and then joins the changes: fit, refit, compact
@@ -286,7 +287,8 @@ class LemurIndex:
                 documents' own texts.
             text_column: the metadata column that holds these texts.
             directory: the folder for the temporary file of a stream's tokens, on a disk with room for all of them; None means
-                that of Python's ``tempfile``, which on some systems is in memory. The file has no name there, and its space is
+                the index's own, if it is open on one, else that of Python's ``tempfile``, which on some systems is in memory.
+                Compactions use it too. The file has no name there, and its space is
                 free once the index is gone.
             memory_limit: bytes, or a string such as "3GB", that learning should stay below, the tokens themselves not counted:
                 smaller blocks, training targets in a temporary file, and fewer documents for distillation. None means the usual
@@ -440,10 +442,11 @@ class LemurIndex:
             self._directory.check_writable()
 
     def _temporary(self, directory: str | PathLike[str] | None) -> str | None:
-        """The folder for temporary files."""
-        if directory is None and self._directory is not None:
-            return str(self._directory.path)
-        return validate.directory(directory)
+        """The folder for temporary files: the one given, that of the index, or the last one given."""
+        if directory is not None:
+            self._scratch = validate.directory(directory)
+            return self._scratch
+        return self._scratch if self._directory is None else str(self._directory.path)
 
     def refit(
         self,
@@ -664,6 +667,8 @@ class LemurIndex:
             pass
         except Exception as error:  # the next change tries again
             log.warning("the index could not compact itself: %s", error)
+
+    # Searching it
 
     @overload
     def search(
