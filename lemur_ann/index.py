@@ -292,7 +292,7 @@ class LemurIndex:
                 free once the index is gone.
             memory_limit: bytes, or a string such as "3GB", that learning should stay below, the tokens themselves not counted:
                 smaller blocks, training targets in a temporary file, and fewer documents for distillation. None means the usual
-                sizes, about 1.7 GB; docs/architecture.md says of what.
+                sizes, about 1.8 GB; docs/architecture.md says of what.
             num_threads: None means all cores.
             progress: show progress bars; None means when standard error is a terminal.
 
