@@ -70,21 +70,22 @@ def search(
         batch = QueryBatch(tokens, bounds)
         return [_hits(snapshot, *own) for own in device_search.search(batch, k, num_candidates, excluded)]
     encoded = learned.encoder.encode_queries(tokens, bounds, num_threads=num_threads)
-    find = functools.partial(learned.candidates.search, encoded, num_threads=num_threads, excluded=excluded)
+    find = functools.partial(learned.candidates.search, num_threads=num_threads, excluded=excluded)
     if excluded is snapshot.deleted:
-        return [_hits(snapshot, *own) for own in rerank(find(num_candidates, ef_search))]
+        return [_hits(snapshot, *own) for own in rerank(find(encoded, num_candidates, ef_search))]
     # A filter may keep out all that is near a query. Far from it the estimates tell less, and more candidates are wanted:
     # as long as the later ones have more than a few of the hits, still more.
     nobody: Rows = np.empty(0, np.int64)
     best: list[Scored] = [(nobody, np.empty(0, np.float32)) for _ in range(len(queries))]
     seen, wanted, open_queries = 0, num_candidates, set(range(len(queries)))
     while open_queries and seen < num_matching:
-        found = find(wanted, max(ef_search, wanted))
+        order = sorted(open_queries)
+        found = dict(zip(order, find(encoded[order], wanted, max(ef_search, wanted)), strict=True))
         for begin, end in ((0, wanted // 2), (wanted // 2, wanted)) if seen == 0 else ((seen, wanted),):
             new = rerank([found[i][begin:end] if i in open_queries else nobody for i in range(len(queries))])
-            for i in list(open_queries):
+            for i in sorted(open_queries):
                 best[i] = _merged(best[i], new[i], k)
-                if begin and np.isin(best[i][0], new[i][0]).sum() <= FEW * k:
+                if end == wanted and np.isin(best[i][0], new[i][0]).sum() <= FEW * k:
                     open_queries.remove(i)
         seen, wanted = wanted, min(MORE * wanted, num_matching)
     return [_hits(snapshot, *own) for own in best]

@@ -60,6 +60,11 @@ class GraphFile:
         with path.open("wb") as target:
             shutil.copyfileobj(self._file, target, 1 << 22)
 
+    @property
+    def read(self) -> list[npt.NDArray[Any]]:
+        """What of it is mapped by now."""
+        return [self.nodes[0]] if "nodes" in self.__dict__ else []
+
     @cached_property
     def nodes(self) -> tuple[npt.NDArray[np.uint8], int]:
         """One row a node, mapped, and where its vector begins."""
@@ -153,7 +158,7 @@ class HnswCandidates:
     def arrays(self) -> list[npt.NDArray[Any]]:
         graph = self.structure
         linked: list[npt.NDArray[Any]]
-        linked = [] if graph is None else [graph.codes, graph.scales, graph.links, graph.entries]
+        linked = [] if graph is None else [graph.codes, graph.scales, graph.links, graph.entries, *graph.file.read]
         return [*linked, *self._recent, *self.parts]
 
     def extended(self, vectors: Vectors, *, num_threads: int) -> HnswCandidates:
@@ -269,7 +274,7 @@ def load_structure(paths: dict[str, Path], dim: int, num_rows: int) -> HnswGraph
     arrays = storage.map_arrays(paths["links"]) if "links" in paths else {}
     if arrays and len(arrays["links"]) == num_rows:
         graph = HnswGraph(file, *(arrays[name] for name in ("codes", "scales", "links", "entries")))
-        if graph.take(np.empty(0, np.int64), dim).shape != (0, dim):
+        if _dim_of(_header(paths["graph"])) != dim:
             raise CorruptIndex(f"{paths['graph']} has vectors of another dimension")
         return graph
     # Formats 1 to 3: no links, or none yet of the last rows
@@ -404,6 +409,10 @@ def _header(path: Path) -> dict[str, int]:
     return header
 
 
+def _dim_of(header: dict[str, int]) -> float:
+    return (header["label_offset"] - header["vector_offset"]) / 4
+
+
 def _labels(nodes: npt.NDArray[np.uint8], path: Path) -> npt.NDArray[np.int64]:
     labels = nodes[:, -8:].copy().view(np.int64)[:, 0]
     if len(labels) and (labels.min() < 0 or labels.max() >= 2**31 or len(np.unique(labels)) < len(labels)):
@@ -415,7 +424,7 @@ def _check_file(path: Path, dim: int) -> None:
     """CorruptIndex where hnswlib, which checks nothing, would read outside of its file or of its graph."""
     header = _header(path)
     count, degree, M = header["count"], header["degree"], header["M"]
-    if header["label_offset"] - header["vector_offset"] != 4 * dim:
+    if _dim_of(header) != dim:
         raise CorruptIndex(f"{path} has vectors of another dimension")
     if count == 0:
         return
