@@ -12,11 +12,11 @@ from lemur_ann.device_search import DeviceSearch
 from lemur_ann.inputs import read_queries
 
 
-def on_cpu_tensors(index, queries, k, num_candidates):
+def on_cpu_tensors(index, queries, k, num_candidates, excluded=None):
     learned = index._snapshot.learned
     live = np.setdiff1d(np.arange(len(index._snapshot.store)), index._snapshot.deleted.rows)
     search = DeviceSearch(learned.encoder, learned.candidates.take(live), index._snapshot.store, live, "cpu")
-    found = search.search(read_queries(queries), k, num_candidates)
+    found = search.search(read_queries(queries), k, num_candidates, excluded)
     return [Hits(index._snapshot.ids.column.take(rows), scores) for rows, scores in found]
 
 
@@ -32,6 +32,19 @@ def test_same_hits(small_index, make_matrices, monkeypatch, step):
         for a, b in zip(on_cpu_tensors(index, queries, k, count), expected, strict=True):
             np.testing.assert_array_equal(a.ids, b.ids)
             np.testing.assert_allclose(a.scores, b.scores, rtol=1e-5)
+
+
+def test_filters(small_index, make_matrices, rng):
+    index, _, queries = small_index(candidates="exact")
+    index.delete(["doc-3", "doc-77"])
+    for share, count in ((0.5, 40), (0.95, 40)):
+        excluded = index._snapshot.deleted.with_rows(np.flatnonzero(rng.random(200) < share))
+        allowed = index._snapshot.ids.column.take(excluded.others).tolist()
+        hits = on_cpu_tensors(index, queries, 5, count, excluded)
+        for a, query in zip(hits, queries, strict=True):
+            assert set(a.ids.tolist()) <= set(allowed)
+            assert len(a) == min(5, len(allowed))
+            assert a.scores[0] <= index.search(query, k=1, filter=allowed, exact=True).scores[0] * (1 + 1e-5)
 
 
 def test_more_than_there_are(small_index):
