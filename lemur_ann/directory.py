@@ -91,7 +91,7 @@ class Directory:
             if not (path / storage.MANIFEST).exists():
                 storage.sync_parents(path)
                 write_version(path, Snapshot.empty(coded=options.token_codes is not None), options)
-            version = read_version(path, verify=verify, device=device)
+            version = read_version(path, verify=verify, device=device, scratch=str(path))
             storage.sync(path)  # a writer that was killed may not have come to it
             _remove_strays(path, version.manifest["files"])
         except BaseException:
@@ -126,7 +126,7 @@ class Directory:
         manifest, writing = write_version(self.path, snapshot, options, number=number, before=before, device=device)
         known = {**before.objects, **writing.objects}
         try:
-            version = assembled(self.path, manifest, self._device, known, snapshot.ids)
+            version = assembled(self.path, manifest, self._device, known, snapshot.ids, str(self.path))
         except BaseException:
             writing.undo()
             raise

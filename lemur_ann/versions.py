@@ -58,8 +58,17 @@ class Version:
         return next((name for name, known in self.objects.items() if known is item), None)
 
 
-def read_version(folder: Path, *, verify: bool, device: str | None = None, before: Version | None = None) -> Version:
+def read_version(
+    folder: Path,
+    *,
+    verify: bool,
+    device: str | None = None,
+    before: Version | None = None,
+    scratch: str | None = None,
+) -> Version:
     """The current version; what the version ``before`` has of it already is taken from there.
+
+    ``scratch``: the folder for temporary files of a candidate index that grows.
 
     Raises:
         FileNotFoundError: there is no such directory.
@@ -72,7 +81,7 @@ def read_version(folder: Path, *, verify: bool, device: str | None = None, befor
             storage.check_files(
                 folder, {name: e for name, e in manifest["files"].items() if known.get(name) != e}, verify=verify
             )
-            return assembled(folder, manifest, device, {} if before is None else before.objects)
+            return assembled(folder, manifest, device, {} if before is None else before.objects, scratch=scratch)
         except (CorruptIndex, FileNotFoundError):
             now = storage.read_manifest(folder)
             if now == manifest:
@@ -82,7 +91,12 @@ def read_version(folder: Path, *, verify: bool, device: str | None = None, befor
 
 
 def assembled(
-    folder: Path, manifest: dict[str, Any], device: str | None, known: dict[Any, Any], ids: IdMap | None = None
+    folder: Path,
+    manifest: dict[str, Any],
+    device: str | None,
+    known: dict[Any, Any],
+    ids: IdMap | None = None,
+    scratch: str | None = None,
 ) -> Version:
     """A version of its manifest, with what is ``known`` of its files, and read from them else."""
     try:
@@ -117,7 +131,7 @@ def assembled(
         if manifest["deleted"] is not None:
             name = manifest["deleted"]
             deleted = known_or(name, lambda: RowSet.of(storage.read_deleted(folder / name, num_rows)))
-        learned = None if manifest["feature_map"] is None else _learned(folder, manifest, options, num_rows, known_or)
+        learned = None if manifest["feature_map"] is None else _learned(folder, manifest, options, num_rows, known_or, scratch)
     except (KeyError, IndexError, AttributeError, TypeError, ArithmeticError, RuntimeError, pa.ArrowException) as error:
         raise CorruptIndex(f"{folder} cannot be read: {error!r}") from error
     ids = IdMap(column, deleted) if ids is None else ids.moved_to(column)
@@ -134,7 +148,12 @@ def _read_segment(folder: Path, entry: dict[str, Any], *, coded: bool) -> Segmen
 
 
 def _learned(
-    folder: Path, manifest: dict[str, Any], options: Options, num_rows: int, known_or: Callable[[Any, Callable[[], Any]], Any]
+    folder: Path,
+    manifest: dict[str, Any],
+    options: Options,
+    num_rows: int,
+    known_or: Callable[[Any, Callable[[], Any]], Any],
+    scratch: str | None,
 ) -> Learned:
     from lemur_ann.encoder import LemurEncoder
 
@@ -162,7 +181,7 @@ def _learned(
     if sum(map(len, parts)) + (0 if structure is None else structure.num_rows) != num_rows:
         raise CorruptIndex(f"{folder} does not have candidates for all of {num_rows} documents")
     candidates: CandidateIndex = known_or(
-        _candidates_key(manifest), lambda: kind.assemble(encoder.dim, structure, parts, asdict(options))
+        _candidates_key(manifest), lambda: kind.assemble(encoder.dim, structure, parts, asdict(options), scratch)
     )
     tuned = (Tuned(**{**t, "recall_interval": tuple(t["recall_interval"])}) for t in manifest["tuned"])
     learned_rows = training.get("num_rows", num_rows)  # which indexes of old do not have
