@@ -255,14 +255,13 @@ class Writing:
             if not run:
                 return first
             store = TokenStore(run, coded=snapshot.store.coded)
-            rows = np.arange(first, first + len(store))
             metadata = None if snapshot.metadata is None else snapshot.metadata[first : first + len(store)]
             ids = snapshot.ids.column.array[first : first + len(store)]
             entries.append(
                 {
                     "tokens": self.new("tokens", ".arrow", store.write),
                     "documents": self.new("documents", ".arrow", lambda path: storage.write_documents(path, ids, metadata)),
-                    "num_rows": len(rows),
+                    "num_rows": len(store),
                 }
             )
             run.clear()
