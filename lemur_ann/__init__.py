@@ -14,5 +14,17 @@ from lemur_ann.evaluation import Evaluation
 from lemur_ann.health import Health
 from lemur_ann.hits import Hits
 from lemur_ann.index import LemurIndex
+from lemur_ann.texts import TextIndex
 
-__all__ = ["CorruptIndex", "Evaluation", "Health", "Hits", "IndexLocked", "LemurIndex", "NotFitted", "__version__", "maxsim"]
+__all__ = [
+    "CorruptIndex",
+    "Evaluation",
+    "Health",
+    "Hits",
+    "IndexLocked",
+    "LemurIndex",
+    "NotFitted",
+    "TextIndex",
+    "__version__",
+    "maxsim",
+]

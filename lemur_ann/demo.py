@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from importlib.resources import as_file, files
+from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from lemur_ann.encoders import Encoder
 from lemur_ann.index import LemurIndex
+from lemur_ann.inputs import tokens_from_arrow
 
 NUM_CANDIDATES = 60  # a tenth of the sample, so that the demo shows a choice being made
 
@@ -40,3 +45,28 @@ def fit_demo_index(data: DemoData, *, epochs: int = 10, progress: bool | None = 
     """An index of the sample's documents, learned from its training queries."""
     index = LemurIndex(epochs=epochs, num_features=1024, num_candidates=NUM_CANDIDATES, ef_search=200)
     return index.fit(data.documents, queries=data.training_queries, progress=progress)
+
+
+def demo_encoder(data: DemoData | None = None) -> Encoder:
+    """An encoder that knows the sample's texts and no others: for examples, in the place of a model.
+
+    Raises:
+        KeyError: when it is given a text that is not the sample's.
+    """
+    data = load_demo_data() if data is None else data
+
+    def side(name: str, *tables: pa.Table) -> Callable[[list[str]], list[Any]]:
+        known: dict[str, Any] = {}
+        for table in tables:
+            tokens, offsets = tokens_from_arrow(table.column("tokens").combine_chunks(), name)
+            known.update(zip(table.column("text").to_pylist(), np.split(tokens, offsets[1:-1]), strict=True))
+
+        def encode(texts: list[str]) -> list[Any]:
+            unknown = next((text for text in texts if text not in known), None)
+            if unknown is not None:
+                raise KeyError(f"the demo encoder knows the sample's {name} only, got {unknown!r}; a model knows all texts")
+            return [known[text] for text in texts]
+
+        return encode
+
+    return Encoder(side("queries", data.training_queries, data.queries), side("documents", data.documents))

@@ -9,7 +9,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from lemur_ann.inputs import QueryBatch, read_queries, to_offsets
+from lemur_ann.encoders import encoded
+from lemur_ann.inputs import QueryBatch, to_offsets
 from lemur_ann.progress import Progress
 from lemur_ann.tokens import TokenStore
 
@@ -52,13 +53,7 @@ def from_sentences(
     parts = []
     for begin in range(0, len(chosen), SENTENCES_PER_CALL):
         asked = chosen[begin : begin + SENTENCES_PER_CALL]
-        try:
-            part = read_queries(encode_query(asked), dim=dim)
-        except (TypeError, ValueError) as error:
-            raise type(error)(f"encode_query: {error}") from error
-        if len(part) != len(asked):
-            raise ValueError(f"encode_query was given {len(asked)} texts and returned {len(part)} queries")
-        parts.append(part)
+        parts.append(encoded(encode_query, asked, "query", dim))
         task.advance(len(asked))
     lengths = np.concatenate([np.diff(part.offsets) for part in parts])
     return QueryBatch(np.concatenate([part.tokens for part in parts]), to_offsets(lengths))

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import os
 import warnings
+from functools import cache
 from pathlib import Path
 
 import numpy as np
@@ -10,6 +11,7 @@ import pytest
 import lemur_ann
 from lemur_ann import _core
 from lemur_ann.demo import DemoData, fit_demo_index, load_demo_data
+from lemur_ann.encoders import Encoder
 
 
 def pytest_report_header() -> str:
@@ -68,6 +70,25 @@ def small_index(make_matrices):
         return index, documents, queries
 
     return make
+
+
+@pytest.fixture(scope="session")
+def word_encoder() -> Encoder:
+    """A fixed random unit vector for each word: MaxSim is then close to the number of words in common.
+
+    The sides differ, as those of a model do: each ends in a marker of its own.
+    """
+
+    def encode(texts: list[str], marker: str) -> list[np.ndarray]:
+        return [np.stack([_vector_of(word) for word in [*text.lower().split(), marker]]) for text in texts]
+
+    return Encoder(lambda texts: encode(texts, "[Q]"), lambda texts: encode(texts, "[D]"))
+
+
+@cache
+def _vector_of(word: str) -> np.ndarray:
+    vector = np.random.default_rng(list(word.encode())).normal(size=64)
+    return (vector / np.linalg.norm(vector)).astype(np.float32)
 
 
 @pytest.fixture(scope="session")

@@ -62,10 +62,10 @@ def test_other_text_column(documents, vectors):
 @pytest.mark.parametrize(
     ("encode_query", "message"),
     [
-        (lambda texts: [np.ones((2, 16), np.float32)], "was given 150 texts and returned 1 queries"),
-        (lambda texts: [np.ones((2, 8), np.float32)] * len(texts), "encode_query: .*dim 8"),
-        (lambda texts: texts, "encode_query: "),
-        (lambda texts: [np.full((2, 16), np.nan, np.float32)] * len(texts), "encode_query: .*"),
+        (lambda texts: [np.ones((2, 16), np.float32)], "was given 150 texts and returned 1 matrices"),
+        (lambda texts: [np.ones((2, 8), np.float32)] * len(texts), "query encoder: .*dim 8"),
+        (lambda texts: texts, "query encoder: "),
+        (lambda texts: [np.full((2, 16), np.nan, np.float32)] * len(texts), "query encoder: .*"),
     ],
 )
 def test_an_encoder_that_gives_something_else(documents, encode_query, message):

@@ -1,0 +1,88 @@
+"""Late-interaction encoders of other libraries, as two functions: queries and documents are encoded differently."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from lemur_ann.inputs import QueryBatch, read_documents, read_queries, to_offsets
+
+
+@dataclass(frozen=True)
+class Encoder:
+    """A query encoder and a document encoder.
+
+    Attributes:
+        queries: takes a list of strings and gives their token embeddings, a (num_tokens, dim) matrix each, in any form that
+            :meth:`lemur_ann.LemurIndex.fit` takes for queries.
+        documents: the same for documents. Where pages are images, it takes what stands for a page: a path, for example.
+    """
+
+    queries: Callable[[list[str]], Any]
+    documents: Callable[[list[str]], Any]
+
+
+def as_encoder(model: Any) -> Encoder:
+    """The two encoders of a late-interaction model.
+
+    Args:
+        model: a sentence-transformers ``MultiVectorEncoder``; a PyLate ``models.ColBERT``; a fastembed
+            ``LateInteractionTextEmbedding``; anything else with methods ``encode_query`` and ``encode_document`` (or
+            ``encode_queries`` and ``encode_documents``) from a list of strings to one matrix each; a pair of such functions;
+            or an :class:`Encoder`.
+
+    Raises:
+        TypeError: it is none of these.
+    """
+    if isinstance(model, Encoder):
+        return model
+    if isinstance(model, tuple) and len(model) == 2 and all(map(callable, model)):
+        return Encoder(*model)
+    packages = {base.__module__.partition(".")[0] for base in type(model).__mro__}
+    if "pylate" in packages:  # it derives from sentence-transformers' dense encoder, whose methods it has as well
+        return Encoder(
+            lambda texts: model.encode(texts, is_query=True, show_progress_bar=False),
+            lambda texts: model.encode(texts, is_query=False, show_progress_bar=False),
+        )
+    if "sentence_transformers" in packages:
+        return Encoder(
+            lambda texts: model.encode_query(texts, show_progress_bar=False, convert_to_numpy=True),
+            lambda texts: model.encode_document(texts, show_progress_bar=False, convert_to_numpy=True),
+        )
+    if "fastembed" in packages:
+        return Encoder(lambda texts: list(model.query_embed(texts)), lambda texts: list(model.embed(texts)))
+    for query, document in (("encode_query", "encode_document"), ("encode_queries", "encode_documents")):
+        if callable(getattr(model, query, None)) and callable(getattr(model, document, None)):
+            return Encoder(getattr(model, query), getattr(model, document))
+    raise TypeError(
+        "encoder must be a late-interaction model with encode_query and encode_document, a pair of functions "
+        f"(encode_queries, encode_documents), or a lemur_ann.encoders.Encoder; got {type(model).__name__}"
+    )
+
+
+def encoded(encode: Callable[[list[str]], Any], texts: list[str], side: str, dim: int | None) -> QueryBatch:
+    """What an encoder gives for some texts, checked.
+
+    Args:
+        encode: the encoder.
+        texts: at least one.
+        side: "query" or "document", as errors call it.
+        dim: expected dimension of tokens; None where any will do.
+
+    Raises:
+        ValueError, TypeError: it gives something else than one matrix of tokens for each text.
+    """
+    given = encode(texts)
+    try:
+        parts: list[Any] = [read_queries(given, dim=dim)] if side == "query" else read_documents(given, dim=dim)
+    except (TypeError, ValueError) as error:
+        hint = "; it must give a matrix of token embeddings for each text" if getattr(given, "ndim", 3) == 2 else ""
+        raise type(error)(f"{side} encoder: {error}{hint}") from error
+    count = sum(map(len, parts))
+    if count != len(texts):
+        raise ValueError(f"{side} encoder was given {len(texts)} texts and returned {count} matrices")
+    lengths = np.concatenate([np.diff(part.offsets) for part in parts])
+    return QueryBatch(np.concatenate([part.tokens for part in parts]), to_offsets(lengths))

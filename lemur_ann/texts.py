@@ -1,0 +1,245 @@
+"""TextIndex: an index that is given texts, and asked in texts."""
+
+from __future__ import annotations
+
+import itertools
+import logging
+from collections.abc import Callable, Iterator, Sequence
+from os import PathLike
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+from lemur_ann import _validate as validate
+from lemur_ann._validate import Tokens
+from lemur_ann.encoders import as_encoder, encoded
+from lemur_ann.index import LemurIndex
+from lemur_ann.inputs import ids_of
+from lemur_ann.progress import Task, progress
+from lemur_ann.sources import opened, record_batches
+
+TEXTS_IN_MEMORY = 4096  # whose tokens are; those of more go to the index as a stream
+
+log = logging.getLogger("lemur_ann")
+
+
+class TextIndex:
+    """A late-interaction encoder and a :class:`~lemur_ann.LemurIndex`: documents go in, and are found, as texts.
+
+    The texts are kept in the index's metadata column ``text``, beside whatever other columns come with them. All else is the
+    index's own: ``texts.index.delete(ids)``, ``texts.index.metadata(ids)``, ``texts.index.save(path)``.
+
+    Args:
+        encoder: anything :func:`lemur_ann.encoders.as_encoder` takes, such as a sentence-transformers ``MultiVectorEncoder``.
+            The queries' side is used for queries alone, and the documents' side for documents.
+        index: made, loaded or opened; None makes one in memory with default options.
+        batch_size: texts given to the encoder at a time.
+        fit_at: number of documents at which an addition also learns the map, which takes minutes, so that searches stay quick;
+            None leaves that to :meth:`fit`. Until it is learned, searches are exact, and take longer the more there are.
+
+    Example:
+        >>> import numpy as np
+        >>> def encode(texts):  # a stand-in for a model: a fixed random vector for each word
+        ...     return [np.stack([np.random.default_rng(list(word.encode())).normal(size=16) for word in text.split()])
+        ...             for text in texts]
+        >>> texts = TextIndex((encode, encode))
+        >>> _ = texts.add(["a red fox", "a blue whale"], ids=["fox", "whale"])
+        >>> texts.search("blue", k=1).ids[0]
+        'whale'
+    """
+
+    def __init__(
+        self, encoder: Any, index: LemurIndex | None = None, *, batch_size: int = 32, fit_at: int | None = 20_000
+    ) -> None:
+        self.encoder = as_encoder(encoder)
+        if index is not None and not isinstance(index, LemurIndex):
+            raise TypeError(f"index must be a LemurIndex, got {type(index).__name__}")
+        self.index = LemurIndex() if index is None else index
+        self.batch_size = validate.positive_int(batch_size, "batch_size")
+        self.fit_at = None if fit_at is None else validate.positive_int(fit_at, "fit_at")
+
+    def __len__(self) -> int:
+        """The number of documents."""
+        return len(self.index)
+
+    def __contains__(self, doc_id: object) -> bool:
+        return doc_id in self.index
+
+    def __repr__(self) -> str:
+        return f"<TextIndex over {self.index!r}>"
+
+    def fit(self, documents: Any = None, queries: Any = None, *, ids: Any = None, **how: Any) -> TextIndex:
+        """Encode documents and learn the map from queries, or learn it for the documents there are.
+
+        Args:
+            documents: as for :meth:`add`, into an empty index; None learns from the documents that :meth:`add` brought.
+            queries: training queries as strings, like those to come; or their token embeddings, as for
+                :meth:`lemur_ann.LemurIndex.fit`. None learns from sentences of the documents' own texts, through the query
+                encoder.
+            ids: as for :meth:`add`.
+            **how: num_threads, memory_limit, directory, progress, as for :meth:`lemur_ann.LemurIndex.fit`.
+
+        Returns:
+            itself.
+        """
+        show = how.get("progress")
+        if documents is not None and len(self.index):
+            raise ValueError(
+                f"the index holds {len(self.index)} documents already; add(documents) brings more, and fit() without "
+                "documents learns for those it holds"
+            )
+        strings = None if queries is None else _strings(queries)
+        if strings is not None:
+            with progress(show) as lines:
+                queries = self._queries(strings, lines.task("queries encoded", len(strings)))
+        if documents is not None:
+            self._take(self.index.add, documents, ids, show)
+        self.index.fit(queries=queries, encode_query=None if queries is not None else self.encoder.queries, **how)
+        return self
+
+    def add(self, documents: Any, *, ids: Any = None, progress: bool | None = None) -> TextIndex:
+        """Encode and add documents; see :meth:`lemur_ann.LemurIndex.add`.
+
+        Args:
+            documents: a sequence of strings; or Arrow data (a table, reader, dataset, or anything with the Arrow PyCapsule
+                interface) or the path of a Parquet file, with a string column ``text``, an optional column ``id``, and other
+                columns kept as metadata.
+            ids: one for each string; 0, 1, 2, ... where None. Arrow data has a column for it.
+            progress: show a progress bar; None means when standard error is a terminal.
+
+        Returns:
+            itself.
+
+        Raises:
+            ValueError, TypeError: bad documents or ids, or an encoder that gives something else than one matrix for each text;
+                nothing has changed.
+        """
+        self._take(self.index.add, documents, ids, progress)
+        return self._fit_if_due()
+
+    def upsert(self, documents: Any, *, ids: Any = None, progress: bool | None = None) -> TextIndex:
+        """As :meth:`add`, in place of documents that have the same ids; see :meth:`lemur_ann.LemurIndex.upsert`."""
+        self._take(self.index.upsert, documents, ids, progress)
+        return self._fit_if_due()
+
+    def delete(self, ids: Any = None, *, filter: Any = None) -> int:
+        """:meth:`lemur_ann.LemurIndex.delete`."""
+        return self.index.delete(ids, filter=filter)
+
+    def search(self, queries: str | Sequence[str], k: int = 10, **how: Any) -> Any:
+        """The k documents of highest exact MaxSim score among the candidates.
+
+        Args:
+            queries: a string, or a sequence of them.
+            k: how many to return, at least 1.
+            **how: filter, num_candidates, ef_search, target_recall, exact, num_threads, as for
+                :meth:`lemur_ann.LemurIndex.search`.
+
+        Returns:
+            :class:`~lemur_ann.Hits` for a string, a list of them for a sequence.
+        """
+        if isinstance(queries, str):
+            return self.search([queries], k, **how)[0]
+        strings = _strings(queries)
+        if strings is None:
+            raise TypeError(
+                f"queries must be a string or a sequence of strings, got {type(queries).__name__}; "
+                "index.search takes token embeddings"
+            )
+        return self.index.search(self._queries(strings, Task()), k, **how)
+
+    def texts(self, ids: Any) -> list[str]:
+        """The texts of some documents.
+
+        Raises:
+            KeyError: an id names no document.
+        """
+        texts: list[str] = self.index.metadata(ids_of(ids)).column("text").to_pylist()
+        return texts
+
+    def _fit_if_due(self) -> TextIndex:
+        if self.fit_at is not None and not self.index.is_fitted and len(self.index) >= self.fit_at:
+            log.info("the index holds %d documents and learns its map now", len(self.index))
+            self.fit()
+        return self
+
+    def _take(self, into: Callable[..., Any], documents: Any, ids: Any, show: bool | None) -> None:
+        with progress(show) as lines:
+            batches, count = self._batches(documents, ids)
+            tables = self._with_tokens(batches, lines.task("documents encoded", count))
+            first = list(itertools.islice(tables, -(-TEXTS_IN_MEMORY // self.batch_size)))
+            if not first:
+                return
+            following = next(tables, None)
+            if following is None:
+                into(pa.concat_tables(first, promote_options="default"))
+                return
+            all_tables = itertools.chain(first, [following], tables)
+            rows = (batch.cast(first[0].schema) for table in all_tables for batch in table.to_batches())
+            into(pa.RecordBatchReader.from_batches(first[0].schema, rows))
+
+    def _batches(self, documents: Any, ids: Any) -> tuple[Iterator[pa.Table], int | None]:
+        """Tables of at most ``batch_size`` rows with a column ``text``, and how many rows there are, where that is known."""
+        if isinstance(documents, (str, PathLike)):
+            if isinstance(documents, str) and not documents.endswith((".parquet", ".arrow", ".feather", ".ipc")):
+                raise TypeError("documents must be a sequence of strings, or the path of a Parquet file, got one string")
+            documents = opened(documents)
+        strings = _strings(documents)
+        if strings is not None:
+            table = pa.table({"text": pa.array(strings, pa.large_string())})
+            if ids is not None:
+                column = ids_of(ids)
+                if len(column) != len(table):
+                    raise ValueError(f"expected one id for each of {len(table)} documents, got {len(column)} ids")
+                table = table.add_column(0, "id", column)
+            return self._cut(iter(table.to_batches())), len(table)
+        arrow = record_batches(documents)
+        if arrow is None:
+            raise TypeError(f"documents must be a sequence of strings, or Arrow data, got {type(documents).__name__}")
+        if ids is not None:
+            raise TypeError("documents in Arrow form carry ids as a column; ids= must be None")
+        return self._cut(arrow), len(documents) if isinstance(documents, (pa.Table, pa.RecordBatch)) else None
+
+    def _cut(self, batches: Iterator[pa.RecordBatch]) -> Iterator[pa.Table]:
+        row = 0
+        for batch in batches:
+            if "text" not in batch.schema.names:
+                raise ValueError(f"documents must have a column 'text' of strings, got columns {batch.schema.names}")
+            if "tokens" in batch.schema.names:
+                raise ValueError("documents have a column 'tokens' already: index.add takes them as they are")
+            kind = batch.schema.field("text").type
+            if not (pa.types.is_string(kind) or pa.types.is_large_string(kind) or str(kind) == "string_view"):
+                raise TypeError(f"column 'text' of documents must hold strings, got {kind}")
+            if batch.column("text").null_count:
+                raise ValueError(f"text is null in row {row + batch.column('text').is_null().index(True).as_py()}")
+            for begin in range(0, len(batch), self.batch_size):
+                yield pa.Table.from_batches([batch.slice(begin, self.batch_size)])
+            row += len(batch)
+
+    def _with_tokens(self, tables: Iterator[pa.Table], task: Task) -> Iterator[pa.Table]:
+        dim = self.index.dim
+        for table in tables:
+            batch = encoded(self.encoder.documents, table.column("text").to_pylist(), "document", dim)
+            dim = batch.tokens.shape[1]
+            values = pa.FixedSizeListArray.from_arrays(pa.array(batch.tokens.reshape(-1)), dim)
+            yield table.append_column("tokens", pa.LargeListArray.from_arrays(pa.array(batch.offsets), values))
+            task.advance(len(table))
+
+    def _queries(self, texts: list[str], task: Task) -> list[Tokens]:
+        """A matrix for each text."""
+        matrices: list[Tokens] = []
+        for begin in range(0, len(texts), self.batch_size):
+            batch = encoded(self.encoder.queries, texts[begin : begin + self.batch_size], "query", self.index.dim)
+            matrices += np.split(batch.tokens, batch.offsets[1:-1])
+            task.advance(len(batch))
+        return matrices
+
+
+def _strings(value: Any) -> list[str] | None:
+    """The strings of a sequence or an array of them; None where it is something else."""
+    if isinstance(value, (pa.Array, pa.ChunkedArray, np.ndarray)):
+        value = value.to_pylist() if isinstance(value, (pa.Array, pa.ChunkedArray)) else value.tolist()
+    if isinstance(value, Sequence) and not isinstance(value, (str, bytes)) and all(isinstance(item, str) for item in value):
+        return list(value)
+    return None
