@@ -164,7 +164,7 @@ def main() -> None:
 
     psi = index.encoder.feature_map
     features = psi.query_features(batch.tokens, batch.offsets).numpy()
-    encoded = index.encoder.encode_queries(batch.tokens, batch.offsets)
+    encoded = index.encoder.encode_batch(batch.tokens, batch.offsets)
     reduced = index._snapshot.learned.candidates.take(np.arange(len(index)))
     scans = {
         "full weights, float32": scan_recall(features, weights, exact),

@@ -137,7 +137,7 @@ def main() -> None:
     queries = [tokens[batch.offsets[i] : batch.offsets[i + 1]] for i in range(len(batch))]
     bounds = [np.array([0, len(query)]) for query in queries]
     encoder, candidates, documents = index.encoder, index._snapshot.learned.candidates, index._snapshot.store.documents
-    encoded = encoder.encode_queries(tokens, batch.offsets)
+    encoded = encoder.encode_batch(tokens, batch.offsets)
     found = [np.sort(f) for f in candidates.search(encoded, count, beam, num_threads=os.cpu_count() or 1)]
     ends = np.array([0, count])
 
@@ -148,7 +148,7 @@ def main() -> None:
         search(i)
     whole = mean_seconds(search, len(queries))
     stages = {
-        "features": mean_seconds(lambda i: encoder.encode_queries(queries[i], bounds[i]), len(queries)),
+        "features": mean_seconds(lambda i: encoder.encode_batch(queries[i], bounds[i]), len(queries)),
         "graph": mean_seconds(lambda i: candidates.search(encoded[i : i + 1], count, beam, num_threads=1), len(queries)),
         "rerank": mean_seconds(lambda i: _core.rerank(queries[i], bounds[i], documents, found[i], ends, 10, 1), len(queries)),
     }

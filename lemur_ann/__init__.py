@@ -9,6 +9,7 @@ except ImportError as error:  # a source tree without the compiled extension, or
     ) from error
 
 from lemur_ann import maxsim
+from lemur_ann.encoder import LemurEncoder
 from lemur_ann.errors import CorruptIndex, IndexLocked, NotFitted
 from lemur_ann.evaluation import Evaluation
 from lemur_ann.health import Health
@@ -22,6 +23,7 @@ __all__ = [
     "Health",
     "Hits",
     "IndexLocked",
+    "LemurEncoder",
     "LemurIndex",
     "NotFitted",
     "TextIndex",

@@ -67,7 +67,7 @@ class DeviceSearch:
         """
         size = len(self._indices)
         step = max(SCORES_PER_STEP // max(size, 1), 1)
-        features = torch.from_numpy(self._encoder.encode_queries(queries.tokens, queries.offsets)).to(self._device)
+        features = torch.from_numpy(self._encoder.encode_batch(queries.tokens, queries.offsets)).to(self._device)
         found = []
         out = None if excluded is None else torch.from_numpy(excluded.mask[self._rows]).to(self._device)
         left = size if out is None else size - int(out.sum())

@@ -2,24 +2,36 @@
 
 from __future__ import annotations
 
+import json
+import os
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from functools import cached_property
+from os import PathLike
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
 
 from lemur_ann import _core
+from lemur_ann import _validate as validate
+from lemur_ann.errors import CorruptIndex
+from lemur_ann.inputs import is_single_query, iterate_documents, read_queries
 from lemur_ann.options import Options
 from lemur_ann.progress import Task
 from lemur_ann.query_features import FeatureWeights
 from lemur_ann.reduction import augment
+from lemur_ann.sources import opened
+from lemur_ann.storage import map_arrays, read_metadata, write_arrays
 from lemur_ann.targets import Targets
 from lemur_ann.tokens import TokenStore
 
 if TYPE_CHECKING:
     from lemur_ann.features import FeatureMap
+
+FORMAT = "lemur_ann encoder 1"
+ROWS_PER_PRODUCT = 4096
 
 
 @dataclass
@@ -36,16 +48,31 @@ class LemurEncoder:
     ``<encode_queries(Q), encode_documents(D)>`` estimates MaxSim(Q, D) up to an affine map that is the same for all documents
     of a query. A document's vector is linear in its token maxima over a sample of query tokens, and depends on nothing else.
 
+    It stands on its own: :meth:`save` writes it without any document, and another engine's index can find candidates by its
+    vectors. By inner product, L2 distance and cosine alike the order of documents is the same, since every encoded document has
+    the norm ``radius`` and every query a 0 where documents have the coordinate that makes it so (see reduction.py). Never
+    normalise them. A later document of larger weights than any seen before, beyond the radius, is longer than that, and ranks
+    lower than it should by L2 and cosine; the radius has room for a tenth.
+
     Args:
         feature_weights: the parameters of psi.
         targets: token maxima over the sample of query tokens.
         token_weights: float32 (num_sample_tokens,), what each of these counted in the solve.
-        projection: float32 (num_sample_tokens, width), takes token maxima to reduced weights.
-        offset: float32 (width,), subtracted from them.
-        document_map: float32 (width, rank), reduces them further; None where the width is the rank.
+        projection: float32 (num_sample_tokens, rank), takes token maxima to reduced weights.
+        offset: float32 (rank,), subtracted from them.
         query_map: float32 (num_features, rank), takes query features to reduced ones.
         radius: the norm of every encoded document, see reduction.py.
         training: what training showed, plain values for the manifest.
+
+    Example:
+        >>> import numpy as np
+        >>> random = np.random.default_rng(0)
+        >>> documents = [random.normal(size=(20, 8)).astype(np.float32) for _ in range(100)]
+        >>> encoder = LemurEncoder.fit(documents, [d[:4] for d in documents], num_features=64, epochs=1, rank=15)
+        >>> encoder.encode_documents(documents).shape
+        (100, 16)
+        >>> encoder.encode_queries(documents[7]).shape
+        (16,)
     """
 
     def __init__(
@@ -55,7 +82,6 @@ class LemurEncoder:
         token_weights: npt.NDArray[np.float32],
         projection: npt.NDArray[np.float32],
         offset: npt.NDArray[np.float32],
-        document_map: npt.NDArray[np.float32] | None,
         query_map: npt.NDArray[np.float32],
         radius: float,
         training: dict[str, Any],
@@ -65,7 +91,6 @@ class LemurEncoder:
         self.token_weights = token_weights
         self.projection = projection
         self.offset = offset
-        self.document_map = document_map
         self.query_map = query_map
         self.radius = radius
         self.training = training
@@ -83,6 +108,55 @@ class LemurEncoder:
     def dim(self) -> int:
         """Dimension of an encoded document or query: the rank, and the appended coordinate."""
         return int(self.query_map.shape[1]) + 1
+
+    @property
+    def token_dim(self) -> int:
+        """Dimension of the tokens it takes."""
+        return int(self.targets.sample_tokens.shape[1])
+
+    def __repr__(self) -> str:
+        return f"<LemurEncoder of tokens of dim {self.token_dim} to vectors of dim {self.dim}>"
+
+    def encode_documents(
+        self, documents: Any, *, offsets: Any = None, num_threads: int | None = None
+    ) -> npt.NDArray[np.float32]:
+        """Documents in any form that :meth:`lemur_ann.LemurIndex.fit` takes, as float32 (num_documents, dim).
+
+        A document's vector depends on nothing but the document. A stream is read batch by batch.
+
+        Args:
+            documents: of token dim ``token_dim``; ids and other columns are ignored.
+            offsets: int (num_documents + 1,), with a flat matrix only.
+            num_threads: None means all cores.
+
+        Raises:
+            ValueError, TypeError: bad documents.
+        """
+        threads = validate.num_threads(num_threads)
+        batches = iterate_documents(opened(documents), offsets=offsets, dim=self.token_dim)
+        stores = (TokenStore([(batch.tokens, batch.offsets)]) for batch in batches)
+        return np.concatenate(
+            [np.empty((0, self.dim), np.float32), *(self.encode_store(store, num_threads=threads) for store in stores)]
+        )
+
+    def encode_queries(self, queries: Any, *, offsets: Any = None, num_threads: int | None = None) -> npt.NDArray[np.float32]:
+        """Queries in any form that :meth:`lemur_ann.LemurIndex.search` takes: float32 (num_queries, dim), or (dim,) for one.
+
+        The last coordinate is 0.
+
+        Args:
+            queries: one matrix (num_tokens, token_dim), or a batch.
+            offsets: int (num_queries + 1,), with a flat matrix only.
+            num_threads: None means all cores.
+
+        Raises:
+            ValueError, TypeError: bad queries.
+        """
+        threads = validate.num_threads(num_threads)
+        single = offsets is None and is_single_query(queries)
+        batch = read_queries([queries] if single else opened(queries), offsets=offsets, dim=self.token_dim)
+        encoded = self.encode_batch(batch.tokens, batch.offsets, num_threads=threads)
+        return encoded[0] if single else encoded
 
     @property
     def packed_bytes(self) -> int:
@@ -114,25 +188,23 @@ class LemurEncoder:
             is_known = np.isin(part, known.indices)
             vectors = np.empty((len(part), self.dim), np.float32)
             vectors[is_known] = known.vectors[np.searchsorted(known.indices, part[is_known])]
-            reduced = reduced_further(
-                reduced_weights(store, part[~is_known], self.targets, self._columns(num_threads), self.offset, num_threads),
-                self.document_map,
-                num_threads,
+            reduced = reduced_weights(
+                store, part[~is_known], self.targets, self._columns(num_threads), self.offset, num_threads
             )
             vectors[~is_known] = augment(reduced, self.radius)
             yield block, vectors
 
-    def encode_documents(self, store: TokenStore, *, num_threads: int = 1) -> npt.NDArray[np.float32]:
-        """float32 (num_documents, dim), all of norm ``radius``."""
+    def encode_store(self, store: TokenStore, *, num_threads: int = 1) -> npt.NDArray[np.float32]:
+        """All documents of a store, float32 (num_documents, dim)."""
         vectors = np.empty((len(store), self.dim), np.float32)
         for block, encoded in self.encode_blocks(store, np.arange(len(store)), num_threads=num_threads):
             vectors[block] = encoded
         return vectors
 
-    def encode_queries(
+    def encode_batch(
         self, tokens: npt.NDArray[Any], offsets: npt.NDArray[np.int64], *, num_threads: int = 1
     ) -> npt.NDArray[np.float32]:
-        """float32 (num_queries, dim), the last coordinate 0."""
+        """Queries as flat tokens with offsets, float32 (num_queries, dim)."""
         if self.targets.device == "cpu":
             return self._query_encoder.encode(np.ascontiguousarray(tokens, dtype=np.float32), offsets, num_threads)
         import torch
@@ -151,10 +223,63 @@ class LemurEncoder:
             "target_mean": np.float64(self.targets.mean).reshape(1),
             "projection": self.projection,
             "offset": self.offset,
-            **({} if self.document_map is None else {"document_map": self.document_map}),
             "query_map": self.query_map,
             "radius": np.float64(self.radius).reshape(1),
         }
+
+    def save(self, path: str | PathLike[str]) -> None:
+        """Write the map to one safetensors file, in the place of what is there.
+
+        It holds the sample of query tokens and the projection, (token_dim + rank) floats for each of num_sample_tokens, which
+        is most of it, and the feature map.
+        """
+        plain = {"feature_map": self.feature_weights.config, "training": self.training, "precision": self.targets.precision}
+        described = {"format": FORMAT, "lemur_ann_version": _core.version, "encoder": json.dumps(plain)}
+        temporary = Path(f"{os.fspath(path)}.{os.getpid()}")
+        try:
+            write_arrays(temporary, self.arrays(), described)
+            temporary.replace(path)
+        finally:
+            temporary.unlink(missing_ok=True)
+
+    @classmethod
+    def load(cls, path: str | PathLike[str], *, device: str = "cpu") -> LemurEncoder:
+        """What :meth:`save` wrote; it encodes with the same bits, on the same device.
+
+        Args:
+            path: the file.
+            device: where to encode.
+
+        Raises:
+            FileNotFoundError: there is no such file.
+            CorruptIndex: it is damaged, of a newer format, or something else.
+        """
+        described = read_metadata(Path(path))
+        if described.get("format") != FORMAT:
+            raise CorruptIndex(f"{path} is not an encoder of this format: expected {FORMAT!r}, got {described.get('format')!r}")
+        try:
+            plain = json.loads(described["encoder"])
+            options = Options(target_precision=plain["precision"], device=device)
+            return cls.from_arrays(map_arrays(Path(path)), plain["feature_map"], plain["training"], options)
+        except (KeyError, TypeError, ValueError) as error:
+            raise CorruptIndex(f"{path} cannot be read: {error!r}") from error
+
+    @classmethod
+    def fit(cls, documents: Any, queries: Any = None, **how: Any) -> LemurEncoder:
+        """Learn the map for documents like these, which are not kept; another way to one is :attr:`LemurIndex.encoder`.
+
+        Args:
+            documents, queries: as for :meth:`lemur_ann.LemurIndex.fit`; of a large corpus a sample of some ten thousand will
+                do, and :meth:`encode_documents` takes the others.
+            **how: options of :class:`~lemur_ann.LemurIndex`, such as rank, num_features and epochs, and the other arguments of
+                its ``fit``, such as encode_query, memory_limit and num_threads.
+        """
+        from lemur_ann.index import LemurIndex
+
+        names = {field.name for field in fields(Options)} - {"candidates", "token_codes"}
+        options = {name: value for name, value in how.items() if name in names}
+        others = {name: value for name, value in how.items() if name not in names}
+        return LemurIndex(candidates="exact", token_codes=None, **options).fit(documents, queries, **others).encoder
 
     @classmethod
     def from_arrays(
@@ -171,13 +296,15 @@ class LemurEncoder:
         weights = FeatureWeights(config, psi)
         if "cholesky" in arrays:
             arrays = _from_format_1(arrays, weights.module("cpu"))
+        projection, offset = arrays["projection"], arrays["offset"]
+        if "document_map" in arrays:  # formats up to 4 had maps in two steps
+            projection, offset = composed(projection, offset, arrays["document_map"])
         return cls(
             weights,
             Targets(arrays["sample_tokens"], float(arrays["target_mean"][0]), options.target_precision, device=options.device),
             arrays["token_weights"],
-            arrays["projection"],
-            arrays["offset"],
-            arrays.get("document_map"),
+            projection,
+            offset,
             arrays["query_map"],
             float(arrays["radius"][0]),
             training,
@@ -221,12 +348,13 @@ def reduced_weights(
     return wide
 
 
-def reduced_further(
-    wide: npt.NDArray[np.float32], document_map: npt.NDArray[np.float32] | None, num_threads: int
-) -> npt.NDArray[np.float32]:
-    """The second, float32 (num_documents, rank), where there is one."""
-    return (
-        wide
-        if document_map is None
-        else _core.products(wide, _core.Columns(document_map, num_threads), num_threads).astype(np.float32)
-    )
+def composed(
+    projection: npt.NDArray[np.float32], offset: npt.NDArray[np.float32], document_map: npt.NDArray[np.float32]
+) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]]:
+    """The projection and offset of both steps in one: (p(maxima) - offset) times ``document_map`` (width, rank)."""
+    further = document_map.astype(np.float64)
+    small = np.empty((len(projection), document_map.shape[1]), np.float32)
+    for begin in range(0, len(small), ROWS_PER_PRODUCT):
+        rows = slice(begin, begin + ROWS_PER_PRODUCT)
+        small[rows] = projection[rows].astype(np.float64) @ further
+    return small, (offset.astype(np.float64) @ further).astype(np.float32)

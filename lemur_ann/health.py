@@ -201,7 +201,7 @@ def measure(
     live = deleted.others
     split = int(np.searchsorted(live, first_recent))
     parts = [_Part(rows, candidates, num_documents, random) for rows in (live, live[:split], live[split:])]
-    encoded = encoder.encode_queries(queries.tokens, queries.offsets, num_threads=num_threads)
+    encoded = encoder.encode_batch(queries.tokens, queries.offsets, num_threads=num_threads)
     if num_candidates < len(live):
         found = candidates.search(encoded, num_candidates, ef_search, num_threads=num_threads, excluded=deleted)
     else:  # then a search scores every document

@@ -422,7 +422,7 @@ class LemurIndex:
             now = self._snapshot
             later = TokenStore(now.store.part(base.num_rows, now.num_rows), coded=now.store.coded)
             if len(later):
-                vectors = learned.encoder.encode_documents(later, num_threads=num_threads)
+                vectors = learned.encoder.encode_store(later, num_threads=num_threads)
                 learned = replace(learned, candidates=learned.candidates.extended(vectors, num_threads=num_threads))
             self._publish(replace(now, learned=learned))
 

@@ -13,7 +13,7 @@ import torch
 
 from lemur_ann import _core, pseudo_queries
 from lemur_ann.distillation import MIN_DOCUMENTS, MIN_QUERIES, candidate_documents, distil
-from lemur_ann.encoder import Encoded, LemurEncoder, reduced_further, reduced_weights
+from lemur_ann.encoder import Encoded, LemurEncoder, composed, reduced_weights
 from lemur_ann.features import FeatureMap, check_device
 from lemur_ann.inputs import QueryBatch
 from lemur_ann.memory import NUM_WEIGHED_DOCUMENTS, TEACHER_RANKS, plan
@@ -133,7 +133,7 @@ def fit_encoder(
     task = progress.task("document weights", len(kept))
     wide = reduced_weights(store, kept, targets, projection, offset, num_threads, task)
     clock.lap("document weights")
-    document_map, query_map = None, reduction.query_map
+    reduced, query_map = wide, reduction.query_map
     if distilled and rank is not None:
         x_queries = features @ reduction.query_map
         candidates = candidate_documents(wide, x_queries, options.device)
@@ -151,7 +151,8 @@ def fit_encoder(
         clock.lap("distillation")
         rotation = random_rotation(rank, random)
         document_map, query_map = document_map @ rotation, query_map @ rotation
-    reduced = reduced_further(wide, document_map, num_threads)
+        reduced = _core.products(wide, _core.Columns(document_map, num_threads), num_threads).astype(np.float32)
+        projection, offset = composed(projection, offset, document_map)
     radius = radius_for(reduced)
     summary = {
         **_summary(training),
@@ -160,9 +161,7 @@ def fit_encoder(
         "expected_peak_bytes": sizes.peak_bytes,
         "seconds": clock.seconds,
     }
-    encoder = LemurEncoder(
-        FeatureWeights.of(feature_map), targets, weights, projection, offset, document_map, query_map, radius, summary
-    )
+    encoder = LemurEncoder(FeatureWeights.of(feature_map), targets, weights, projection, offset, query_map, radius, summary)
     return encoder, Encoded(kept, augment(reduced, radius))
 
 

@@ -69,7 +69,7 @@ def search(
     if device_search is not None:
         batch = QueryBatch(tokens, bounds)
         return [_hits(snapshot, *own) for own in device_search.search(batch, k, num_candidates, excluded)]
-    encoded = learned.encoder.encode_queries(tokens, bounds, num_threads=num_threads)
+    encoded = learned.encoder.encode_batch(tokens, bounds, num_threads=num_threads)
     find = functools.partial(learned.candidates.search, num_threads=num_threads, excluded=excluded)
     if excluded is snapshot.deleted:
         return [_hits(snapshot, *own) for own in rerank(find(encoded, num_candidates, ef_search))]

@@ -82,7 +82,7 @@ class Snapshot:
             store = store.extended(*chunk)
         learned = self.learned
         if learned is not None:
-            vectors = learned.encoder.encode_documents(new, num_threads=num_threads)
+            vectors = learned.encoder.encode_store(new, num_threads=num_threads)
             learned = replace(learned, candidates=learned.candidates.extended(vectors, num_threads=num_threads))
         deleted = self.deleted.with_rows(replaced).extended(len(store))
         ids = self.ids.changed(replaced, pa.concat_arrays([batch.ids for batch in batches]), deleted)

@@ -13,7 +13,7 @@ import re
 import uuid
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 import numpy.typing as npt
@@ -180,10 +180,10 @@ def _read_table(path: Path) -> pa.Table:
     return table
 
 
-def write_arrays(path: Path, arrays: dict[str, npt.NDArray[Any]]) -> None:
-    """Named arrays as safetensors."""
+def write_arrays(path: Path, arrays: dict[str, npt.NDArray[Any]], metadata: dict[str, str] | None = None) -> None:
+    """Named arrays as safetensors, and strings in its header."""
     # save_file would make a file that only its owner may read
-    path.write_bytes(save({name: np.ascontiguousarray(array) for name, array in arrays.items()}))
+    path.write_bytes(save({name: np.ascontiguousarray(array) for name, array in arrays.items()}, metadata))
 
 
 def read_arrays(path: Path) -> dict[str, npt.NDArray[Any]]:
@@ -194,14 +194,31 @@ def read_arrays(path: Path) -> dict[str, npt.NDArray[Any]]:
         raise CorruptIndex(f"{path} cannot be read: {error}") from error
 
 
+def read_metadata(path: Path) -> dict[str, str]:
+    """The strings in the header of a safetensors file; none where there is no such header."""
+    try:
+        with path.open("rb") as file:
+            header, _ = _read_header(path, file)
+    except (ValueError, RecursionError) as error:
+        raise CorruptIndex(f"{path} cannot be read: {error}") from error
+    metadata = header.get("__metadata__", {})
+    return metadata if isinstance(metadata, dict) else {}
+
+
+def _read_header(path: Path, file: BinaryIO) -> tuple[dict[str, Any], int]:
+    """The header of a safetensors file, and its size."""
+    size = int.from_bytes(file.read(8), "little")
+    header = json.loads(file.read(size)) if size < path.stat().st_size else None
+    if not isinstance(header, dict):
+        raise CorruptIndex(f"{path} cannot be read: it has no header")
+    return header, size
+
+
 def map_arrays(path: Path) -> dict[str, npt.NDArray[Any]]:
     """The same, mapped: read from the file when they are first used. (safetensors' own reader for NumPy copies.)"""
     try:
         with path.open("rb") as file:
-            size = int.from_bytes(file.read(8), "little")
-            header = json.loads(file.read(size)) if size < path.stat().st_size else None
-            if not isinstance(header, dict):
-                raise CorruptIndex(f"{path} cannot be read: it has no header")
+            header, size = _read_header(path, file)
             whole = np.memmap(file, np.uint8, "r")
         arrays = {}
         for name, entry in header.items():

@@ -68,7 +68,7 @@ class Tuner:
         num_threads: int,
     ) -> None:
         """``queries`` are float32; ``exact`` the rows of their exact top k."""
-        self._encoded = encoder.encode_queries(queries.tokens, queries.offsets, num_threads=num_threads)
+        self._encoded = encoder.encode_batch(queries.tokens, queries.offsets, num_threads=num_threads)
         self._search = functools.partial(candidates.search, num_threads=num_threads, excluded=deleted)
         self._store = store
         self._queries = queries

@@ -12,7 +12,7 @@ from lemur_ann.inputs import read_queries
 def candidate_recall(index, queries, count, top=10):
     """Share of the exact top among the first candidates, before the rerank."""
     batch = read_queries(queries)
-    encoded = index.encoder.encode_queries(batch.tokens, batch.offsets)
+    encoded = index.encoder.encode_batch(batch.tokens, batch.offsets)
     found = index._snapshot.learned.candidates.search(encoded, count, count, num_threads=2)
     exact = index.search(queries, k=top, exact=True)
     return np.mean(
@@ -44,7 +44,7 @@ def same_hits(index, queries, num_candidates):
     """The share of queries whose hits are those of an exact rerank of the same candidates."""
     batch = read_queries(queries)
     tokens = np.ascontiguousarray(batch.tokens, dtype=np.float32)
-    encoded = index.encoder.encode_queries(tokens, batch.offsets)
+    encoded = index.encoder.encode_batch(tokens, batch.offsets)
     found = index._snapshot.learned.candidates.search(encoded, num_candidates, num_candidates, num_threads=2)
     same = []
     hits = index.search(queries, k=10, num_candidates=num_candidates, ef_search=num_candidates)

@@ -150,7 +150,7 @@ def test_correlation_against_all_pairs(changing):
     queries = draw(0, 20, 8)
     batch = read_queries(queries)
     estimates = (
-        index.encoder.encode_queries(batch.tokens, batch.offsets) @ index.encoder.encode_documents(index._snapshot.store).T
+        index.encoder.encode_batch(batch.tokens, batch.offsets) @ index.encoder.encode_store(index._snapshot.store).T
     )
     documents = [index._snapshot.store[i] for i in range(500)]
     exact = [reference.maxsim(query, documents) for query in queries]

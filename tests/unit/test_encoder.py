@@ -1,0 +1,138 @@
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+
+import numpy as np
+import pyarrow as pa
+import pytest
+
+from lemur_ann import CorruptIndex, LemurEncoder, LemurIndex
+from lemur_ann.storage import map_arrays, write_arrays
+
+
+@pytest.fixture
+def encoder(small_index):
+    index, documents, queries = small_index(rank=31)
+    return index.encoder, documents, queries
+
+
+def order(distances):
+    return np.argsort(distances, axis=1, kind="stable")
+
+
+def test_the_order_is_the_same_whatever_the_metric(encoder):
+    encoder, documents, queries = encoder
+    d, q = encoder.encode_documents(documents).astype(np.float64), encoder.encode_queries(queries).astype(np.float64)
+    assert d.shape == (200, 32)
+    assert q.shape == (60, 32)
+    products = q @ d.T
+    l2 = ((q[:, None] - d[None]) ** 2).sum(2)
+    cosine = products / np.linalg.norm(d, axis=1) / np.linalg.norm(q, axis=1)[:, None]
+    best = np.sort(products, axis=1)[:, ::-1]
+    for other in (-l2, cosine):  # ties aside, the same order
+        np.testing.assert_allclose(np.take_along_axis(products, order(-other), 1), best, atol=1e-5)
+    np.testing.assert_allclose(np.linalg.norm(d, axis=1), encoder.radius, rtol=1e-5)
+
+
+def test_the_estimates_follow_maxsim(encoder):
+    encoder, documents, queries = encoder
+    estimates = encoder.encode_queries(queries) @ encoder.encode_documents(documents).T
+    exact = np.array([[(q @ d.T).max(1).sum() for d in documents] for q in queries])
+    for estimated, scores in zip(estimates, exact, strict=True):
+        assert np.corrcoef(estimated, scores)[0, 1] > 0.8
+
+
+def test_every_form_of_documents_gives_the_same_bits(encoder, tmp_path):
+    encoder, documents, queries = encoder
+    expected = encoder.encode_documents(documents)
+    flat, offsets = np.concatenate(documents), np.cumsum([0, *map(len, documents)])
+    table = pa.table({"tokens": pa.array([d.tolist() for d in documents], pa.list_(pa.list_(pa.float32(), 16)))})
+    for given in (table, table.to_reader(), iter(documents)):
+        np.testing.assert_array_equal(encoder.encode_documents(given), expected)
+    np.testing.assert_array_equal(encoder.encode_documents(flat, offsets=offsets), expected)
+    np.testing.assert_array_equal(encoder.encode_documents(documents[5:6]), expected[5:6])
+    assert encoder.encode_documents([]).shape == (0, 32)
+    np.testing.assert_array_equal(encoder.encode_queries(queries[3]), encoder.encode_queries(queries)[3])
+
+
+def test_an_index_searches_by_these_vectors(small_index):
+    index, documents, _ = small_index()
+    vectors = index._snapshot.learned.candidates.take(np.arange(200))
+    np.testing.assert_allclose(index.encoder.encode_documents(documents), vectors, atol=1e-4 * index.encoder.radius)
+
+
+@pytest.mark.parametrize("epochs", [0, 1])
+def test_saved_and_loaded(small_index, tmp_path, epochs):
+    index, documents, queries = small_index(epochs=epochs)
+    encoder = index.encoder
+    encoder.save(tmp_path / "map.safetensors")
+    encoder.save(tmp_path / "map.safetensors")  # in its place
+    assert [file.name for file in tmp_path.iterdir()] == ["map.safetensors"]
+    loaded = LemurEncoder.load(tmp_path / "map.safetensors")
+    np.testing.assert_array_equal(loaded.encode_documents(documents), encoder.encode_documents(documents))
+    np.testing.assert_array_equal(loaded.encode_queries(queries), encoder.encode_queries(queries))
+    assert (loaded.dim, loaded.token_dim, loaded.training) == (16, 16, encoder.training)
+
+
+def test_queries_are_encoded_without_torch(encoder, tmp_path):
+    encoder, _, queries = encoder
+    encoder.save(tmp_path / "map.safetensors")
+    np.save(tmp_path / "query.npy", queries[0])
+    program = """
+import sys, numpy as np
+from lemur_ann import LemurEncoder
+np.save("found.npy", LemurEncoder.load("map.safetensors").encode_queries(np.load("query.npy")))
+assert "torch" not in sys.modules
+"""
+    subprocess.run([sys.executable, "-I", "-c", program], check=True, cwd=tmp_path)
+    np.testing.assert_array_equal(np.load(tmp_path / "found.npy"), encoder.encode_queries(queries[0]))
+
+
+def test_fit(make_matrices):
+    documents, queries = make_matrices(200), make_matrices(60)
+    options = {"num_features": 64, "epochs": 1, "rank": 15}
+    encoder = LemurEncoder.fit(documents, queries, **options, num_threads=1)
+    index = LemurIndex(**options).fit(documents, queries, num_threads=1)
+    np.testing.assert_array_equal(encoder.encode_documents(documents), index.encoder.encode_documents(documents))
+    assert repr(encoder) == "<LemurEncoder of tokens of dim 16 to vectors of dim 16>"
+    with pytest.raises(TypeError, match="no_such_option"):
+        LemurEncoder.fit(documents, queries, no_such_option=1)
+
+
+def test_bad_tokens(encoder):
+    encoder, _, _ = encoder
+    with pytest.raises(ValueError, match="dim 8.*dim 16"):
+        encoder.encode_documents([np.ones((2, 8), np.float32)])
+    with pytest.raises(ValueError, match="dim 8.*dim 16"):
+        encoder.encode_queries(np.ones((2, 8), np.float32))
+
+
+def test_files_that_are_something_else(encoder, tmp_path):
+    encoder, _, _ = encoder
+    path = tmp_path / "map.safetensors"
+    with pytest.raises(FileNotFoundError):
+        LemurEncoder.load(path)
+    path.write_bytes(b"something else altogether")
+    with pytest.raises(CorruptIndex):
+        LemurEncoder.load(path)
+    write_arrays(path, {"a": np.zeros(3)})
+    with pytest.raises(CorruptIndex, match="is not an encoder of this format"):
+        LemurEncoder.load(path)
+    encoder.save(path)
+    whole = path.read_bytes()
+    path.write_bytes(whole[: len(whole) // 2])
+    with pytest.raises(CorruptIndex):
+        LemurEncoder.load(path)
+    arrays = dict(map_arrays_of(whole, path))
+    del arrays["projection"]
+    described = json.loads(whole[8 : 8 + int.from_bytes(whole[:8], "little")])["__metadata__"]
+    write_arrays(path, arrays, described)
+    with pytest.raises(CorruptIndex, match="projection"):
+        LemurEncoder.load(path)
+
+
+def map_arrays_of(whole, path):
+    path.write_bytes(whole)
+    return {name: np.array(array) for name, array in map_arrays(path).items()}
