@@ -46,6 +46,11 @@ def int8_codes(vectors: Annotated[NDArray[numpy.float32], dict(shape=(None, None
     int8 codes (n, stride), zeros from dim on, and float32 scales (n,) of float32 vectors (n, dim).
     """
 
+def better_links(dim: int, codes: Annotated[NDArray[numpy.int8], dict(shape=(None, None), order='C', device='cpu', writable=False)], scales: Annotated[NDArray[numpy.float32], dict(shape=(None,), order='C', device='cpu', writable=False)], links: Annotated[NDArray[numpy.int32], dict(shape=(None, None), order='C', device='cpu', writable=False)], entries: Annotated[NDArray[numpy.int32], dict(shape=(None,), order='C', device='cpu', writable=False)], first: int, degree: int, beam: int, alpha: float, num_threads: int) -> Annotated[NDArray[numpy.int32], dict(shape=(None, None))]:
+    """
+    Links (n, degree) of coded vectors, chosen among what a search of the graph there is finds near each; nodes before `first` keep theirs.
+    """
+
 class CodedGraph:
     """
     int8 codes of vectors, links (num_nodes, degree) between them, -1 for none, and codes of the rows after them, which are scanned.

@@ -11,6 +11,7 @@
 #include "array_args.hpp"
 #include "lemur/graph.hpp"
 #include "lemur/int8.hpp"
+#include "lemur/links.hpp"
 
 using namespace lemur_bindings;
 
@@ -23,6 +24,7 @@ using Int32Vector = nb::ndarray<const std::int32_t, nb::ndim<1>, nb::c_contig, n
 using Flags = nb::ndarray<const bool, nb::ndim<1>, nb::c_contig, nb::device::cpu>;
 using Int8Array = nb::ndarray<nb::numpy, std::int8_t, nb::ndim<2>>;
 using FloatArray = nb::ndarray<nb::numpy, float, nb::ndim<1>>;
+using Int32Array = nb::ndarray<nb::numpy, std::int32_t, nb::ndim<2>>;
 using Int64Array = nb::ndarray<nb::numpy, std::int64_t, nb::ndim<2>>;
 
 std::pair<Int8Array, FloatArray> int8_codes(const FloatMatrix& vectors, int num_threads) {
@@ -43,6 +45,29 @@ lemur::CodedVectors coded_vectors(const Codes& codes, const FloatVector& scales,
   if (dim < 1 || stride != lemur::int8_stride(dim)) throw nb::value_error("codes do not have the stride of dim");
   if (static_cast<std::int64_t>(scales.shape(0)) != size) throw nb::value_error("codes and scales differ in length");
   return {codes.data(), scales.data(), size, dim, stride};
+}
+
+Int32Array better_links(std::int64_t dim, const Codes& codes, const FloatVector& scales, const Int32Matrix& links,
+                        const Int32Vector& entries, std::int64_t first, std::int64_t degree, std::int64_t beam,
+                        float alpha, int num_threads) {
+  lemur::LinkChoice choice;
+  choice.vectors = coded_vectors(codes, scales, dim);
+  const std::int64_t size = choice.vectors.size, before = static_cast<std::int64_t>(links.shape(1));
+  if (static_cast<std::int64_t>(links.shape(0)) != size) throw nb::value_error("codes and links differ in length");
+  if (first < 0 || first > size || degree < 1 || (first > 0 && degree < before) || beam < 1 || !(alpha >= 1))
+    throw nb::value_error("first, degree, beam or alpha is out of range");
+  choice.graph = {links.data(), size, before, entries.data(), static_cast<std::int64_t>(entries.shape(0))};
+  choice.first = first;
+  choice.degree = degree;
+  choice.beam = beam;
+  choice.alpha = alpha;
+  auto out = new_array<std::int32_t>(size, degree);
+  std::int32_t* rows = out.data();
+  {
+    nb::gil_scoped_release release;
+    choice.run(rows, num_threads);
+  }
+  return out;
 }
 
 // Coded vectors with a graph over them, and others after them, in the caller's arrays, which stay alive with this
@@ -108,6 +133,11 @@ void bind_graph(nb::module_& m) {
   m.def("int8_stride", &lemur::int8_stride, nb::arg("dim"), "Codes of a row of dim components.");
   m.def("int8_codes", &int8_codes, nb::arg("vectors").noconvert(), nb::arg("num_threads"),
         "int8 codes (n, stride), zeros from dim on, and float32 scales (n,) of float32 vectors (n, dim).");
+  m.def("better_links", &better_links, nb::arg("dim"), nb::arg("codes").noconvert(), nb::arg("scales").noconvert(),
+        nb::arg("links").noconvert(), nb::arg("entries").noconvert(), nb::arg("first"), nb::arg("degree"),
+        nb::arg("beam"), nb::arg("alpha"), nb::arg("num_threads"),
+        "Links (n, degree) of coded vectors, chosen among what a search of the graph there is finds near each; nodes "
+        "before `first` keep theirs.");
   nb::class_<CodedGraph>(m, "CodedGraph",
                          "int8 codes of vectors, links (num_nodes, degree) between them, -1 for none, and codes of the "
                          "rows after them, which are scanned.")

@@ -1,6 +1,7 @@
-"""An HNSW graph: hnswlib builds it, by L2 distance; our own search reads its links, with the vectors as int8 codes.
+"""An HNSW graph: hnswlib builds it, by L2 distance; our own search walks it, with the vectors as int8 codes.
 
-The search works on a frozen copy of the links, with the codes a third of the size of hnswlib's graph. Documents that came since
+The search works on links of its own, which are better than hnswlib's: each document's are chosen, as Vamana chooses them, among
+what a search of hnswlib's graph finds near it (cpp/include/lemur/links.hpp). Documents that came since
 the copy was made are scanned, which for a few thousand is as fast; when they are many, hnswlib takes them into the graph, and a
 new copy is made. So nothing that a search reads ever changes, and a process that only searches never loads hnswlib's graph.
 """
@@ -31,6 +32,8 @@ MIN_SCANNED = 1024  # fewer documents without links never make a new copy
 MAX_SCANNED = 16_384  # more do, which a search scans in about 0.1 ms, unless
 SMALL_SHARE, LARGE_SHARE = 0.125, 0.01  # they are less than this of those with links; in small graphs, more than that is enough
 ROWS_PER_BLOCK = 16_384
+LINKS_PER_M = 8 / 3  # of a document in the graph that is searched; hnswlib's has up to 2 M and, as it chooses them, about 1
+ALPHA = 1.2  # how freely they are chosen, see links.hpp
 HEADER = np.dtype(
     [
         *((name, "<u8") for name in ("offset", "room", "count", "node_bytes", "label_offset", "vector_offset")),
@@ -190,7 +193,7 @@ class HnswCandidates:
         del graph  # its memory is free before the links take theirs
         before = self.structure or _no_graph(self._dim)
         codes = np.concatenate([before.codes, self._recent[0]]), np.concatenate([before.scales, self._recent[1]])
-        frozen = _frozen(path, self._dim, *codes)
+        frozen = _frozen(path, self._dim, *codes, self._options, num_threads, before.links)
         return HnswCandidates(self._dim, frozen, [], None, self._options, self._directory)
 
     def search(
@@ -231,8 +234,10 @@ class HnswBuilder:
         self._codes: list[npt.NDArray[np.int8]] = []
         self._scales: list[npt.NDArray[np.float32]] = []
         self._num_rows = 0
+        self._num_threads = 1
 
     def add(self, vectors: Vectors, *, num_threads: int) -> None:
+        self._num_threads = num_threads
         codes, scales = _core.int8_codes(vectors, num_threads)
         self._codes.append(codes)
         self._scales.append(scales)
@@ -259,7 +264,7 @@ class HnswBuilder:
             return HnswCandidates(self._dim, None, parts, (codes, scales), self._options, self._directory)
         path = _saved(self._graph, self._directory)
         self._graph = None  # its memory is free before the links take theirs
-        frozen = _frozen(path, self._dim, codes, scales)
+        frozen = _frozen(path, self._dim, codes, scales, self._options, self._num_threads)
         return HnswCandidates(self._dim, frozen, [], None, self._options, self._directory)
 
 
@@ -337,15 +342,37 @@ def _saved(graph: hnswlib.Index, directory: str | None) -> Path:
     return path
 
 
-def _frozen(path: Path, dim: int, codes: npt.NDArray[np.int8], scales: npt.NDArray[np.float32]) -> HnswGraph:
-    """What searches read of the graph in a temporary file, which is kept in its place."""
+def _frozen(
+    path: Path,
+    dim: int,
+    codes: npt.NDArray[np.int8],
+    scales: npt.NDArray[np.float32],
+    options: dict[str, Any],
+    num_threads: int,
+    before: npt.NDArray[np.int32] | None = None,
+) -> HnswGraph:
+    """What searches read of the graph in a temporary file, which is kept in its place.
+
+    ``before``: the links of the first rows, which stay, but for links to the rows after them.
+    """
     try:
         links, entries = read_links(path, dim, len(codes))
+        first, degree = 0, max(round(LINKS_PER_M * options["M"]), 1)
+        if before is not None and len(before):
+            first, degree = len(before), max(degree, before.shape[1])
+            links = np.concatenate([_padded(before, degree), _padded(links[first:], degree)])
+        links = _core.better_links(
+            dim, codes, scales, links, entries, first, degree, options["ef_construction"], ALPHA, num_threads
+        )
         file = GraphFile(path, temporary=True)
     except BaseException:
         path.unlink(missing_ok=True)
         raise
     return HnswGraph(file, codes, scales, links, entries)
+
+
+def _padded(links: npt.NDArray[np.int32], degree: int) -> npt.NDArray[np.int32]:
+    return np.pad(links[:, :degree], ((0, 0), (0, max(degree - links.shape[1], 0))), constant_values=-1)
 
 
 def read_links(path: Path, dim: int, num_rows: int) -> tuple[npt.NDArray[np.int32], npt.NDArray[np.int32]]:

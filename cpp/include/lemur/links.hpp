@@ -1,0 +1,29 @@
+// Better links for a graph there is: each node's from what a search of that graph finds near it.
+//
+// A graph that HNSW made knows most of a node's neighbours, but keeps few of them. One pass of the construction of
+// Vamana over it (Subramanya et al., DiskANN, NeurIPS 2019) finds more: a search for the node's own vector gives
+// candidates. Of these, nearest first, a link is made to each one that is nearer to the node than to any neighbour
+// chosen before, and then, while there is room, to each one that is so but for a factor alpha. Then each is linked
+// back. Distances are those of the codes, so that all instruction sets of a processor make the same links.
+#pragma once
+
+#include <cstdint>
+
+#include "lemur/graph.hpp"
+
+namespace lemur {
+
+struct LinkChoice {
+  CodedVectors vectors;
+  Graph graph;              // over all of them
+  std::int64_t first = 0;   // nodes before this one keep their links, and are linked back to from those after
+  std::int64_t degree = 0;  // most links of a node; at least graph.degree where first is not 0
+  std::int64_t beam = 0;    // of the searches, and so the candidates of a node
+  float alpha = 1;          // of squared distances, at least 1: more makes more and longer links
+
+  // Writes links (vectors.size, degree), -1 after the last of each. The same whatever the number of threads. Throws
+  // std::invalid_argument where a link or an entry is not a node.
+  void run(std::int32_t* links, int num_threads) const;
+};
+
+}  // namespace lemur

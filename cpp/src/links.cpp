@@ -1,0 +1,167 @@
+#include "lemur/links.hpp"
+
+#include <algorithm>
+#include <stdexcept>
+#include <vector>
+
+#include "lemur/cpu.hpp"
+#include "lemur/parallel.hpp"
+
+namespace lemur {
+namespace {
+
+constexpr std::int64_t kNodesPerTask = 64;
+
+struct Near {
+  float distance;  // squared
+  std::int32_t node;
+  float shadow;  // the largest factor by which a chosen neighbour is nearer to it
+};
+
+bool nearer(const Near& a, const Near& b) {
+  return a.distance < b.distance || (a.distance == b.distance && a.node < b.node);
+}
+
+// Chooses a node's links among candidates; one thread's, with its scratch memory.
+class Chooser {
+ public:
+  Chooser(const LinkChoice& choice, const std::vector<float>& squares)
+      : choice_(choice), squares_(squares), kernels_(active_kernels()) {}
+
+  // Sorts `candidates`, which may hold the node itself and repeat others, and writes its links.
+  void operator()(std::int32_t node, std::vector<std::int32_t>& candidates, std::int32_t* links) {
+    std::sort(candidates.begin(), candidates.end());
+    candidates.erase(std::unique(candidates.begin(), candidates.end()), candidates.end());
+    candidates.erase(std::remove(candidates.begin(), candidates.end(), node), candidates.end());
+    distances(node, candidates);
+    near_.clear();
+    for (std::size_t i = 0; i < candidates.size(); ++i) near_.push_back({distances_[i], candidates[i], 0});
+    std::sort(near_.begin(), near_.end(), nearer);
+    std::int64_t count = 0;
+    // First those that nobody shadows at all, which lead furthest; then, where there is room, the others.
+    for (const float most : {1.0F, choice_.alpha})
+      for (std::size_t i = 0; i < near_.size() && count < choice_.degree; ++i) {
+        if (near_[i].shadow > most) continue;
+        const std::int32_t chosen = near_[i].node;
+        links[count++] = chosen;
+        near_.erase(near_.begin() + static_cast<std::ptrdiff_t>(i--));
+        cast_shadow(chosen, static_cast<std::size_t>(i + 1));
+      }
+    std::fill(links + count, links + choice_.degree, -1);
+  }
+
+ private:
+  // Of a chosen neighbour, on the candidates that are further from the node.
+  void cast_shadow(std::int32_t chosen, std::size_t begin) {
+    rest_.clear();
+    for (std::size_t i = begin; i < near_.size(); ++i) rest_.push_back(near_[i].node);
+    distances(chosen, rest_);
+    std::size_t kept = begin;
+    for (std::size_t i = begin; i < near_.size(); ++i) {
+      const float distance = distances_[i - begin];
+      near_[i].shadow = std::max(near_[i].shadow, distance > 0 ? near_[i].distance / distance : 2 * choice_.alpha);
+      if (near_[i].shadow <= choice_.alpha) near_[kept++] = near_[i];
+    }
+    near_.resize(kept);
+  }
+
+  // Of the node to each of others.
+  void distances(std::int32_t node, const std::vector<std::int32_t>& others) {
+    const CodedVectors& vectors = choice_.vectors;
+    const auto count = static_cast<std::int64_t>(others.size());
+    products_.resize(others.size());
+    distances_.resize(others.size());
+    kernels_.int8_dots(vectors.codes + node * vectors.stride, vectors.codes, vectors.stride, others.data(), count,
+                       products_.data());
+    for (std::int64_t i = 0; i < count; ++i) {
+      const float product = static_cast<float>(products_[i]) * vectors.scales[node] * vectors.scales[others[i]];
+      distances_[i] = squares_[node] + squares_[others[i]] - 2 * product;
+    }
+  }
+
+  const LinkChoice& choice_;
+  const std::vector<float>& squares_;
+  const KernelTable& kernels_;
+  std::vector<Near> near_;
+  std::vector<std::int32_t> rest_;
+  std::vector<std::int32_t> products_;
+  std::vector<float> distances_;
+};
+
+std::int64_t num_links(const std::int32_t* links, std::int64_t degree) {
+  return std::find(links, links + degree, -1) - links;
+}
+
+}  // namespace
+
+void LinkChoice::run(std::int32_t* links, int num_threads) const {
+  const std::int64_t size = vectors.size, stride = vectors.stride;
+  const KernelTable& kernels = active_kernels();
+  for (std::int64_t i = 0; i < size * graph.degree; ++i)
+    if (graph.links[i] >= size) throw std::invalid_argument("a link of the graph is not a node");
+  std::vector<float> squares(static_cast<std::size_t>(size));
+  for (std::int64_t node = 0; node < size; ++node) {
+    const std::int8_t* codes = vectors.codes + node * stride;
+    std::int32_t product = 0;
+    kernels.int8_dots(codes, codes, stride, nullptr, 1, &product);
+    squares[node] = static_cast<float>(product) * vectors.scales[node] * vectors.scales[node];
+  }
+
+  CandidateSearch search;
+  search.nodes = vectors;
+  search.graph = graph;
+  search.num_candidates = search.beam = std::min(beam, size);
+  const std::int64_t found = search.num_found(), num_tasks = (size - first + kNodesPerTask - 1) / kNodesPerTask;
+  parallel_for(num_tasks, num_threads, [&] {
+    return [&, choose = Chooser(*this, squares), queries = std::vector<float>(), near = std::vector<std::int64_t>(),
+            candidates = std::vector<std::int32_t>()](std::int64_t task) mutable {
+      const std::int64_t begin = first + task * kNodesPerTask, end = std::min(begin + kNodesPerTask, size);
+      queries.resize(static_cast<std::size_t>((end - begin) * vectors.dim));
+      near.resize(static_cast<std::size_t>((end - begin) * found));
+      for (std::int64_t node = begin; node < end; ++node)
+        for (std::int64_t k = 0; k < vectors.dim; ++k)  // an own code is its own query: the scale does not matter
+          queries[(node - begin) * vectors.dim + k] = vectors.codes[node * stride + k];
+      search.run(queries.data(), end - begin, near.data(), 1);
+      for (std::int64_t node = begin; node < end; ++node) {
+        const std::int64_t* own = near.data() + (node - begin) * found;
+        const std::int32_t* known = graph.links + node * graph.degree;
+        candidates.assign(known, known + num_links(known, graph.degree));
+        candidates.insert(candidates.end(), own, own + found);
+        choose(static_cast<std::int32_t>(node), candidates, links + node * degree);
+      }
+    };
+  });
+  for (std::int64_t node = 0; node < first; ++node) {
+    const std::int32_t* known = graph.links + node * graph.degree;
+    std::fill(std::copy(known, known + std::min(graph.degree, degree), links + node * degree),
+              links + (node + 1) * degree, -1);
+  }
+
+  // Who links to whom, by node: those of node n from ends[n] to ends[n + 1].
+  std::vector<std::int64_t> ends(static_cast<std::size_t>(size + 1), 0);
+  for (std::int64_t i = first * degree; i < size * degree; ++i)
+    if (links[i] >= 0) ++ends[links[i] + 1];
+  for (std::int64_t node = 0; node < size; ++node) ends[node + 1] += ends[node];
+  std::vector<std::int32_t> linking(static_cast<std::size_t>(ends[size]));
+  std::vector<std::int64_t> next(ends.begin(), ends.end() - 1);
+  for (std::int64_t i = first * degree; i < size * degree; ++i)
+    if (links[i] >= 0) linking[next[links[i]]++] = static_cast<std::int32_t>(i / degree);
+  parallel_for((size + kNodesPerTask - 1) / kNodesPerTask, num_threads, [&] {
+    return [&, choose = Chooser(*this, squares), all = std::vector<std::int32_t>()](std::int64_t task) mutable {
+      for (std::int64_t node = task * kNodesPerTask; node < std::min((task + 1) * kNodesPerTask, size); ++node) {
+        if (ends[node] == ends[node + 1]) continue;
+        std::int32_t* own = links + node * degree;
+        std::int64_t count = num_links(own, degree);
+        all.assign(own, own + count);
+        for (std::int64_t i = ends[node]; i < ends[node + 1]; ++i)
+          if (std::find(own, own + count, linking[i]) == own + count) all.push_back(linking[i]);
+        if (static_cast<std::int64_t>(all.size()) > degree)
+          choose(static_cast<std::int32_t>(node), all, own);
+        else
+          std::copy(all.begin() + count, all.end(), own + count);
+      }
+    };
+  });
+}
+
+}  // namespace lemur
