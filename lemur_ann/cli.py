@@ -14,7 +14,7 @@ from rich.console import Console
 from rich.table import Table
 
 import lemur_ann
-from lemur_ann import storage
+from lemur_ann import run_files, storage
 from lemur_ann.errors import CorruptIndex
 from lemur_ann.evaluation import Evaluation
 from lemur_ann.health import Health, MapFit
@@ -203,6 +203,10 @@ def evaluate(
     num_candidates: NumCandidates = None,
     ef_search: EfSearch = None,
     target_recall: TargetRecall = None,
+    run: Annotated[
+        Path | None,
+        typer.Option(help="Also write the k hits of each query to this TREC run file, for ir-measures, ranx or trec_eval."),
+    ] = None,
     device: Device = None,
     threads: Threads = None,
 ) -> None:
@@ -210,10 +214,18 @@ def evaluate(
     index = lemur_ann.LemurIndex.load(path, device=device)
     table = _read(queries)
     table = table if limit is None else table[:limit]
-    result = index.evaluate(
-        table, k=k, num_candidates=num_candidates, ef_search=ef_search, target_recall=target_recall, num_threads=threads
-    )
-    _print_evaluation(result)
+    names = [] if run is None else run_files.query_ids(table)  # bad ones are refused before the work
+    how: dict[str, Any] = {
+        "k": k,
+        "num_candidates": num_candidates,
+        "ef_search": ef_search,
+        "target_recall": target_recall,
+        "num_threads": threads,
+    }
+    _print_evaluation(index.evaluate(table, **how))
+    if run is not None:
+        count = run_files.write_run(run, names, index.search(table, **how))
+        console.print(f"{count:,} hits of {len(names):,} queries written to {run}")
 
 
 @app.command()

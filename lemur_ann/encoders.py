@@ -48,11 +48,16 @@ def as_encoder(model: Any) -> Encoder:
             lambda texts: model.encode(texts, is_query=False, show_progress_bar=False),
         )
     if "sentence_transformers" in packages:
+        if getattr(model, "model_type", None) in ("SentenceTransformer", "SparseEncoder"):
+            raise TypeError(
+                f"encoder must give a vector for each token, and {type(model).__name__} gives one for a text: use a "
+                "late-interaction model, such as sentence-transformers' MultiVectorEncoder"
+            )
         return Encoder(
             lambda texts: model.encode_query(texts, show_progress_bar=False, convert_to_numpy=True),
             lambda texts: model.encode_document(texts, show_progress_bar=False, convert_to_numpy=True),
         )
-    if "fastembed" in packages:
+    if "fastembed" in packages and callable(getattr(model, "query_embed", None)):
         return Encoder(lambda texts: list(model.query_embed(texts)), lambda texts: list(model.embed(texts)))
     for query, document in (("encode_query", "encode_document"), ("encode_queries", "encode_documents")):
         if callable(getattr(model, query, None)) and callable(getattr(model, document, None)):

@@ -26,6 +26,8 @@ def excluded_by(filter: Any, snapshot: Snapshot) -> RowSet:
     Raises:
         TypeError, ValueError: the filter is none of these, or does not fit the documents.
     """
+    if isinstance(filter, pc.Expression) and snapshot.num_documents == 0:
+        return snapshot.deleted  # there may be no columns yet for it to fit
     if isinstance(filter, pc.Expression):
         matching = _by_expression(filter, snapshot)
     elif (booleans := _booleans(filter)) is not None:

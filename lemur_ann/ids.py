@@ -93,7 +93,7 @@ class IdMap:
         self._rows: dict[Any, int] | None = None
 
     def __contains__(self, doc_id: object) -> bool:
-        return len(self.known(pa.array([doc_id]))) == 1 if isinstance(doc_id, (str, int)) else False
+        return isinstance(doc_id, (str, int)) and self._look_up([doc_id])[0] is not None
 
     @property
     def rows(self) -> dict[Any, int]:

@@ -24,10 +24,10 @@ class Options:
     distillation_steps: int | None = None
     token_codes: str | None = "int8"
     candidates: str = "hnsw"
-    M: int = 24
-    ef_construction: int = 200
+    M: int = 16
+    ef_construction: int = 100
     num_candidates: int = 250
-    ef_search: int | None = 600
+    ef_search: int | None = 300
     compact_at: float | None = 0.3
     device: str = "cpu"
     seed: int = 0

@@ -32,8 +32,8 @@ MIN_SCANNED = 1024  # fewer documents without links never make a new copy
 MAX_SCANNED = 16_384  # more do, which a search scans in about 0.1 ms, unless
 SMALL_SHARE, LARGE_SHARE = 0.125, 0.01  # they are less than this of those with links; in small graphs, more than that is enough
 ROWS_PER_BLOCK = 16_384
-LINKS_PER_M = 8 / 3  # of a document in the graph that is searched; hnswlib's has up to 2 M and, as it chooses them, about 1
-ALPHA = 1.2  # how freely they are chosen, see links.hpp
+# Of the links that are searched, see links.hpp; hnswlib's graph need not be good for these to be.
+LINKS_PER_M, BEAM_PER_EF, ALPHA = 4, 3, 1.2
 HEADER = np.dtype(
     [
         *((name, "<u8") for name in ("offset", "room", "count", "node_bytes", "label_offset", "vector_offset")),
@@ -357,13 +357,11 @@ def _frozen(
     """
     try:
         links, entries = read_links(path, dim, len(codes))
-        first, degree = 0, max(round(LINKS_PER_M * options["M"]), 1)
+        first, degree, beam = 0, LINKS_PER_M * options["M"], BEAM_PER_EF * options["ef_construction"]
         if before is not None and len(before):
             first, degree = len(before), max(degree, before.shape[1])
             links = np.concatenate([_padded(before, degree), _padded(links[first:], degree)])
-        links = _core.better_links(
-            dim, codes, scales, links, entries, first, degree, options["ef_construction"], ALPHA, num_threads
-        )
+        links = _core.better_links(dim, codes, scales, links, entries, first, degree, beam, ALPHA, num_threads)
         file = GraphFile(path, temporary=True)
     except BaseException:
         path.unlink(missing_ok=True)

@@ -228,3 +228,34 @@ def test_searches_beside_changes(make_matrices, tmp_path, monkeypatch):
     assert not failures, failures[0]
     assert len(index) == 151 + 60
     index.check()
+
+
+def test_the_version_grows_with_every_change(small_index, tmp_path):
+    index, documents, _ = small_index()
+    seen = [index.version]
+    for change in (
+        lambda: index.add(documents[:1], ids=["new"]),
+        lambda: index.upsert(documents[:1], ids=["new"]),
+        lambda: index.delete("new"),
+        lambda: index.compact(),
+        lambda: index.refit(),
+    ):
+        change()
+        seen.append(index.version)
+    assert seen == sorted(set(seen))
+    index.search(documents[0])
+    index.save(tmp_path / "index")
+    assert index.version == seen[-1]
+    with LemurIndex.open(tmp_path / "index") as writer, LemurIndex.open(tmp_path / "index", read_only=True) as reader:
+        before = reader.version
+        writer.delete("doc-0")
+        assert reader.version == before
+        reader.refresh()
+        assert reader.version > before
+
+
+def test_ids_that_no_index_can_have(small_index):
+    index, _, _ = small_index()
+    assert 10**30 not in index
+    assert None not in index
+    assert 10**30 not in LemurIndex().add([np.ones((1, 2), np.float32)])

@@ -160,3 +160,11 @@ def test_before_fit_and_without_documents(make_matrices):
     assert index.search(documents[3], k=2, filter=[4, 5]).ids.tolist() in ([4, 5], [5, 4])
     assert len(LemurIndex().search(documents[3], filter=pc.field("id") == 3)) == 0
     assert len(LemurIndex().search(documents[3], filter=[])) == 0
+
+
+def test_any_expression_fits_no_documents(small_index):
+    query = np.ones((2, 16), np.float32)
+    assert len(LemurIndex().search(query, filter=pc.field("year") > 2000)) == 0
+    index, _, _ = small_index()
+    index.delete(list(index))
+    assert len(index.search(query, filter=pc.field("year") > 2000)) == 0
