@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+import pyarrow as pa
 
 
 @dataclass(frozen=True, eq=False)
@@ -36,3 +37,8 @@ class Hits:
         return np.array_equal(self.ids, other.ids) and np.array_equal(self.scores, other.scores)
 
     __hash__ = None  # type: ignore[assignment]
+
+    def to_arrow(self) -> pa.Table:
+        """Columns ``id`` (int64 or large_string) and ``score`` (float32), best first."""
+        kind = pa.int64() if self.ids.dtype.kind in "iu" else pa.large_string()
+        return pa.table({"id": pa.array(self.ids, kind), "score": pa.array(self.scores, pa.float32())})

@@ -26,7 +26,7 @@ from lemur_ann.evaluation import Evaluation
 from lemur_ann.filters import excluded_by
 from lemur_ann.health import Health, measure, own_queries
 from lemur_ann.hits import Hits
-from lemur_ann.inputs import QueryBatch, ids_of, is_single_query, read_queries
+from lemur_ann.inputs import QueryBatch, ids_of, is_single_query, read_queries, to_offsets
 from lemur_ann.intake import take_in
 from lemur_ann.memory import parse_bytes, release
 from lemur_ann.options import Options
@@ -80,7 +80,8 @@ class LemurIndex:
             of its best few candidates only, with the same hits but for a document in ten thousand, several times faster.
             None keeps the tokens alone.
         candidates: "hnsw" for a graph, "exact" for a scan of all vectors.
-        M, ef_construction: the graph's, as in hnswlib.
+        M, ef_construction: the graph's, as in hnswlib, which makes it. Searches walk links of their own, up to 4 M from each
+            document, chosen among what a search with a beam of 3 ef_construction finds in hnswlib's.
         num_candidates: documents reranked per query, unless a search says otherwise.
         ef_search: beam of the graph search, widened to num_candidates where that is more; None means num_candidates. A beam
             wider than what the rerank reads is the cheaper way to a high recall.
@@ -115,10 +116,10 @@ class LemurIndex:
         distillation_steps: int | None = None,
         token_codes: str | None = "int8",
         candidates: str = "hnsw",
-        M: int = 24,
-        ef_construction: int = 200,
+        M: int = 16,
+        ef_construction: int = 100,
         num_candidates: int = 250,
-        ef_search: int | None = 600,
+        ef_search: int | None = 300,
         compact_at: float | None = 0.3,
         device: str = "cpu",
         seed: int = 0,
@@ -147,6 +148,7 @@ class LemurIndex:
 
     def _set_up(self, snapshot: Snapshot, directory: Directory | None = None) -> None:
         self._snapshot = snapshot  # what a search reads, once
+        self._version = 0
         self._directory = directory
         self._scratch: str | None = None  # a folder that the caller named for temporary files
         self._saved: tuple[Path, Snapshot] | None = None  # where this one can be loaded from
@@ -197,6 +199,15 @@ class LemurIndex:
         return self._snapshot.store.num_tokens
 
     @property
+    def version(self) -> int:
+        """A number that grows with every change of this object: what was read of it after the number is not older than that.
+
+        It tells whether something made of the documents, such as a mask for a filter, is still right. It starts at 0 with the
+        object, and says nothing of what other processes do before :meth:`refresh`.
+        """
+        return self._version
+
+    @property
     def encoder(self) -> LemurEncoder:
         """The learned map.
 
@@ -238,6 +249,39 @@ class LemurIndex:
         snapshot = self._snapshot
         return _metadata(snapshot, snapshot.ids.find(ids_of(ids)))
 
+    def to_table(self, hits: Hits | Sequence[Hits], columns: Sequence[str] | None = None) -> pa.Table:
+        """What a search found, with metadata, as one Arrow table, which DuckDB, Polars and pandas take as it is.
+
+        Args:
+            hits: of one query, or a list of those of a batch.
+            columns: names of the metadata columns to take; None means all, [] none.
+
+        Returns:
+            a row for each hit, in their order: ``query`` (int64, its number in the batch, from 0; only for a list), ``rank``
+            (int64, from 1), ``id``, ``score`` (float32), and the metadata columns.
+
+        Raises:
+            KeyError: a document has been deleted since, or there is no such column.
+            ValueError: a metadata column to take has the name of one of the others.
+        """
+        snapshot = self._snapshot
+        known = [] if snapshot.metadata is None else snapshot.metadata.column_names
+        for name in known if columns is None else columns:
+            if name not in known:
+                raise KeyError(f"no metadata column {name!r}; there are {known}")
+            if name in ("query", "rank", "score"):
+                raise ValueError(f"metadata column {name!r} has the name of a column of the hits; columns= can leave it out")
+        batch = [hits] if isinstance(hits, Hits) else list(hits)
+        if not all(isinstance(one, Hits) for one in batch):
+            raise TypeError(f"hits must be Hits or a sequence of them, got {type(hits).__name__}")
+        rows = snapshot.ids.find(ids_of([doc_id for one in batch for doc_id in one.ids.tolist()]))
+        offsets = to_offsets([len(one) for one in batch])
+        query = np.repeat(np.arange(len(batch)), np.diff(offsets))
+        scores = np.concatenate([np.empty(0, np.float32), *(one.scores for one in batch)])
+        table = _metadata(snapshot, rows, columns).add_column(1, "score", pa.array(scores))
+        table = table.add_column(0, "rank", pa.array(np.arange(1, len(rows) + 1) - offsets[query]))
+        return table if isinstance(hits, Hits) else table.add_column(0, "query", pa.array(query))
+
     def stats(self) -> Stats:
         """How many documents, and the memory they take, by part; see :class:`~lemur_ann.stats.Stats`."""
         return measured(self._snapshot)
@@ -272,7 +316,8 @@ class LemurIndex:
         Args:
             documents: Arrow data (table, record batches, reader, dataset, or anything with the Arrow PyCapsule interface) with
                 a column ``tokens``, list<fixed_size_list<float32 or float16>[dim]>, an optional column ``id`` (string or
-                integer), and other columns kept as metadata; the path of a Parquet file or of a folder of them; a sequence or
+                integer), and other columns kept as metadata; the same as a DuckDB relation, a Polars or pandas frame, or a
+                Hugging Face or Lance dataset; the path of a Parquet file or of a folder of them; a sequence or
                 an iterator of (num_tokens, dim) NumPy or torch matrices; or one flat matrix with ``offsets``. None learns from
                 the documents that :meth:`add` brought. Tables, sequences and arrays stay in memory where they lie. Of a stream
                 (path, dataset, reader or other Arrow stream, iterator) the tokens go to a temporary file, mapped and never held
@@ -432,10 +477,14 @@ class LemurIndex:
             try:
                 snapshot = self._directory.commit(snapshot, self._options)
             except BaseException:
-                self._snapshot = self._directory.snapshot  # what is on disk: an interrupt may have come after the fact
+                self._show(self._directory.snapshot)  # what is on disk: an interrupt may have come after the fact
                 raise
         _ = snapshot.store.documents  # made now rather than by the next search
+        self._show(snapshot)
+
+    def _show(self, snapshot: Snapshot) -> None:
         self._snapshot = snapshot
+        self._version += 1  # last: who has read this number reads nothing older than it
 
     def _check_writable(self) -> None:
         if self._directory is not None:
@@ -1070,7 +1119,8 @@ class LemurIndex:
         with self._writing:
             changed = self._directory.refresh()
             if changed:
-                self._options, self._snapshot = self._directory.options, self._directory.snapshot
+                self._options = self._directory.options
+                self._show(self._directory.snapshot)
         return changed
 
     def close(self) -> None:
@@ -1136,10 +1186,11 @@ def _fitted(snapshot: Snapshot) -> Learned:
     return snapshot.learned
 
 
-def _metadata(snapshot: Snapshot, rows: Rows) -> pa.Table:
+def _metadata(snapshot: Snapshot, rows: Rows, columns: Sequence[str] | None = None) -> pa.Table:
     table = pa.table({"id": snapshot.ids.column.take_array(rows)})
     if snapshot.metadata is not None:
-        taken = snapshot.metadata.take(pa.array(rows))
+        chosen = snapshot.metadata if columns is None else snapshot.metadata.select(columns)
+        taken = chosen.take(pa.array(rows))
         for name in taken.column_names:
             table = table.append_column(name, taken.column(name))
     return table

@@ -1,8 +1,8 @@
 """Every form in which documents and queries may be passed, as flat token matrices with offsets.
 
-Accepted: Arrow tables, record batches, readers and datasets (and anything with the Arrow PyCapsule interface) with a column
-``tokens``; sequences and iterators of (num_tokens, dim) NumPy or torch matrices; one array of shape (n, num_tokens, dim); one
-flat matrix with offsets. Arrow buffers and flat matrices are used where they lie.
+Accepted: whatever ``sources.record_batches`` reads (Arrow tables, readers and datasets, frames and datasets of other libraries)
+with a column ``tokens``; sequences and iterators of (num_tokens, dim) NumPy or torch matrices; one array of shape (n,
+num_tokens, dim); one flat matrix with offsets. Arrow buffers and flat matrices are used where they lie.
 """
 
 from __future__ import annotations
@@ -193,6 +193,8 @@ def _plain(metadata: pa.Table) -> pa.Table:
     for name, column in zip(metadata.column_names, metadata.columns, strict=True):
         if pa.types.is_run_end_encoded(column.type):
             column = pa.chunked_array([pc.run_end_decode(chunk) for chunk in column.chunks], column.type.value_type)
+        if pa.types.is_dictionary(column.type):
+            column = pa.chunked_array([_decoded(chunk) for chunk in column.chunks], _plain_type(column.type))
         try:
             columns[name] = column.cast(_plain_type(column.type))
         except (pa.ArrowNotImplementedError, pa.ArrowInvalid) as error:
@@ -200,9 +202,16 @@ def _plain(metadata: pa.Table) -> pa.Table:
     return pa.table(columns) if columns else metadata
 
 
+def _decoded(array: pa.DictionaryArray) -> pa.Array:
+    """Its values; pyarrow's own cast and dictionary_decode refuse string_view, which Polars' categories are."""
+    return array.dictionary.cast(_plain_type(array.type)).take(array.indices)
+
+
 def _plain_type(kind: pa.DataType) -> pa.DataType:
     if pa.types.is_dictionary(kind) or pa.types.is_run_end_encoded(kind):
         return _plain_type(kind.value_type)
+    if isinstance(kind, pa.ExtensionType):  # which only programs that import its library know
+        return _plain_type(kind.storage_type)
     if pa.types.is_struct(kind):
         return pa.struct([pa.field(field.name, _plain_type(field.type)) for field in kind])
     if pa.types.is_list(kind) or pa.types.is_large_list(kind):
@@ -223,7 +232,7 @@ def tokens_from_arrow(array: pa.Array, name: str, first_row: int = 0) -> tuple[T
         raise TypeError(f"{name} must be {TOKENS_TYPE}, got {kind}")
     if pa.types.is_null(kind) or array.null_count:
         raise ValueError(f"{name} is null in row {first_row + int(np.flatnonzero(array.is_null().to_numpy(False))[0])}")
-    if str(kind).startswith(("list_view", "large_list_view")):
+    if _is_list_view(kind):
         offsets = to_offsets(pc.list_value_length(array).to_numpy())  # a cast of concatenated ones goes wrong in pyarrow 26
         inner = array.flatten()
     elif pa.types.is_fixed_size_list(kind):
@@ -239,11 +248,15 @@ def tokens_from_arrow(array: pa.Array, name: str, first_row: int = 0) -> tuple[T
     return _vectors_from_arrow(inner, name), offsets
 
 
+def _is_list_view(kind: pa.DataType) -> bool:
+    return str(kind).startswith(("list_view", "large_list_view"))
+
+
 def _vectors_from_arrow(inner: pa.Array, name: str) -> Tokens:
     if isinstance(inner, pa.ExtensionArray):
         inner = inner.storage
     kind = inner.type
-    if not (pa.types.is_fixed_size_list(kind) or pa.types.is_list(kind) or pa.types.is_large_list(kind)):
+    if not (pa.types.is_fixed_size_list(kind) or pa.types.is_list(kind) or pa.types.is_large_list(kind) or _is_list_view(kind)):
         raise TypeError(f"{name} must be {TOKENS_TYPE}, got lists of {kind}")
     if not pa.types.is_floating(kind.value_type):
         raise TypeError(f"{name} must hold float32 or float16 values, got {kind.value_type}")
@@ -255,7 +268,7 @@ def _vectors_from_arrow(inner: pa.Array, name: str) -> Tokens:
     if pa.types.is_fixed_size_list(kind):
         dim = kind.list_size
     else:
-        dims = np.diff(inner.offsets.to_numpy()) if len(inner) else np.zeros(0, np.int64)
+        dims = pc.list_value_length(inner).to_numpy()
         dim = int(dims[0]) if len(dims) else 1
         if np.any(dims != dim):
             raise ValueError(f"{name} has token vectors of dim {dim} and {int(dims[dims != dim][0])}")
@@ -273,7 +286,7 @@ def _ids_array(ids: Any, expected: int | None, first_row: int = 0) -> pa.Array |
     if not isinstance(ids, pa.Array):
         ids = _python_ids(ids)
     if pa.types.is_dictionary(ids.type):
-        ids = ids.dictionary_decode()
+        ids = _decoded(ids)
     if expected is not None and len(ids) != expected:
         raise ValueError(f"expected one id for each of {expected} documents, got {len(ids)} ids")
     if ids.null_count:

@@ -1,4 +1,7 @@
-"""Arrow data batch by batch: tables, readers, datasets and paths, the last two in bounded memory."""
+"""Tables, frames, readers, datasets and paths as Arrow record batches; what is on disk in bounded memory.
+
+Other libraries' objects are known by the methods they have, and none of these libraries is imported here.
+"""
 
 from __future__ import annotations
 
@@ -7,11 +10,26 @@ from collections.abc import Iterable, Iterator, Sequence
 from pathlib import PurePath
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
+
+from lemur_ann import _validate as validate
 
 VALUES_PER_READ = 2**19  # of a Parquet file; decoding them takes several times their size
 ROWS_PER_READ = 64  # of other datasets, whose rows may be pages of a thousand tokens each
 BYTES_PER_DISK_READ = 2**22
+BYTES_READ_AHEAD = 2**25  # by Lance, which else reads gigabytes ahead
+
+# What gives record batches piece by piece: datasets and scanners, DuckDB relations, LazyFrames, Hugging Face datasets, and all
+# with the Arrow PyCapsule interface.
+STREAMING_METHODS = (
+    "to_batches",
+    "to_arrow_reader",
+    "fetch_record_batch",
+    "collect_batches",
+    "with_format",
+    "__arrow_c_stream__",
+)
 
 IPC_SUFFIXES = (".arrow", ".feather", ".ipc")
 
@@ -43,13 +61,13 @@ def opened(data: Any) -> Any:
 
 
 def is_stream(data: Any) -> bool:
-    """Whether ``data`` comes piece by piece and need not be in memory: readers, datasets, scanners, iterators.
+    """Whether ``data`` comes piece by piece and need not be in memory: readers, datasets, scanners, relations, iterators.
 
     Arrow tables, record batches, arrays and sequences are in memory already.
     """
     if isinstance(data, (pa.Table, pa.RecordBatch)):
         return False
-    if hasattr(data, "__arrow_c_stream__") or hasattr(data, "to_batches"):
+    if any(hasattr(data, method) for method in STREAMING_METHODS):
         return True
     in_memory = isinstance(data, (Sequence, dict)) or hasattr(data, "ndim") or hasattr(data, "__arrow_c_array__")
     return isinstance(data, Iterable) and not in_memory
@@ -69,13 +87,84 @@ def record_batches(data: Any, columns: list[str] | None = None) -> Iterator[pa.R
         batches = data.to_batches()
     elif hasattr(data, "to_batches"):
         batches = _dataset_batches(data, columns)
+    elif hasattr(data, "to_arrow_reader"):  # DuckDB, whose Arrow stream is in batches of 131,072 rows
+        batches = data.to_arrow_reader(ROWS_PER_READ)
+    elif hasattr(data, "fetch_record_batch"):  # DuckDB 1.4
+        batches = data.fetch_record_batch(ROWS_PER_READ)
+    elif hasattr(data, "collect_batches"):  # Polars' LazyFrame
+        batches = _chained(data.collect_batches(chunk_size=ROWS_PER_READ))
+    elif hasattr(data, "with_format") and hasattr(data, "iter"):  # Hugging Face's Dataset and IterableDataset
+        batches = _chained(_as_arrow(data).iter(ROWS_PER_READ))
+    elif _is_pandas_frame(data):
+        batches = _pandas_batches(data)
     elif hasattr(data, "__arrow_c_stream__"):
-        batches = pa.RecordBatchReader.from_stream(data)
+        try:
+            batches = pa.RecordBatchReader.from_stream(data)
+        except pa.ArrowInvalid as error:  # a column without a name, or a type that pyarrow lacks
+            raise TypeError(f"{type(data).__name__} cannot be read as an Arrow table of named columns: {error}") from error
     elif hasattr(data, "__arrow_c_array__"):
         batches = [pa.record_batch(data)]
+    elif hasattr(data, "to_arrow"):  # LanceDB's tables
+        return record_batches(data.to_arrow())
     else:
         return None
     return iter(batches)
+
+
+def _chained(tables: Iterable[Any]) -> Iterator[pa.RecordBatch]:
+    for table in tables:
+        yield from record_batches(table) or ()
+
+
+def _as_arrow(dataset: Any) -> Any:
+    """A Hugging Face dataset that gives Arrow tables, of the columns that its own format shows."""
+    shown = getattr(dataset, "format", None)
+    if shown is None or shown["output_all_columns"]:
+        return dataset.with_format("arrow")
+    return dataset.with_format("arrow", columns=shown["columns"])
+
+
+def _is_pandas_frame(data: Any) -> bool:
+    packages = {base.__module__.partition(".")[0] for base in type(data).__mro__}
+    return "pandas" in packages and data.ndim == 2
+
+
+def _pandas_batches(frame: Any) -> Iterator[pa.RecordBatch]:
+    """The columns of a pandas frame, without its index.
+
+    pyarrow converts all kinds of columns but those of matrices, which are laid end to end, a few rows at a time.
+    """
+    matrices = _matrices_of(frame)
+    if matrices is None:
+        yield from pa.Table.from_pandas(frame, preserve_index=False).to_batches()
+        return
+    others = pa.Table.from_pandas(frame.drop(columns="tokens"), preserve_index=False)
+    for row in range(0, len(frame), ROWS_PER_READ):
+        columns = {name: others.column(name).slice(row, ROWS_PER_READ) for name in others.column_names}
+        columns["tokens"] = _end_to_end(matrices[row : row + ROWS_PER_READ], row)
+        yield from pa.table(columns).to_batches()
+
+
+def _matrices_of(frame: Any) -> list[Any] | None:
+    """The column ``tokens`` of a pandas frame, where it holds one matrix a row."""
+    if list(frame.columns).count("tokens") != 1 or frame["tokens"].dtype != object:
+        return None
+    column = frame["tokens"]
+    present = column.dropna()
+    return column.tolist() if len(present) and getattr(present.iloc[0], "ndim", None) == 2 else None
+
+
+def _end_to_end(matrices: list[Any], first_row: int) -> pa.Array:
+    shapes = [np.shape(matrix) for matrix in matrices]
+    bad = next((i for i, shape in enumerate(shapes) if len(shape) != 2 or shape[1] != shapes[0][-1]), None)
+    if bad is not None:
+        raise ValueError(
+            f"column 'tokens' must hold matrices (num_tokens, dim) of one dim, got {type(matrices[bad]).__name__} of shape "
+            f"{tuple(shapes[bad])} in row {first_row + bad}"
+        )
+    tokens = validate.token_matrix(np.concatenate(matrices), "column 'tokens'", allow_empty=True)
+    vectors = pa.FixedSizeListArray.from_arrays(pa.array(tokens.reshape(-1)), tokens.shape[1])
+    return pa.LargeListArray.from_arrays(pa.array(np.cumsum([0, *map(len, matrices)])), vectors)
 
 
 def _dataset_batches(dataset: Any, columns: list[str] | None) -> Iterable[pa.RecordBatch]:
@@ -92,8 +181,10 @@ def _dataset_batches(dataset: Any, columns: list[str] | None) -> Iterable[pa.Rec
         except ValueError:  # a dataset with a filter does not tell its fragments
             options = ds.ParquetFragmentScanOptions(use_buffered_stream=True, buffer_size=BYTES_PER_DISK_READ, pre_buffer=False)
             settings["fragment_scan_options"] = options
+    elif hasattr(dataset, "lance_schema"):
+        settings = {"batch_readahead": 1, "fragment_readahead": 1, "io_buffer_size": BYTES_READ_AHEAD}
     # Of these (filtered, Arrow IPC) whole row groups or record batches of the file are in memory, but few at once.
-    settings |= {"batch_size": ROWS_PER_READ, "batch_readahead": 0, "fragment_readahead": 0}
+    settings = {"batch_size": ROWS_PER_READ, "batch_readahead": 0, "fragment_readahead": 0, **settings}
     return dataset.to_batches(columns=columns, **settings)  # type: ignore[no-any-return]
 
 

@@ -188,3 +188,9 @@ def test_demo_encoder(demo_data):
 
 def test_it_is_in_the_package():
     assert lemur_ann.TextIndex is TextIndex
+
+
+@pytest.mark.parametrize("library", ["pandas", "polars"])
+def test_a_series_of_strings(word_encoder, library):
+    series = pytest.importorskip(library, reason=f"pip install {library}").Series(["a red fox", "a blue whale"])
+    assert TextIndex(word_encoder).add(series).search("blue", k=1).ids.tolist() == [1]
