@@ -103,8 +103,8 @@ class TextIndex:
 
         Args:
             documents: a sequence of strings; or Arrow data (a table, reader, dataset, or anything with the Arrow PyCapsule
-                interface), a frame, or the path of a Parquet file, with a string column ``text``, an optional column ``id``, and other
-                columns kept as metadata.
+                interface), a frame, or the path of a Parquet file, with a string column ``text``, an optional column ``id``,
+                and other columns kept as metadata.
             ids: one for each string; 0, 1, 2, ... where None. Arrow data has a column for it.
             progress: show a progress bar; None means when standard error is a terminal.
 
@@ -238,10 +238,10 @@ class TextIndex:
 
 def _strings(value: Any) -> list[str] | None:
     """The strings of a sequence or an array of them; None where it is something else."""
-    for method in ("to_pylist", "tolist", "to_list"):  # of Arrow, of NumPy and pandas, of Polars
-        if callable(getattr(value, method, None)) and not isinstance(value, (pa.Table, pa.RecordBatch)):
-            value = getattr(value, method)()
-            break
+    if isinstance(value, (pa.Array, pa.ChunkedArray)):
+        value = value.to_pylist()
+    elif len(getattr(value, "shape", ())) == 1:  # an array, or a Series of pandas or Polars
+        value = value.to_list() if hasattr(value, "to_list") else value.tolist()
     if isinstance(value, Sequence) and not isinstance(value, (str, bytes)) and all(isinstance(item, str) for item in value):
         return list(value)
     return None
