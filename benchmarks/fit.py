@@ -47,7 +47,7 @@ TABLE = [
     {"num_features": 4096},
 ]
 DEFAULTS = [{}, {"epochs": 0}]
-BEAMS = ((300, 100), (600, 100), (600, 250), (1200, 400))
+BEAMS = ((150, 120), (300, 250), (600, 400))
 
 
 def documents(corpus: Path, share: int, pieces: int) -> pa.RecordBatchReader:

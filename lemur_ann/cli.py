@@ -19,6 +19,7 @@ from lemur_ann.errors import CorruptIndex
 from lemur_ann.evaluation import Evaluation
 from lemur_ann.health import Health, MapFit
 from lemur_ann.options import Options
+from lemur_ann.progress import progress
 from lemur_ann.sources import open_path, record_batches
 
 app = typer.Typer(
@@ -349,6 +350,30 @@ def refit(
             **{name: value for name, value in changes.items() if value is not None},
         )
         console.print(f"{len(index):,} documents: refit in {time.perf_counter() - start:.1f} s")
+
+
+@app.command()
+def export(
+    path: IndexDir,
+    out: Annotated[Path, typer.Option(help="Parquet file to write, in place of what is there.")],
+    tokens: Annotated[bool, typer.Option(help="With the documents' token embeddings.")] = True,
+    vectors: Annotated[bool, typer.Option(help="With the learned vectors, where there are any.")] = True,
+    encoder: Annotated[Path | None, typer.Option(help="Also write the learned map to this safetensors file.")] = None,
+) -> None:
+    """Write ids, learned vectors, tokens and metadata of a saved index to Parquet, for other engines."""
+    import pyarrow.parquet as pq
+
+    index = lemur_ann.LemurIndex.load(path)
+    reader = index.to_arrow(tokens=tokens, vectors=vectors)
+    with progress(None) as lines, pq.ParquetWriter(out, reader.schema) as file:
+        task = lines.task("documents", len(index))
+        for batch in reader:
+            file.write_batch(batch)
+            task.advance(len(batch))
+    console.print(f"{len(index):,} documents written to {out}: {', '.join(reader.schema.names)}")
+    if encoder is not None:
+        index.encoder.save(encoder)
+        console.print(f"The learned map, for queries of dim {index.dim}, written to {encoder}")
 
 
 @app.command()

@@ -46,6 +46,7 @@ if TYPE_CHECKING:
     from lemur_ann.encoder import Encoded, LemurEncoder
     from lemur_ann.features import FeatureMap
 
+ROWS_PER_BATCH = 1024  # of a stream that goes out
 MIN_DELETED = 1024  # fewer deleted documents never make an index compact itself
 
 log = logging.getLogger("lemur_ann")
@@ -281,6 +282,40 @@ class LemurIndex:
         table = _metadata(snapshot, rows, columns).add_column(1, "score", pa.array(scores))
         table = table.add_column(0, "rank", pa.array(np.arange(1, len(rows) + 1) - offsets[query]))
         return table if isinstance(hits, Hits) else table.add_column(0, "query", pa.array(query))
+
+    def to_arrow(self, *, tokens: bool = True, vectors: bool = True) -> pa.RecordBatchReader:
+        """All documents as a stream, for another index or another engine, in the order of :meth:`ids`.
+
+        It is of one moment, whatever changes while it is read. With tokens, it goes into ``fit`` or ``add`` as it is.
+
+        Args:
+            tokens: with the column ``tokens``, large_list<fixed_size_list<float32 or float16>[dim]>.
+            vectors: with the column ``vector``, fixed_size_list<float32>[encoder.dim]: what the graph has, see
+                :class:`~lemur_ann.LemurEncoder`; only where the index has learned its map.
+
+        Returns:
+            a reader of ``id``, ``vector``, ``tokens`` and the metadata columns, 1,024 documents a batch.
+
+        Raises:
+            ValueError: a metadata column is called ``vector``, and vectors are asked for.
+        """
+        snapshot = self._snapshot
+        learned = snapshot.learned if vectors else None
+        if learned is not None and snapshot.metadata is not None and "vector" in snapshot.metadata.column_names:
+            raise ValueError("a metadata column is called 'vector'; vectors=False leaves out those that were learned")
+
+        def block(rows: Rows) -> pa.RecordBatch:
+            table = _metadata(snapshot, rows)
+            if tokens:
+                table = table.add_column(1, "tokens", snapshot.store.to_arrow(rows))
+            if learned is not None:
+                flat = pa.array(np.ascontiguousarray(learned.candidates.take(rows)).reshape(-1))
+                table = table.add_column(1, "vector", pa.FixedSizeListArray.from_arrays(flat, learned.encoder.dim))
+            return pa.record_batch([column.combine_chunks() for column in table.columns], schema=table.schema)
+
+        rows = snapshot.live
+        blocks = (block(rows[begin : begin + ROWS_PER_BATCH]) for begin in range(0, len(rows), ROWS_PER_BATCH))
+        return pa.RecordBatchReader.from_batches(block(rows[:0]).schema, blocks)
 
     def stats(self) -> Stats:
         """How many documents, and the memory they take, by part; see :class:`~lemur_ann.stats.Stats`."""

@@ -8,10 +8,11 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
-from lemur_ann import LemurIndex
+from lemur_ann import LemurEncoder, LemurIndex
 
 SMALL = ["--epochs", 0, "--num-features", 256, "--rank", 63, "--num-candidates", 200]
 
@@ -64,6 +65,20 @@ def test_evaluate_and_info(workplace):
     assert result.returncode == 0, result.stderr
     for expected in ("600", "26,730 of 128-d float16", "random features", "vectors-", "num_candidates"):
         assert expected in result.stdout
+
+
+def test_export(workplace):
+    result = lemur_ann("export", "index", "--out", "out.parquet", "--encoder", "map.safetensors", cwd=workplace)
+    assert result.returncode == 0, result.stderr
+    assert "600 documents written to out.parquet: id, vector, tokens" in result.stdout
+    table = pq.read_table(workplace / "out.parquet")
+    index = LemurIndex.load(workplace / "index")
+    assert table.column("id").to_pylist() == list(index)
+    encoder = LemurEncoder.load(workplace / "map.safetensors")
+    vectors = np.array(table.column("vector").to_pylist(), np.float32)
+    np.testing.assert_allclose(encoder.encode_documents(table), vectors, atol=1e-4 * encoder.radius)
+    lemur_ann("export", "index", "--out", "out.parquet", "--no-tokens", "--no-vectors", cwd=workplace)
+    assert {"tokens", "vector"}.isdisjoint(pq.read_schema(workplace / "out.parquet").names)
 
 
 def test_tune(workplace):

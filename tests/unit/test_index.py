@@ -462,3 +462,55 @@ def test_hits_and_repr(small_index):
     assert [(a, pytest.approx(b)) for a, b in zip(hits.ids, hits.scores, strict=True)] == list(hits)
     assert repr(index) == "<LemurIndex of 200 documents, dim 16, hnsw, fitted>"
     assert "not fitted: exact search" in repr(LemurIndex())
+
+
+def test_all_of_it_as_arrow(small_index):
+    index, documents, queries = small_index()
+    index.add(
+        pa.table(
+            {
+                "id": ["with metadata"],
+                "tokens": pa.array([documents[0].tolist()], pa.list_(pa.list_(pa.float32(), 16))),
+                "year": [2020],
+            }
+        )
+    )
+    index.delete("doc-3")
+    table = index.to_arrow().read_all()
+    assert table.column_names == ["id", "vector", "tokens", "year"]
+    assert table.column("id").to_pylist() == list(index)
+    np.testing.assert_array_equal(
+        table.column("vector").combine_chunks().flatten().to_numpy().reshape(-1, 16),
+        index._snapshot.learned.candidates.take(index._snapshot.live),
+    )
+    again = LemurIndex().add(index.to_arrow(vectors=False))
+    assert again.search(queries[:5], k=5, exact=True) == index.search(queries[:5], k=5, exact=True)
+    assert index.to_arrow(tokens=False, vectors=False).schema.names == ["id", "year"]
+
+
+def test_arrow_of_an_index_without_a_map_or_documents(make_matrices):
+    index = LemurIndex()
+    assert index.to_arrow().read_all().num_rows == 0
+    index.add(make_matrices(3), ids=[5, 6, 7])
+    assert index.to_arrow().schema.names == ["id", "tokens"]
+    assert index.to_arrow().read_all().column("id").to_pylist() == [5, 6, 7]
+
+
+def test_arrow_is_of_one_moment(small_index, monkeypatch):
+    monkeypatch.setattr("lemur_ann.index.ROWS_PER_BATCH", 50)
+    index, _, _ = small_index()
+    reader = index.to_arrow()
+    reader.read_next_batch()
+    index.delete(list(index)[100:])
+    assert reader.read_all().num_rows == 150
+
+
+def test_a_column_called_vector_is_not_lost(make_matrices):
+    matrices, queries = make_matrices(200), make_matrices(60)
+    table = pa.table(
+        {"tokens": pa.array([m.tolist() for m in matrices], pa.list_(pa.list_(pa.float32(), 16))), "vector": range(200)}
+    )
+    index = LemurIndex(num_features=64, epochs=1, rank=15).fit(table, queries)
+    with pytest.raises(ValueError, match="a metadata column is called 'vector'"):
+        index.to_arrow()
+    assert index.to_arrow(vectors=False).schema.names == ["id", "tokens", "vector"]
