@@ -80,7 +80,10 @@ class LemurIndex:
         token_codes: "int8" keeps int8 codes of all tokens beside them, a byte a component. A search then reads the tokens
             of its best few candidates only, with the same hits but for a document in ten thousand, several times faster.
             None keeps the tokens alone.
-        candidates: "hnsw" for a graph, "exact" for a scan of all vectors.
+        candidates: "hnsw" for a graph, "exact" for a scan of all vectors; or "faiss", "usearch" or "svs" for an index of
+            that library, where it is installed. Theirs are made anew when many documents have come.
+        candidates_options: what such a library is to be given, see its module in ``lemur_ann.candidates``; plain values, which
+            are saved with the index.
         M, ef_construction: the graph's, as in hnswlib, which makes it. Searches walk links of their own, up to 4 M from each
             document, chosen among what a search with a beam of 3 ef_construction finds in hnswlib's.
         num_candidates: documents reranked per query, unless a search says otherwise.
@@ -117,6 +120,7 @@ class LemurIndex:
         distillation_steps: int | None = None,
         token_codes: str | None = "int8",
         candidates: str = "hnsw",
+        candidates_options: dict[str, Any] | None = None,
         M: int = 16,
         ef_construction: int = 100,
         num_candidates: int = 250,
@@ -137,6 +141,7 @@ class LemurIndex:
             distillation_steps=distillation_steps,
             token_codes=token_codes,
             candidates=candidates,
+            candidates_options=candidates_options,
             M=M,
             ef_construction=ef_construction,
             num_candidates=num_candidates,

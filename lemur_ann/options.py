@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from lemur_ann import _validate as validate
-from lemur_ann.candidates import KINDS
+from lemur_ann.candidates import OWN_KINDS, check_kind
 
 
 @dataclass(frozen=True)
@@ -24,6 +24,7 @@ class Options:
     distillation_steps: int | None = None
     token_codes: str | None = "int8"
     candidates: str = "hnsw"
+    candidates_options: dict[str, Any] | None = None
     M: int = 16
     ef_construction: int = 100
     num_candidates: int = 250
@@ -51,8 +52,11 @@ class Options:
             raise ValueError(f"target_precision must be 'int8' or 'float32', got {self.target_precision!r}")
         if self.token_codes not in (None, "int8"):
             raise ValueError(f"token_codes must be 'int8' or None, got {self.token_codes!r}")
-        if self.candidates not in KINDS:
-            raise ValueError(f"candidates must be one of {', '.join(KINDS)}, got {self.candidates!r}")
+        check_kind(self.candidates)
+        if self.candidates_options is not None and not isinstance(self.candidates_options, dict):
+            raise TypeError(f"candidates_options must be a dict, got {type(self.candidates_options).__name__}")
+        if self.candidates_options and self.candidates in OWN_KINDS:
+            raise ValueError(f"candidates={self.candidates!r} has no options of its own, got {sorted(self.candidates_options)}")
         self._set("device", str(self.device))
         if self.device.partition(":")[0] not in ("cpu", "cuda", "mps"):
             raise ValueError(f"device must be 'cpu', 'cuda' or 'mps', got {self.device!r}")

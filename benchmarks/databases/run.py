@@ -11,9 +11,10 @@ there, and a table on standard output.
 from __future__ import annotations
 
 import argparse
-import importlib
+import importlib.util
 import json
 import shutil
+import sys
 import time
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -24,6 +25,7 @@ import pyarrow.parquet as pq
 import lemur_ann
 from lemur_ann import LemurEncoder, LemurIndex
 
+sys.path = [entry for entry in sys.path if Path(entry or ".").resolve() != Path(__file__).parent.resolve()]
 ENGINES = tuple(sorted(file.stem for file in Path(__file__).parent.glob("*.py") if file.stem != "run"))
 K = 10
 WARM_UP = 5
@@ -48,7 +50,7 @@ def size_of(folder: Path) -> int:
 
 
 def measure(name: str, work: Path, encoder: LemurEncoder, documents, queries: list, exact: list[list]) -> dict:
-    engine = importlib.import_module(name)
+    engine = module_of(name)
     folder = work / name
     timing = work / f"{name}.json"
     if not timing.exists():
@@ -89,6 +91,14 @@ def measure(name: str, work: Path, encoder: LemurEncoder, documents, queries: li
     finally:
         collection.close()
     return result
+
+
+def module_of(name: str):
+    """The module beside this one, which may have the name of the engine's own package."""
+    spec = importlib.util.spec_from_file_location(f"engine_{name}", Path(__file__).parent / f"{name}.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
 
 
 def measured_or_none(name: str, *given) -> dict | None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import importlib
+import importlib.util
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -13,6 +15,9 @@ from lemur_ann.rows import RowSet
 Vectors = npt.NDArray[np.float32]
 Indices = npt.NDArray[np.int64]
 
+MIN_SCANNED = 1024  # fewer documents that are in no structure never make a new one
+MAX_SCANNED = 16_384  # more do, which a search scans in about 0.1 ms, unless
+SMALL_SHARE, LARGE_SHARE = 0.125, 0.01  # they are less than this of those in it; in small ones, more than that is enough
 PART_VALUES_TO_MERGE = 2**22  # parts of vectors with fewer values may be merged: 16 MiB
 
 
@@ -100,20 +105,33 @@ class Kind(Protocol):
         """A candidate index of what was saved."""
 
 
-KINDS = ("hnsw", "exact")
+OWN_KINDS = ("hnsw", "exact")
+LIBRARIES = {"faiss": "faiss-cpu", "usearch": "usearch", "svs": "scalable-vs"}  # and the package that each is in
+KINDS = (*OWN_KINDS, *LIBRARIES)
+
+
+def check_kind(name: str) -> None:
+    """ValueError where there is no such kind, ImportError where its package is not installed."""
+    if name not in KINDS:
+        raise ValueError(f"candidates must be one of {', '.join(KINDS)}, got {name!r}")
+    if name in LIBRARIES and importlib.util.find_spec(name) is None:
+        raise ImportError(f"candidates={name!r} needs a package that is not installed: pip install {LIBRARIES[name]}")
 
 
 def kind_of(name: str) -> Kind:
     """The module for a value of the option ``candidates``."""
-    if name == "hnsw":
-        from lemur_ann.candidates import hnsw
+    check_kind(name)
+    module: Any = importlib.import_module(f"lemur_ann.candidates.{name}")
+    if name in OWN_KINDS:
+        return module  # type: ignore[no-any-return]
+    from lemur_ann.candidates.library import LibraryKind
 
-        return hnsw
-    if name == "exact":
-        from lemur_ann.candidates import exact
+    return LibraryKind(module)
 
-        return exact
-    raise ValueError(f"candidates must be one of {', '.join(KINDS)}, got {name!r}")
+
+def too_many(num_scanned: int, num_linked: int) -> bool:
+    """Whether a structure is made anew, for rows that a search would scan."""
+    return num_scanned > max(min(num_linked * SMALL_SHARE, MAX_SCANNED), num_linked * LARGE_SHARE, MIN_SCANNED)
 
 
 def joined(parts: list[Vectors], vectors: Vectors) -> list[Vectors]:

@@ -24,13 +24,10 @@ import numpy as np
 import numpy.typing as npt
 
 from lemur_ann import _core, storage
-from lemur_ann.candidates import Indices, Structure, Vectors, joined, take_from
+from lemur_ann.candidates import Indices, Structure, Vectors, joined, take_from, too_many
 from lemur_ann.errors import CorruptIndex
 from lemur_ann.rows import RowSet
 
-MIN_SCANNED = 1024  # fewer documents without links never make a new copy
-MAX_SCANNED = 16_384  # more do, which a search scans in about 0.1 ms, unless
-SMALL_SHARE, LARGE_SHARE = 0.125, 0.01  # they are less than this of those with links; in small graphs, more than that is enough
 ROWS_PER_BLOCK = 16_384
 # Of the links that are searched, see links.hpp; hnswlib's graph need not be good for these to be.
 LINKS_PER_M, BEAM_PER_EF, ALPHA = 4, 3, 1.2
@@ -171,7 +168,7 @@ class HnswCandidates:
         recent = np.concatenate([self._recent[0], codes]), np.concatenate([self._recent[1], scales])
         parts = joined(self.parts, vectors)
         more = HnswCandidates(self._dim, self.structure, parts, recent, self._options, self._directory)
-        if not _too_many(len(recent[0]), 0 if self.structure is None else self.structure.num_rows):
+        if not too_many(len(recent[0]), 0 if self.structure is None else self.structure.num_rows):
             return more
         try:
             return more._all_in_graph(num_threads)
@@ -243,7 +240,7 @@ class HnswBuilder:
         self._scales.append(scales)
         self._parts.append(vectors)
         self._num_rows += len(vectors)
-        if self._graph is None and not _too_many(self._num_rows, 0):
+        if self._graph is None and not too_many(self._num_rows, 0):
             return
         if self._graph is None:
             self._graph = _new_graph(self._dim, self._options, max(self._capacity, self._num_rows))
@@ -298,10 +295,6 @@ def assemble(
     """See :class:`~lemur_ann.candidates.Kind`."""
     assert structure is None or isinstance(structure, HnswGraph)
     return HnswCandidates(dim, structure, parts, None, options, directory)
-
-
-def _too_many(num_scanned: int, num_linked: int) -> bool:
-    return num_scanned > max(min(num_linked * SMALL_SHARE, MAX_SCANNED), num_linked * LARGE_SHARE, MIN_SCANNED)
 
 
 def _new_graph(dim: int, options: dict[str, Any], capacity: int) -> hnswlib.Index:

@@ -28,8 +28,7 @@ import pyarrow.compute as pc
 import pyarrow.dataset as ds
 import pyarrow.parquet as pq
 
-from lemur_ann import CorruptIndex, LemurIndex, storage
-from lemur_ann.candidates import hnsw
+from lemur_ann import CorruptIndex, LemurIndex, candidates, storage
 
 SECONDS = 20  # that one try may take, far more than it does
 MEMORY = 6 * 2**30  # of addresses, beyond what the process has when it starts
@@ -60,7 +59,7 @@ def matrices(random, count, dim=DIM, dtype=np.float32, low=1, high=6):
 
 def make(folder):
     random = np.random.default_rng(1)
-    hnsw.MIN_SCANNED = 50  # so that there is a graph
+    candidates.MIN_SCANNED = 50  # so that there is a graph
     settings = {"num_features": 32, "rank": 15, "num_candidates": 20, "ef_search": 30, "M": 6, "num_sample_tokens": 100}
     queries = matrices(random, 40)
 
@@ -829,7 +828,7 @@ def main(kind, folder, first="0", count="1"):
         import torch  # noqa: F401 (before memory is limited)
 
     faulthandler.enable()
-    hnsw.MIN_SCANNED = 50
+    candidates.MIN_SCANNED = 50
     storage.sync = lambda path: None  # a disk's time, for files that nobody will miss
     np.seterr(all="ignore")
     size = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()

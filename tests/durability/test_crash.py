@@ -50,7 +50,7 @@ import pyarrow.compute as pc
 import pytest
 
 import lemur_ann.index
-from lemur_ann import IndexLocked, LemurIndex, storage
+from lemur_ann import IndexLocked, LemurIndex, candidates, storage
 from lemur_ann.candidates import hnsw
 from lemur_ann.tokens import TokenStore
 
@@ -173,14 +173,14 @@ def make(path, kind, model):
 @contextlib.contextmanager
 def small_limits():
     """A few documents make a graph, and a few deleted ones make the index compact itself."""
-    before = hnsw.MIN_SCANNED, lemur_ann.index.MIN_DELETED
-    hnsw.MIN_SCANNED, lemur_ann.index.MIN_DELETED = 20, 8
+    before = candidates.MIN_SCANNED, lemur_ann.index.MIN_DELETED
+    candidates.MIN_SCANNED, lemur_ann.index.MIN_DELETED = 20, 8
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # few queries, and searches of fewer documents than were asked for
             yield
     finally:
-        hnsw.MIN_SCANNED, lemur_ann.index.MIN_DELETED = before
+        candidates.MIN_SCANNED, lemur_ann.index.MIN_DELETED = before
 
 
 # What is there after a crash
@@ -262,6 +262,7 @@ def difference(found, wanted):
 
 def in_child(work, *, alarm=60):
     """The result of ``work()`` in a forked process, which ends with it; what it raises is raised here as text."""
+    pa.array(np.zeros(1))  # pyarrow imports pandas now, where it is installed: a child may not be allowed to
     reads, writes = os.pipe()
     child = os.fork()
     if child == 0:

@@ -17,7 +17,17 @@ PROGRAMS = ["kernel_test", "amx_model_test", "thread_test"]
 # The sources and flags of CMakeLists.txt; Clang does not know all of GCC's warnings.
 WARNINGS = ["-Wall", "-Wextra", "-Wpedantic", "-Wno-unknown-warning-option", "-Wno-uninitialized", "-Wno-maybe-uninitialized"]
 CORE = [
-    *("cpu.cpp", "features.cpp", "graph.cpp", "int8.cpp", "maxsim.cpp", "products.cpp", "rerank.cpp", "scorer.cpp"),
+    *(
+        "cpu.cpp",
+        "features.cpp",
+        "graph.cpp",
+        "int8.cpp",
+        "links.cpp",
+        "maxsim.cpp",
+        "products.cpp",
+        "rerank.cpp",
+        "scorer.cpp",
+    ),
     "kernels/scalar.cpp",
 ]
 AVX2 = ["-mavx2", "-mfma", "-mf16c"]

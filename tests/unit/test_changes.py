@@ -84,7 +84,7 @@ def test_upsert_of_a_stream(make_matrices, tmp_path):
 
 @pytest.mark.parametrize("candidates", ["hnsw", "exact"])
 def test_compact(small_index, make_matrices, candidates, monkeypatch):
-    monkeypatch.setattr("lemur_ann.candidates.hnsw.MIN_SCANNED", 50)
+    monkeypatch.setattr("lemur_ann.candidates.MIN_SCANNED", 50)
     monkeypatch.setattr("lemur_ann.tokens.BYTES_TO_MERGE", 1000)
     index, documents, queries = small_index(candidates=candidates)
     new = make_matrices(40)
@@ -179,7 +179,7 @@ def test_changes_during_a_compaction_are_kept(small_index, make_matrices, monkey
 
 def test_searches_beside_changes(make_matrices, tmp_path, monkeypatch):
     """What a search returns is what some version of the index would have: ids with the tokens that belong to them."""
-    monkeypatch.setattr("lemur_ann.candidates.hnsw.MIN_SCANNED", 100)
+    monkeypatch.setattr("lemur_ann.candidates.MIN_SCANNED", 100)
     monkeypatch.setattr("lemur_ann.index.MIN_DELETED", 60)
     rng = np.random.default_rng(3)
     fixed = make_matrices(150)

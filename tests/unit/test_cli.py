@@ -109,7 +109,7 @@ def test_health_and_refit(workplace):
     arguments = ["health", "grown", "--queries", "queries.parquet", "-k", 5, "--limit", 20, "--num-candidates", 100]
     result = lemur_ann(*arguments, cwd=workplace)
     assert result.returncode == 0, result.stderr
-    for expected in ("20 queries, given", "older", "recent", "in the exact top 5", "ef_search: 100, 600", "Verdict: "):
+    for expected in ("20 queries, given", "older", "recent", "in the exact top 5", "ef_search: 100, 300", "Verdict: "):
         assert expected in result.stdout
     result = lemur_ann("refit", "grown", "--queries", "training.parquet", "--rank", 31, cwd=workplace)
     assert result.returncode == 0, result.stderr

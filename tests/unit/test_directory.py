@@ -22,7 +22,7 @@ OPTIONS = {"num_features": 64, "epochs": 0, "rank": 15, "num_candidates": 40, "e
 @pytest.fixture
 def opened(make_matrices, tmp_path, monkeypatch):
     """An index with 200 documents, open for writing, its documents, and queries."""
-    monkeypatch.setattr("lemur_ann.candidates.hnsw.MIN_SCANNED", 50)
+    monkeypatch.setattr("lemur_ann.candidates.MIN_SCANNED", 50)
     documents, queries = make_matrices(200), make_matrices(30)
     index = LemurIndex.open(tmp_path / "index", **OPTIONS)
     index.fit(documents, queries=queries, ids=[f"doc-{i}" for i in range(200)])

@@ -104,9 +104,9 @@ def test_docstring_examples(name):
     assert result.failed == 0
 
 
-def test_readme_quickstart_runs(tmp_path, monkeypatch):
+def test_readme_quickstart_runs(tmp_path, monkeypatch, word_encoder):
     monkeypatch.chdir(tmp_path)
-    (block,) = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.S)
+    block, of_texts = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.S)
     random = np.random.default_rng(0)
 
     def matrices(count):
@@ -121,3 +121,10 @@ def test_readme_quickstart_runs(tmp_path, monkeypatch):
     names |= {"doc_ids": [f"d{i}" for i in range(60)], "more_ids": ["x", "y", "z"], "queries": matrices(4)}
     exec(block.replace("LemurIndex()", "LemurIndex(num_features=64, epochs=1, rank=31)"), names)
     assert (tmp_path / "my_index" / "manifest.json").exists()
+    passages = [f"this is passage{i} about topic{i % 7}" for i in range(60)]
+    names |= {"model": word_encoder, "passages": passages, "questions": [f"what about topic{i}" for i in range(7)]}
+    exec(
+        of_texts.replace("TextIndex(model)", "TextIndex(model, lemur_ann.LemurIndex(num_features=64, epochs=1, rank=31))"),
+        names,
+    )
+    assert len(names["hits"]) == 10

@@ -20,7 +20,7 @@ def file_of(path, kind):
 
 @pytest.fixture
 def saved(small_index, tmp_path, monkeypatch):
-    monkeypatch.setattr("lemur_ann.candidates.hnsw.MIN_SCANNED", 50)  # so that there is a graph
+    monkeypatch.setattr("lemur_ann.candidates.MIN_SCANNED", 50)  # so that there is a graph
     index, documents, queries = small_index()
     index.delete(["doc-5"])
     index.save(tmp_path / "index")

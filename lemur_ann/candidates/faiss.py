@@ -1,0 +1,54 @@
+"""An index of FAISS, by inner product: ``candidates="faiss"``, with ``pip install faiss-cpu``.
+
+``candidates_options``: ``factory``, a string for ``faiss.index_factory`` ("HNSW32", with twice the option M, by itself;
+"IVF1024,SQ8" for example), and ``nprobe`` for those that have lists (16). HNSW graphs take ef_construction and ef_search.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import faiss  # type: ignore[import-untyped,unused-ignore]
+import numpy as np
+import numpy.typing as npt
+
+from lemur_ann.candidates import Vectors
+
+
+def build(vectors: Vectors, options: dict[str, Any], num_threads: int) -> Any:
+    """See :class:`~lemur_ann.candidates.library.Library`."""
+    own = options.get("candidates_options") or {}
+    index = faiss.index_factory(vectors.shape[1], own.get("factory", f"HNSW{2 * options['M']}"), faiss.METRIC_INNER_PRODUCT)
+    if hasattr(index, "hnsw"):
+        index.hnsw.efConstruction = options["ef_construction"]
+    faiss.omp_set_num_threads(num_threads)
+    if not index.is_trained:
+        index.train(vectors)
+    index.add(vectors)
+    return index
+
+
+def find(
+    index: Any, queries: Vectors, count: int, beam: int, options: dict[str, Any], num_threads: int
+) -> npt.NDArray[np.int64]:
+    """See :class:`~lemur_ann.candidates.library.Library`."""
+    faiss.omp_set_num_threads(num_threads)
+    params = None
+    if hasattr(index, "hnsw"):
+        params = faiss.SearchParametersHNSW(efSearch=beam)  # type: ignore[attr-defined,unused-ignore]
+    elif hasattr(index, "nprobe"):
+        nprobe = (options.get("candidates_options") or {}).get("nprobe", 16)
+        params = faiss.SearchParametersIVF(nprobe=nprobe)  # type: ignore[call-arg,unused-ignore]
+    rows: npt.NDArray[np.int64] = index.search(np.ascontiguousarray(queries), count, params=params)[1]
+    return rows
+
+
+def write(index: Any, path: Path) -> None:
+    """See :class:`~lemur_ann.candidates.library.Library`."""
+    faiss.write_index(index, str(path))
+
+
+def read(path: Path, dim: int) -> Any:
+    """See :class:`~lemur_ann.candidates.library.Library`."""
+    return faiss.read_index(str(path))

@@ -1,0 +1,73 @@
+"""A Vamana graph of Intel's Scalable Vector Search, by L2: ``candidates="svs"``, with ``pip install scalable-vs`` (x86-64).
+
+``candidates_options``: ``alpha`` (1.2), ``dtype`` of its vectors ("float32" by itself, or "float16"). It takes 4 M as its
+degree, twice ef_construction as its window, and ef_search. Searches wait for each other: their settings are the index's.
+"""
+
+from __future__ import annotations
+
+import tarfile
+import tempfile
+import threading
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import svs
+
+from lemur_ann.candidates import Vectors
+
+PARTS = ("config", "graph", "data")  # the folders that it saves
+
+
+class _Graph:
+    def __init__(self, index: Any, dtype: str) -> None:
+        self.index, self.dtype, self.lock = index, dtype, threading.Lock()
+
+
+def build(vectors: Vectors, options: dict[str, Any], num_threads: int) -> Any:
+    """See :class:`~lemur_ann.candidates.library.Library`."""
+    own = options.get("candidates_options") or {}
+    dtype = own.get("dtype", "float32")
+    parameters = svs.VamanaBuildParameters(
+        graph_max_degree=4 * options["M"], window_size=2 * options["ef_construction"], alpha=own.get("alpha", 1.2)
+    )
+    index = svs.Vamana.build(parameters, vectors.astype(dtype), svs.DistanceType.L2, num_threads=num_threads)
+    return _Graph(index, dtype)
+
+
+def find(
+    index: Any, queries: Vectors, count: int, beam: int, options: dict[str, Any], num_threads: int
+) -> npt.NDArray[np.int64]:
+    """See :class:`~lemur_ann.candidates.library.Library`."""
+    with index.lock:
+        if index.index.num_threads != num_threads:
+            index.index.num_threads = num_threads
+        if index.index.search_window_size != beam:
+            index.index.search_window_size = beam
+        rows: npt.NDArray[np.int64] = index.index.search(np.ascontiguousarray(queries), count)[0].astype(np.int64)
+    return rows
+
+
+def write(index: Any, path: Path) -> None:
+    """See :class:`~lemur_ann.candidates.library.Library`."""
+    with tempfile.TemporaryDirectory(dir=path.parent, prefix=".building-") as folder:
+        folders = [Path(folder) / part for part in PARTS]
+        with index.lock:
+            index.index.save(*map(str, folders))
+        with tarfile.open(path, "w") as archive:
+            for part in folders:
+                archive.add(part, part.name)
+
+
+def read(path: Path, dim: int) -> Any:
+    """See :class:`~lemur_ann.candidates.library.Library`."""
+    with tempfile.TemporaryDirectory() as folder:
+        with tarfile.open(path) as archive:
+            archive.extractall(folder, filter="data")
+        config, graph, data = (str(Path(folder) / part) for part in PARTS)
+        dtype = "float16" if "float16" in (Path(data) / "svs_config.toml").read_text() else "float32"
+        loader = svs.VectorDataLoader(data, getattr(svs.DataType, dtype), dims=dim)
+        index = svs.Vamana(config, svs.GraphLoader(graph), loader, svs.DistanceType.L2, num_threads=1)
+    return _Graph(index, dtype)
