@@ -417,7 +417,7 @@ def test_the_same_seed_learns_the_same_map(make_matrices):
         ({"ef_construction": 0}, ValueError, "ef_construction must be at least 1"),
         ({"num_features": 1.5}, TypeError, "num_features must be an integer"),
         ({"ridge": 0.0}, ValueError, "ridge must be a number above 0, got 0.0"),
-        ({"candidates": "faiss"}, ValueError, "candidates must be one of hnsw, exact, got 'faiss'"),
+        ({"candidates": "lsh"}, ValueError, "candidates must be one of hnsw, exact, faiss, usearch, svs, got 'lsh'"),
         ({"device": "tpu"}, ValueError, "device must be 'cpu', 'cuda' or 'mps', got 'tpu'"),
     ],
 )

@@ -299,7 +299,7 @@ def test_documents_added_meanwhile_are_in_the_new_map(small_index, make_matrices
         ({"epoch": 3, "ranks": 4}, TypeError, "unknown options epoch, ranks; expected any of num_features, epochs, "),
         ({"epochs": -1}, ValueError, "epochs must be at least 0, got -1"),
         ({"rank": 0}, ValueError, "rank must be at least 1, got 0"),
-        ({"candidates": "faiss"}, ValueError, "candidates must be one of hnsw, exact, got 'faiss'"),
+        ({"candidates": "lsh"}, ValueError, "candidates must be one of hnsw, exact, faiss, usearch, svs, got 'lsh'"),
         ({"num_threads": 0}, ValueError, "num_threads must be at least 1, got 0"),
         ({"queries": []}, ValueError, "refit needs at least one query, got none; queries=None learns from"),
         ({"queries": [np.ones((2, 8), np.float32)]}, ValueError, "query 0 has dim 8, index has dim 16"),
