@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import os
 from collections.abc import Iterator
@@ -280,6 +281,10 @@ class LemurEncoder:
         options = {name: value for name, value in how.items() if name in names}
         others = {name: value for name, value in how.items() if name not in names}
         return LemurIndex(candidates="exact", token_codes=None, **options).fit(documents, queries, **others).encoder
+
+    def copy(self, options: Options) -> LemurEncoder:
+        """The same map for an index with these options, on its device; arrays are shared."""
+        return LemurEncoder.from_arrays(self.arrays(), self.feature_weights.config, copy.deepcopy(self.training), options)
 
     @classmethod
     def from_arrays(

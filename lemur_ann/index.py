@@ -196,8 +196,8 @@ class LemurIndex:
 
     @property
     def dim(self) -> int | None:
-        """Dimension of tokens; None before the first document."""
-        return self._snapshot.store.dim
+        """Dimension of tokens; None before the first document, unless a map was given."""
+        return self._snapshot.dim
 
     @property
     def num_tokens(self) -> int:
@@ -346,6 +346,7 @@ class LemurIndex:
         query_offsets: Any = None,
         encode_query: Callable[[list[str]], Any] | None = None,
         text_column: str = "text",
+        encoder: LemurEncoder | None = None,
         directory: str | PathLike[str] | None = None,
         memory_limit: int | str | None = None,
         num_threads: int | None = None,
@@ -371,6 +372,9 @@ class LemurIndex:
                 gives their token embeddings, in any form that ``queries`` may have. It is given up to 8,192 sentences of the
                 documents' own texts.
             text_column: the metadata column that holds these texts.
+            encoder: a map learned elsewhere, in the place of queries: nothing is learned, the documents are encoded by it and
+                indexed. It fits documents and queries like those it was learned from. An index without documents may have
+                one too, for those that :meth:`add` brings. What options of the index say of learning gives way to it.
             directory: the folder for the temporary file of a stream's tokens, on a disk with room for all of them; None means
                 the index's own, if it is open on one, else that of Python's ``tempfile``, which on some systems is in memory.
                 Compactions use it too. The file has no name there, and its space is
@@ -390,8 +394,10 @@ class LemurIndex:
         """
         threads, limit = validate.num_threads(num_threads), parse_bytes(memory_limit)
         self._check_writable()
-        if queries is not None and encode_query is not None:
-            raise TypeError("encode_query= takes the place of queries; pass one of them")
+        if sum(given is not None for given in (queries, encode_query, encoder)) > 1:
+            raise TypeError("encode_query= and encoder= take the place of queries; pass one of them")
+        if encoder is not None:
+            _check_map(encoder, self._snapshot.store.dim)
         if documents is None and (ids is not None or offsets is not None):
             raise TypeError("ids= and offsets= go with documents, and documents is None")
         training = None if queries is None else read_queries(opened(queries), offsets=query_offsets)
@@ -399,6 +405,9 @@ class LemurIndex:
         with self._rebuilding, progress_lines(progress) as lines:
             if documents is None:
                 base = self._snapshot
+                if encoder is not None:
+                    self._adopt(base, self._given(base, encoder, threads, lines, directory), threads)
+                    return self
                 encoder, encoded = self._learn(
                     base,
                     self.options,
@@ -422,9 +431,20 @@ class LemurIndex:
                     )
                 empty = Snapshot.empty(coded=self._snapshot.store.coded)
                 batches, metadata = take_in(
-                    documents, ids=ids, offsets=offsets, directory=directory, store=empty.store, id_map=empty.ids, metadata=None
+                    documents,
+                    ids=ids,
+                    offsets=offsets,
+                    directory=directory,
+                    store=empty.store,
+                    dim=None if encoder is None else encoder.token_dim,
+                    id_map=empty.ids,
+                    metadata=None,
                 )
                 taken = empty.with_documents(batches, metadata, _NO_ROWS, threads)
+                if encoder is not None:
+                    learned = self._given(taken, encoder, threads, lines, directory)
+                    self._publish(replace(taken, learned=learned))
+                    return self
                 encoder, encoded = self._learn(
                     taken,
                     self.options,
@@ -478,17 +498,30 @@ class LemurIndex:
             directory=directory,
         )
 
+    def _given(
+        self, base: Snapshot, encoder: LemurEncoder, num_threads: int, progress: Progress, directory: str | None
+    ) -> Learned:
+        """All rows of a snapshot, for a map learned elsewhere."""
+        options = replace(
+            self.options,
+            num_features=len(encoder.query_map),
+            num_sample_tokens=len(encoder.targets.sample_tokens),
+            rank=encoder.dim - 1,
+            target_precision=encoder.targets.precision,
+        )
+        return self._indexed(base, options, encoder.copy(options), None, num_threads, progress, directory)
+
     def _indexed(
         self,
         base: Snapshot,
         options: Options,
         encoder: LemurEncoder,
-        encoded: Encoded,
+        encoded: Encoded | None,
         num_threads: int,
         progress: Progress,
         directory: str | None,
     ) -> Learned:
-        """Candidates of all rows of a snapshot, for the map that was just learned."""
+        """Candidates of all rows of a snapshot; ``encoded``: those of them that learning has encoded already."""
         release()  # what learning held, before the graph takes its place
         begin = time.perf_counter()
         builder = kind_of(options.candidates).builder(encoder.dim, asdict(options), base.num_rows, directory)
@@ -543,6 +576,7 @@ class LemurIndex:
         *,
         query_offsets: Any = None,
         resume: bool = False,
+        encoder: LemurEncoder | None = None,
         memory_limit: int | str | None = None,
         num_threads: int | None = None,
         progress: bool | None = None,
@@ -563,6 +597,7 @@ class LemurIndex:
             query_offsets: int (num_queries + 1,), with a flat matrix only.
             resume: train on from the features of the old map, instead of from random ones: after an interrupted fit, or for
                 documents and queries that have changed a little. It needs the same num_features, and epochs above 0.
+            encoder: a map learned elsewhere, as for :meth:`fit`; nothing is learned.
             memory_limit, num_threads, progress: as for :meth:`fit`.
             **options: options of the index to change, as :class:`LemurIndex` takes them, such as num_features, epochs or rank.
 
@@ -584,6 +619,14 @@ class LemurIndex:
             if unknown:
                 raise TypeError(f"refit got unknown options {', '.join(unknown)}; expected any of {', '.join(known)}")
             changed = replace(old.options, **options)
+            if encoder is not None:
+                if queries is not None or resume or options:
+                    raise TypeError("encoder= takes the place of learning: no queries, resume or options beside it")
+                _check_map(encoder, base.store.dim)
+                with progress_lines(progress) as lines:
+                    learned = self._given(base, encoder, threads, lines, self._temporary(None))
+                self._adopt(base, learned, threads)
+                return self
             if resume:
                 _check_resume(old.encoder.feature_weights.config, changed)
             if base.num_documents == 0:
@@ -673,6 +716,7 @@ class LemurIndex:
                 offsets=offsets,
                 directory=directory,
                 store=now.store,
+                dim=now.dim,
                 id_map=now.ids,
                 metadata=now.metadata,
                 replaces=replaces,
@@ -826,7 +870,7 @@ class LemurIndex:
         k = validate.positive_int(k, "k")
         count, beam = search_options(snapshot.learned, self._options, k, num_candidates, ef_search, target_recall)
         threads = validate.num_threads(num_threads)
-        dim = snapshot.store.dim
+        dim = snapshot.dim
         single = is_single_query(queries)
         if single:
             matrix = validate.token_matrix(queries, "query", dim=dim)
@@ -1234,6 +1278,16 @@ def _metadata(snapshot: Snapshot, rows: Rows, columns: Sequence[str] | None = No
         for name in taken.column_names:
             table = table.append_column(name, taken.column(name))
     return table
+
+
+def _check_map(encoder: Any, dim: int | None) -> None:
+    """That it is a learned map, for tokens of this dimension."""
+    from lemur_ann.encoder import LemurEncoder
+
+    if not isinstance(encoder, LemurEncoder):
+        raise TypeError(f"encoder must be a LemurEncoder, got {type(encoder).__name__}")
+    if dim not in (None, encoder.token_dim):
+        raise ValueError(f"encoder takes tokens of dim {encoder.token_dim}, documents have dim {dim}")
 
 
 def _check_resume(config: dict[str, Any], options: Options) -> None:

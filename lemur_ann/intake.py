@@ -31,13 +31,14 @@ def take_in(
     offsets: Any,
     directory: str | PathLike[str] | None,
     store: TokenStore,
+    dim: int | None,
     id_map: IdMap,
     metadata: pa.Table | None,
     replaces: bool = False,
 ) -> tuple[list[DocumentBatch], pa.Table | None]:
     """Check documents that are to join a store, an id map and metadata, none of which changes.
 
-    ``replaces``: they may have ids of documents there are.
+    ``dim``: of tokens, where it is known; ``replaces``: they may have ids of documents there are.
 
     Returns:
         the documents, all with ids and in the store's dtype, and the metadata of old and new documents together.
@@ -49,8 +50,8 @@ def take_in(
     directory = validate.directory(directory)
     documents = opened(documents)
     if is_stream(documents):
-        return _from_stream(documents, ids, offsets, directory, store, _Arrivals(id_map, metadata, replaces), metadata)
-    batches = _with_dtype(read_documents(documents, ids=ids, offsets=offsets, dim=store.dim), store.dtype)
+        return _from_stream(documents, ids, offsets, directory, store, dim, _Arrivals(id_map, metadata, replaces), metadata)
+    batches = _with_dtype(read_documents(documents, ids=ids, offsets=offsets, dim=dim), store.dtype)
     batches = _named(batches, id_map, replaces)
     return batches, joined_metadata(metadata, len(store), [rows_of(batch.metadata, len(batch)) for batch in batches])
 
@@ -61,12 +62,13 @@ def _from_stream(
     offsets: Any,
     directory: str | PathLike[str] | None,
     store: TokenStore,
+    dim: int | None,
     arrivals: _Arrivals,
     metadata: pa.Table | None,
 ) -> tuple[list[DocumentBatch], pa.Table | None]:
     dtype = store.dtype
     with TokenFile(directory, coded=store.coded) as file:
-        for batch in iterate_documents(documents, ids=ids, offsets=offsets, dim=store.dim):
+        for batch in iterate_documents(documents, ids=ids, offsets=offsets, dim=dim):
             if dtype is None:
                 dtype = batch.tokens.dtype
             elif store.dtype is None and not np.can_cast(batch.tokens.dtype, dtype):

@@ -55,6 +55,11 @@ class Snapshot:
         return cls(TokenStore(coded=coded), IdMap(), None, RowSet.none(0))
 
     @property
+    def dim(self) -> int | None:
+        """Of tokens; None where there are no documents and no map."""
+        return self.store.dim if self.store.dim or self.learned is None else self.learned.encoder.token_dim
+
+    @property
     def num_rows(self) -> int:
         """Documents, deleted ones included."""
         return len(self.deleted)
