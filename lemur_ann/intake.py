@@ -17,6 +17,7 @@ import pyarrow as pa
 from lemur_ann import _validate as validate
 from lemur_ann.ids import IdMap
 from lemur_ann.inputs import DocumentBatch, iterate_documents, read_documents
+from lemur_ann.progress import Progress, Task
 from lemur_ann.sources import is_stream, opened
 from lemur_ann.tokens import TokenFile, TokenStore
 
@@ -34,6 +35,7 @@ def take_in(
     dim: int | None,
     id_map: IdMap,
     metadata: pa.Table | None,
+    progress: Progress,
     replaces: bool = False,
 ) -> tuple[list[DocumentBatch], pa.Table | None]:
     """Check documents that are to join a store, an id map and metadata, none of which changes.
@@ -50,7 +52,10 @@ def take_in(
     directory = validate.directory(directory)
     documents = opened(documents)
     if is_stream(documents):
-        return _from_stream(documents, ids, offsets, directory, store, dim, _Arrivals(id_map, metadata, replaces), metadata)
+        arrivals = _Arrivals(id_map, metadata, replaces)
+        return _from_stream(
+            documents, ids, offsets, directory, store, dim, arrivals, metadata, progress.task("documents", None)
+        )
     batches = _with_dtype(read_documents(documents, ids=ids, offsets=offsets, dim=dim), store.dtype)
     batches = _named(batches, id_map, replaces)
     return batches, joined_metadata(metadata, len(store), [rows_of(batch.metadata, len(batch)) for batch in batches])
@@ -65,6 +70,7 @@ def _from_stream(
     dim: int | None,
     arrivals: _Arrivals,
     metadata: pa.Table | None,
+    task: Task,
 ) -> tuple[list[DocumentBatch], pa.Table | None]:
     dtype = store.dtype
     with TokenFile(directory, coded=store.coded) as file:
@@ -79,6 +85,7 @@ def _from_stream(
             (batch,) = _with_dtype([batch], dtype, arrivals.num_rows)
             arrivals.append(batch)
             file.append(batch.tokens, batch.offsets)
+            task.advance(len(batch))
         chunks = file.mapped()
     if not chunks:
         return [], metadata

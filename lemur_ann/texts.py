@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import logging
 from collections.abc import Callable, Iterator, Sequence
 from os import PathLike
 from typing import Any
@@ -14,14 +13,13 @@ import pyarrow as pa
 from lemur_ann import _validate as validate
 from lemur_ann._validate import Tokens
 from lemur_ann.encoders import as_encoder, encoded
+from lemur_ann.events import event
 from lemur_ann.index import LemurIndex
 from lemur_ann.inputs import ids_of
-from lemur_ann.progress import Task, progress
+from lemur_ann.progress import Show, Task, progress
 from lemur_ann.sources import opened, record_batches
 
 TEXTS_IN_MEMORY = 4096  # whose tokens are; those of more go to the index as a stream
-
-log = logging.getLogger("lemur_ann")
 
 
 class TextIndex:
@@ -69,6 +67,9 @@ class TextIndex:
     def __repr__(self) -> str:
         return f"<TextIndex over {self.index!r}>"
 
+    def _repr_html_(self) -> str:
+        return self.index._repr_html_()
+
     def fit(self, documents: Any = None, queries: Any = None, *, ids: Any = None, **how: Any) -> TextIndex:
         """Encode documents and learn the map from queries, or learn it for the documents there are.
 
@@ -98,7 +99,7 @@ class TextIndex:
         self.index.fit(queries=queries, encode_query=None if queries is not None else self.encoder.queries, **how)
         return self
 
-    def add(self, documents: Any, *, ids: Any = None, progress: bool | None = None) -> TextIndex:
+    def add(self, documents: Any, *, ids: Any = None, progress: Show = None) -> TextIndex:
         """Encode and add documents; see :meth:`lemur_ann.LemurIndex.add`.
 
         Args:
@@ -106,7 +107,7 @@ class TextIndex:
                 interface), a frame, or the path of a Parquet file, with a string column ``text``, an optional column ``id``,
                 and other columns kept as metadata.
             ids: one for each string; 0, 1, 2, ... where None. Arrow data has a column for it.
-            progress: show a progress bar; None means when standard error is a terminal.
+            progress: as for :meth:`lemur_ann.LemurIndex.fit`.
 
         Returns:
             itself.
@@ -118,7 +119,7 @@ class TextIndex:
         self._take(self.index.add, documents, ids, progress)
         return self._fit_if_due()
 
-    def upsert(self, documents: Any, *, ids: Any = None, progress: bool | None = None) -> TextIndex:
+    def upsert(self, documents: Any, *, ids: Any = None, progress: Show = None) -> TextIndex:
         """As :meth:`add`, in place of documents that have the same ids; see :meth:`lemur_ann.LemurIndex.upsert`."""
         self._take(self.index.upsert, documents, ids, progress)
         return self._fit_if_due()
@@ -160,11 +161,11 @@ class TextIndex:
 
     def _fit_if_due(self) -> TextIndex:
         if self.fit_at is not None and not self.index.is_fitted and len(self.index) >= self.fit_at:
-            log.info("the index holds %d documents and learns its map now", len(self.index))
+            event("fit is due", num_documents=len(self.index))
             self.fit()
         return self
 
-    def _take(self, into: Callable[..., Any], documents: Any, ids: Any, show: bool | None) -> None:
+    def _take(self, into: Callable[..., Any], documents: Any, ids: Any, show: Show) -> None:
         with progress(show) as lines:
             batches, count = self._batches(documents, ids)
             tables = self._with_tokens(batches, lines.task("documents encoded", count))

@@ -95,7 +95,7 @@ def test_it_learns_by_itself_once_there_are_many(word_encoder, caplog):
     with caplog.at_level(logging.INFO, "lemur_ann"):
         texts.add(sentences(100), ids=[f"{i}" for i in range(100, 200)])
     assert texts.index.is_fitted
-    assert "learns its map now" in caplog.text
+    assert "fit is due" in caplog.text
 
 
 def test_saved_and_opened(word_encoder, tmp_path):
