@@ -7,12 +7,12 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, TypeAlias
 
 from lemur_ann.events import event
 
 Report = Callable[[str, int, int | None], object]
-Show = bool | Report | None
+Show: TypeAlias = "bool | Report | Progress | None"
 
 
 class Clock:
@@ -88,8 +88,11 @@ def progress(show: Show = None) -> Iterator[Progress]:
     Args:
         show: True for bars on standard error, None for bars where that is a terminal; or a function that is called with
             (stage, steps done, steps in all or None) whenever some are done, in the thread of the job. What it raises stops
-            the job.
+            the job. The progress of a larger job is handed on.
     """
+    if isinstance(show, Progress):
+        yield show
+        return
     if show is not None and not isinstance(show, bool):
         if not callable(show):
             raise TypeError(f"progress must be a bool, None or a function, got {type(show).__name__}")

@@ -60,6 +60,14 @@ def test_texts_too(word_encoder):
     assert told.stages["documents encoded"] == (2, 2)
 
 
+def test_texts_show_one_set_of_bars(word_encoder, capsys):
+    texts = TextIndex(word_encoder, index=LemurIndex(num_features=16, epochs=1, rank=3))
+    texts.fit([f"word{i} and word{i + 1}" for i in range(40)], ["word1", "word2"], progress=True)
+    shown = capsys.readouterr().err
+    assert "documents encoded" in shown
+    assert "training" in shown
+
+
 def test_what_the_function_raises_stops_the_job_and_changes_nothing(small_index):
     index, documents, queries = small_index()
     before = index.search(queries[0])

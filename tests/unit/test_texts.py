@@ -194,3 +194,14 @@ def test_it_is_in_the_package():
 def test_a_series_of_strings(word_encoder, library):
     series = pytest.importorskip(library, reason=f"pip install {library}").Series(["a red fox", "a blue whale"])
     assert TextIndex(word_encoder).add(series).search("blue", k=1).ids.tolist() == [1]
+
+
+def test_a_fit_that_fails_leaves_no_documents(word_encoder):
+    texts = TextIndex(word_encoder)
+    with pytest.raises(ValueError, match="at least one document"):
+        texts.fit([])
+    with pytest.raises(ValueError, match="queries have dim 3"):
+        texts.fit(["one two", "three"], [np.ones((2, 3), np.float32)])
+    assert len(texts) == 0
+    texts.fit(["one two", "three"], ["one"])
+    assert texts.search("three", k=1).ids.tolist() == [1]
