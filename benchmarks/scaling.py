@@ -32,7 +32,7 @@ from lemur_ann import LemurIndex
 SHARDS = (1, 10, 100, 1000)
 SETUPS = ((1, False), (2, False), (2, True), (3, True))  # replicas, hedged
 QUANTILES = (0.5, 0.99, 0.999)
-SEARCHES = 40_000  # simulated, of a shard
+SEARCHES = 400_000  # simulated, of a shard
 DRAWS = 20_000  # simulated, of all shards
 
 
