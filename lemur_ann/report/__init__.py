@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from lemur_ann.index import LemurIndex
+from lemur_ann.progress import Show
 from lemur_ann.report import plots
 from lemur_ann.report.measuring import measure
 from lemur_ann.report.page import page
@@ -53,7 +54,7 @@ def report(
     text_column: str = "text",
     num_threads: int = 1,
     seed: int = 0,
-    progress: bool | None = None,
+    progress: Show = None,
 ) -> Report:
     """Measure an index on given queries.
 
@@ -70,7 +71,7 @@ def report(
         text_column: the metadata column to show missed documents by, where there is one.
         num_threads: threads of the searches that are timed; exact scores are computed with all cores.
         seed: for the samples of queries and documents.
-        progress: show progress bars; None means when standard error is a terminal.
+        progress: as for :meth:`lemur_ann.LemurIndex.fit`.
 
     Raises:
         ImportError: matplotlib is not installed.

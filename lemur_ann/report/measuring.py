@@ -8,7 +8,7 @@ import itertools
 import os
 import platform
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -21,17 +21,17 @@ from lemur_ann import _core, metrics
 from lemur_ann import _validate as validate
 from lemur_ann.index import LemurIndex
 from lemur_ann.inputs import QueryBatch, is_single_query, read_queries, to_offsets
-from lemur_ann.progress import Progress, Task
+from lemur_ann.progress import Progress, Show, Task
 from lemur_ann.progress import progress as progress_lines
 from lemur_ann.rows import Rows
 from lemur_ann.searching import exact_scores, search_options
 from lemur_ann.snapshot import Learned, Snapshot
 from lemur_ann.sources import opened, record_batches
 
-ROUNDS = 2  # of all timings: what disturbs one of them does not decide a median
+ROUNDS = 2  # of all timings, some time apart; of each query the quicker counts, since what else the machine does only adds
 SHARES = (1 / 8, 1 / 4, 1 / 2, 1, 2, 4, 8)  # of the candidates in use: the settings of the curve
 BEAMS = (1, 2, 4)  # times the candidates
-MAX_EXACT = 20  # queries to time exact searches with
+MAX_EXACT = 10  # queries to time exact searches with
 MAX_SAMPLED = 100  # random documents of each query whose estimates are compared
 MAX_POINTS = 200  # of the plot of estimates, of a kind
 MAX_BINS, QUERIES_PER_BIN = 6, 10
@@ -89,7 +89,7 @@ class Timed:
 
     Attributes:
         found: for each query bool (num_wanted,): which of the exact top k, best first, are among its hits.
-        milliseconds: of each search.
+        milliseconds: of each query, the quicker of ROUNDS.
     """
 
     found: list[npt.NDArray[np.bool_]]
@@ -106,7 +106,7 @@ def measure(
     text_column: str,
     num_threads: int,
     seed: int,
-    progress: bool | None,
+    progress: Show,
 ) -> dict[str, Any]:
     """All figures; see :func:`lemur_ann.report.report` for the arguments."""
     version, snapshot = index.version, index._snapshot
@@ -233,12 +233,14 @@ def _timed(
     lines: Progress,
 ) -> tuple[list[Timed], list[float]]:
     """The searches of each setting, one query at a time; and the milliseconds of exact ones."""
-    exact_ids = [set(index._snapshot.ids.column.take(truth.top).tolist()) for truth in truths]
-    ordered = [index._snapshot.ids.column.take(truth.top).tolist() for truth in truths]
-    timed = [Timed([], []) for _ in settings]
-    every, few = range(len(queries)), range(min(MAX_EXACT, len(queries)))
+    snapshot = index._snapshot
+    wanted = [snapshot.ids.column.take(truth.top).tolist() for truth in truths]
     approximate = [i for i, setting in enumerate(settings) if index.is_fitted and setting[0] < size]
-    task = lines.task("searches", ROUNDS * len(queries) * len(approximate) + len(few))
+    num_exact = min(MAX_EXACT, len(queries))
+    task = lines.task("searches", ROUNDS * (len(queries) * len(approximate) + num_exact))
+    found: list[list[npt.NDArray[np.bool_]]] = [[] for _ in settings]
+    took = np.full((len(settings), len(queries)), np.inf)
+    exact_ms = np.full(num_exact, np.inf)
 
     def search(i: int, **how: Any) -> tuple[set[Any], float]:
         start = time.perf_counter()
@@ -251,21 +253,25 @@ def _timed(
     for lap in range(ROUNDS):
         for place in approximate:
             count, beam = settings[place]
-            for i in every:
-                found, milliseconds = search(i, num_candidates=count, ef_search=beam)
-                timed[place].milliseconds.append(milliseconds)
+            for i, ids in enumerate(wanted):
+                hits, milliseconds = search(i, num_candidates=count, ef_search=beam)
+                took[place, i] = min(took[place, i], milliseconds)
                 if lap == 0:
-                    timed[place].found.append(np.array([doc_id in found for doc_id in ordered[i]], np.bool_))
-    exact_ms = [search(i, exact=True)[1] for i in few]
-    for place in set(range(len(settings))) - set(approximate):
-        timed[place].found.extend(np.ones(len(ids), np.bool_) for ids in exact_ids)
-        timed[place].milliseconds.extend(exact_ms)
-    return timed, exact_ms
+                    found[place].append(np.array([doc_id in hits for doc_id in ids], np.bool_))
+        for i in range(num_exact):
+            exact_ms[i] = min(exact_ms[i], search(i, exact=True)[1])
+    timed = []
+    for place in range(len(settings)):
+        if place in approximate:
+            timed.append(Timed(found[place], took[place].tolist()))
+        else:
+            timed.append(Timed([np.ones(len(ids), np.bool_) for ids in wanted], exact_ms.tolist()))
+    return timed, exact_ms.tolist()
 
 
 def _curve(index: LemurIndex, settings: list[Setting], timed: list[Timed], in_use: Setting, size: int) -> list[dict[str, Any]]:
     """A point for each setting, quickest first."""
-    points = []
+    points: list[dict[str, Any]] = []
     for setting, own in zip(settings, timed, strict=True):
         recall, low, high = _share(own.found)
         tuned = [t for t in index.tuned if _clamped(t.num_candidates, t.ef_search, size) == setting]
@@ -298,7 +304,7 @@ def _share(found: Sequence[npt.NDArray[np.bool_]]) -> tuple[float, float, float]
 def _time_of_a_query(
     index: LemurIndex, snapshot: Snapshot, queries: Queries, in_use: Setting, k: int, num_threads: int, lines: Progress
 ) -> dict[str, Any] | None:
-    """Median milliseconds of a whole search with the setting in use and of its stages, each timed by itself.
+    """Median milliseconds of a whole search with the setting in use, and of its stages, made one after the other as it does.
 
     None where a search has no such stages: it scores every document, or works on a device.
     """
@@ -307,37 +313,30 @@ def _time_of_a_query(
     if learned is None or count >= snapshot.num_documents or index.options.device != "cpu":
         return None
     encoder, candidates, documents = learned.encoder, learned.candidates, snapshot.store.documents
-    every = range(len(queries))
-    bounds = [to_offsets([len(queries[i])]) for i in every]
-    encoded = encoder.encode_batch(queries.batch.tokens, queries.batch.offsets, num_threads=num_threads)
-    found = [
-        np.sort(own)
-        for own in candidates.search(encoded, count, beam, num_threads=validate.num_threads(None), excluded=snapshot.deleted)
-    ]
-    ends = [to_offsets([len(own)]) for own in found]
-    stages: dict[str, Callable[[int], Any]] = {
-        "whole": lambda i: index.search(queries[i], k, num_candidates=count, ef_search=beam, num_threads=num_threads),
-        "features": lambda i: encoder.encode_batch(queries[i], bounds[i], num_threads=num_threads),
-        "graph": lambda i: candidates.search(
-            encoded[i : i + 1], count, beam, num_threads=num_threads, excluded=snapshot.deleted
-        ),
-        "rerank": lambda i: _core.rerank(queries[i], bounds[i], documents, found[i], ends[i], k, num_threads),
-    }
-    seconds: dict[str, list[float]] = {name: [] for name in stages}
-    task = lines.task("stages", ROUNDS * len(stages))
+    names = ("features", "graph" if _has_beam(index) else "scan", "rerank")
+    whole, parts = np.full(len(queries), np.inf), np.full((len(queries), len(names)), np.inf)
+    task = lines.task("stages", 2 * ROUNDS * len(queries))
     for _ in range(ROUNDS):
-        for name, stage in stages.items():
-            for i in every:
-                start = time.perf_counter()
-                stage(i)
-                seconds[name].append(time.perf_counter() - start)
+        for i in range(len(queries)):
+            start = time.perf_counter()
+            index.search(queries[i], k, num_candidates=count, ef_search=beam, num_threads=num_threads)
+            whole[i] = min(whole[i], time.perf_counter() - start)
             task.advance()
-    medians = {name: float(np.median(own)) * 1e3 for name, own in seconds.items()}
-    whole = medians.pop("whole")
-    medians["the rest"] = max(whole - sum(medians.values()), 0.0)
-    name = "graph" if _has_beam(index) else "scan"
-    parts = [{"part": name if part == "graph" else part, "p50_ms": ms} for part, ms in medians.items()]
-    return {"p50_ms": whole, "parts": parts}
+        for i in range(len(queries)):
+            query, bounds = queries[i], to_offsets([len(queries[i])])
+            marks = [time.perf_counter()]
+            encoded = encoder.encode_batch(query, bounds, num_threads=num_threads)
+            marks.append(time.perf_counter())
+            found = candidates.search(encoded, count, beam, num_threads=num_threads, excluded=snapshot.deleted)[0]
+            marks.append(time.perf_counter())
+            _core.rerank(query, bounds, documents, np.sort(found), to_offsets([len(found)]), k, num_threads)
+            marks.append(time.perf_counter())
+            parts[i] = np.minimum(parts[i], np.diff(marks))
+            task.advance()
+    p50 = float(np.median(whole)) * 1e3
+    medians = dict(zip(names, (np.median(parts, axis=0) * 1e3).tolist(), strict=True))
+    medians["the rest"] = max(p50 - sum(medians.values()), 0.0)
+    return {"p50_ms": p50, "parts": [{"part": name, "p50_ms": ms} for name, ms in medians.items()]}
 
 
 # The map
@@ -388,7 +387,8 @@ def _fitted(raw: npt.NDArray[np.float64], exact: npt.NDArray[np.float64]) -> npt
     centred = raw - raw.mean()
     variance = float(centred @ centred)
     slope = float(centred @ exact) / variance if variance > 0 else 0.0
-    return exact.mean() + slope * centred
+    fitted: npt.NDArray[np.float64] = exact.mean() + slope * centred
+    return fitted
 
 
 def _estimated_ranks(

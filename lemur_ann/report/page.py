@@ -158,7 +158,7 @@ def _header(data: Data) -> str:
     ]
     items = "".join(
         f'<div><dt>{escape(name)}</dt><dd><span class="value">{escape(value)} <span class="unit">{unit}</span></span>'
-        f'<br><span class="small">{escape(more)}</span></dd></div>'
+        f'<span class="small">{escape(more)}</span></dd></div>'
         for name, value, unit, more in tiles
     )
     notes = "".join(f"<li>{escape(note)}</li>" for note in data["notes"])
@@ -186,9 +186,8 @@ STAGES = {
 CURVE_HEAD = ("candidates", "beam", "recall", "95% interval", "median ms", "95% ms", "")
 
 
-def _curve_row(point: Data) -> list[str]:
-    marks = ["in use"] if point["in_use"] else []
-    marks += [f"tuned for {t['target_recall']:g} at k {t['k']}" for t in point["tuned_for"]]
+def _curve_row(point: Data, k: int) -> list[str]:
+    marks = plots.marks_of(point, k)
     marks += ["exact"] if point["exact"] else []
     times = (milliseconds(point["p50_ms"]), milliseconds(point["p95_ms"]))
     found = (share(point["recall"]), interval(point["recall_interval"]))
@@ -201,8 +200,8 @@ def _curve(data: Data) -> str:
         return ""
     text = (
         "Each point is a setting: <code>num_candidates</code>, the documents reranked, and <code>ef_search</code>, the beam of "
-        "the graph search. Bars are 95% intervals over queries. Which settings are quickest is read off these same queries; "
-        "<code>tune</code> chooses and measures on different ones."
+        "the graph search. Bars are 95% intervals over queries. Of each query the quicker of two searches counts. Which "
+        "settings are quickest is read off these same queries; <code>tune</code> chooses and measures on different ones."
     )
     legend = [
         ("dot", "accent", "no other finds as much sooner"),
@@ -210,16 +209,12 @@ def _curve(data: Data) -> str:
         ("diamond", "second", "in use"),
         *([("triangle", "second", "tuned")] if any(point["tuned_for"] for point in points) else []),
     ]
-    table = _table("All settings", CURVE_HEAD, map(_curve_row, points), text=(6,), marked=[p["in_use"] for p in points])
-    shown = [point for point in points if point["quickest"] or point["in_use"] or point["tuned_for"]]
-    short = [[row[i] for i in (0, 1, 2, 4, 6)] for row in map(_curve_row, shown)]
-    beside = _table(
-        "The quickest settings",
-        [CURVE_HEAD[i] for i in (0, 1, 2, 4, 6)],
-        short,
-        text=(4,),
-        marked=[point["in_use"] for point in shown],
-    )
+    rows = [_curve_row(point, k) for point in points]
+    table = _table("All settings", CURVE_HEAD, rows, text=(6,), marked=[p["in_use"] for p in points])
+    shown = [i for i, point in enumerate(points) if point["quickest"] or point["in_use"] or point["tuned_for"]]
+    head, *short = [[row[column] for column in (0, 1, 2, 4, 6)] for row in (CURVE_HEAD, *(rows[i] for i in shown))]
+    in_use = [points[i]["in_use"] for i in shown]
+    beside = _table("The quickest settings", head, short, text=(4,), marked=in_use)
     body = _pair(_figure(plots.curve(points, k, data["exact_p50_ms"]), table, legend), beside)
     return _section("curve", "Recall and latency", text, body)
 
@@ -229,8 +224,8 @@ def _time(data: Data) -> str:
     if found is None:
         return ""
     text = (
-        "Medians over queries of each stage timed by itself, and of whole searches; the rest is the difference: checks of "
-        "arguments, ids, Python."
+        "Medians over queries of whole searches with the setting in use, and of their stages made one after the other; the "
+        "rest is the difference: checks of arguments, ids, Python."
     )
     whole = found["p50_ms"]
     rows = [
@@ -341,13 +336,15 @@ def _lengths(data: Data) -> str:
             each = "Each query" if what == "query" else "Each document that they want"
             why = f"{each} has {_count(low, 'token')}" if low == high else "Too few queries to tell lengths apart"
             figures.append(f'<div><p class="small">{why}.</p>{table}</div>')
-    return _section("lengths", "Recall by length", text, _pair(*figures, kind="pair even"))
+    return _section("lengths", "Recall by length", text, _pair(figures[0], figures[1], kind="pair even"))
 
 
 def _sizes(data: Data) -> str:
     parts = data["sizes"]
     text = "What each part takes. What is mapped lies in files, and the system reads it when it is first used."
-    rows = [(part["part"], megabytes(part["size"]), megabytes(part["mapped"]), megabytes(part["resident"])) for part in parts]
+    rows: list[tuple[str, ...]] = [
+        (part["part"], megabytes(part["size"]), megabytes(part["mapped"]), megabytes(part["resident"])) for part in parts
+    ]
     totals = [[part[key] for part in parts] for key in ("size", "mapped", "resident")]
     rows.append(("all", *(megabytes(None if None in own else sum(own)) for own in totals)))
     table = _table("Megabytes by part", ("MB", "size", "mapped", "in memory"), rows, text=(0,))
@@ -375,27 +372,28 @@ def _worst(data: Data) -> str:
         f"(more candidates would find it, or a better map), {misses['by_graph']:,} because the graph did not find it (a wider "
         "beam would). Below are the queries that miss most, and the best of what they miss."
     )
-    return _section("worst", "What is missed", text, "\n".join(_query(query) for query in worst))
+    heads = (("n", "rank"), ("n", "score"), ("n", "rank by estimate"), ("wide", "missed document"))
+    head = "".join(f'<th class="{kind}" scope="col">{words}</th>' for kind, words in heads)
+    body = f"<colgroup>{'<col>' * len(heads)}</colgroup><thead><tr>{head}</tr></thead>{''.join(map(_query, worst))}"
+    return _section("worst", "What is missed", text, f'<table class="missed">{body}</table>')
 
 
 def _query(query: Data) -> str:
+    """A query and what it misses, as a group of rows."""
     name = query["text"] or (f"Query {query['id']}" if query["id"] is not None else f"Query {query['row']}")
     told = f"row {query['row']}" + ("" if query["id"] is None else f", id {query['id']}")
-    told += f", {_count(query['num_tokens'], 'token')}: found {query['num_found']} of {query['num_wanted']}"
-    rows = "".join(
-        f'<tr><td class="n">{m["rank"]:,}</td><td class="n">{m["score"]:.3f}</td>'
-        f'<td class="n">{NOTHING if m["estimated_rank"] is None else format(m["estimated_rank"], ",")}</td>'
-        f'<td>{"" if m["text"] is None else escape(m["text"])}<span class="id">{escape(str(m["id"]))}</span></td></tr>'
-        for m in query["missed"]
-    )
+    told += f", {_count(query['num_tokens'], 'token')}: found {query['num_found']:,} of {query['num_wanted']:,}"
     more = query["num_wanted"] - query["num_found"] - len(query["missed"])
-    rest = f'<p class="small">and {more:,} more</p>' if more else ""
+    told += f"; {more:,} more than these are missed" if more else ""
+    rows = "".join(
+        f'<tr><td class="n">{missed["rank"]:,}</td><td class="n">{missed["score"]:.3f}</td>'
+        f'<td class="n">{missed["estimated_rank"]:,}</td>'
+        f'<td class="wide">{escape(missed["text"] or "")}<span class="id">{escape(str(missed["id"]))}</span></td></tr>'
+        for missed in query["missed"]
+    )
     return (
-        f'<article class="query"><h3>{escape(name)}</h3><p class="small">{escape(told)}</p>'
-        '<table><colgroup><col class="narrow"><col class="score"><col class="score"><col></colgroup>'
-        '<thead><tr><th class="n" scope="col">rank</th><th class="n" scope="col">score</th>'
-        '<th class="n" scope="col">rank by estimate</th><th scope="col">missed document</th></tr></thead>'
-        f"<tbody>{rows}</tbody></table>{rest}</article>"
+        f'<tbody class="query"><tr><th colspan="4" scope="rowgroup"><span class="name">{escape(name)}</span>{escape(told)}</th>'
+        f"</tr>{rows}</tbody>"
     )
 
 

@@ -17,7 +17,7 @@ from typing import Any
 
 INK, MUTED, RULE, ACCENT, SECOND, PAPER = (f"#00000{i}" for i in range(1, 7))
 VARIABLES = {INK: "ink", MUTED: "muted", RULE: "rule", ACCENT: "accent", SECOND: "second", PAPER: "paper"}
-WIDTH, HEIGHT = 440, 300  # of a plot, in CSS pixels; on a phone it is shown a little smaller
+WIDTH, HEIGHT = 400, 280  # of a plot, in CSS pixels; on a phone it is shown a little smaller
 FONT_SIZE = 12
 STEPS = (1, 1.5, 2, 3, 5, 7)  # of a logarithmic axis
 SVG = "http://www.w3.org/2000/svg"
@@ -80,8 +80,10 @@ class Plot:
         """Vertical bars."""
         self.axes.vlines(x, low, high, color=color, linewidth=1.25, zorder=2)
 
-    def logarithmic_x(self, low: float, high: float, format_: str = "g") -> None:
+    def logarithmic_x(self, low: float, high: float) -> None:
         """From ``low`` to ``high``, with ticks at round numbers."""
+        from matplotlib.ticker import MaxNLocator
+
         self.axes.set_xscale("log")
         self.axes.set_xlim(low, high)
         every = [step * 10.0**power for power in range(-7, 9) for step in STEPS]
@@ -90,7 +92,9 @@ class Plot:
             ticks = [tick for tick in inside if any(math.isclose(_mantissa(tick), step) for step in steps)]
             if len(ticks) <= 6:
                 break
-        self.axes.set_xticks(ticks, [f"{tick:{format_}}" for tick in ticks])
+        if len(ticks) < 2:
+            ticks = [tick for tick in MaxNLocator(4).tick_values(low, high) if low <= tick <= high]
+        self.axes.set_xticks(ticks, [f"{tick:g}" for tick in ticks])
         self.axes.set_xticks([], minor=True)
 
     def svg(self, label: str) -> str:
@@ -173,7 +177,7 @@ def _styled(style: str) -> str:
 
 def curve(points: Sequence[Mapping[str, Any]], k: int, exact_ms: float) -> str:
     """Recall against latency."""
-    plot = Plot("curve", height=330)
+    plot = Plot("curve", height=310)
     quickest = [point for point in points if point["quickest"]]
     others = [point for point in points if not point["quickest"] and not _is_marked(point)]
     milliseconds = [point["p50_ms"] for point in points]
@@ -188,8 +192,8 @@ def curve(points: Sequence[Mapping[str, Any]], k: int, exact_ms: float) -> str:
     groups: list[tuple[list[Mapping[str, Any]], dict[str, Any]]] = [
         (others, {"s": 22, "facecolors": PAPER, "edgecolors": MUTED, "linewidths": 1}),
         ([p for p in quickest if not _is_marked(p)], {"s": 30, "facecolors": ACCENT, "edgecolors": ACCENT}),
-        ([p for p in points if p["tuned_for"] and not p["in_use"]], {"s": 80, "marker": "^", "facecolors": SECOND}),
-        ([p for p in points if p["in_use"]], {"s": 95, "marker": "D", "facecolors": SECOND}),
+        ([p for p in points if p["tuned_for"] and not p["in_use"]], {"s": 100, "marker": "^", "facecolors": SECOND}),
+        ([p for p in points if p["in_use"]], {"s": 105, "marker": "D", "facecolors": SECOND}),
     ]
     for group, how in groups:
         how = {"edgecolors": PAPER, **how}
@@ -209,13 +213,20 @@ def _is_marked(point: Mapping[str, Any]) -> bool:
 def point_tip(point: Mapping[str, Any], k: int) -> str:
     """What a setting's point says."""
     low, high = point["recall_interval"]
-    marks = [f"tuned for {t['target_recall']:g} at k {t['k']}" for t in point["tuned_for"]]
-    marks = [*(["in use"] if point["in_use"] else []), *marks]
+    marks = marks_of(point, k)
     return (
         f"num_candidates {point['num_candidates']:,}, ef_search {point['ef_search']:,}"
         f"{' (' + ', '.join(marks) + ')' if marks else ''}: recall@{k} {point['recall']:.3f} ({low:.3f} to {high:.3f}), "
         f"median {point['p50_ms']:.3g} ms"
     )
+
+
+def marks_of(point: Mapping[str, Any], k: int) -> list[str]:
+    """What is special about a setting, in a report of recall@k."""
+    tuned = [
+        f"tuned for {own['target_recall']:g}" + ("" if own["k"] == k else f" at k {own['k']}") for own in point["tuned_for"]
+    ]
+    return [*(["in use"] if point["in_use"] else []), *tuned]
 
 
 def _recall_ticks(plot: Plot, low: float) -> None:
@@ -270,7 +281,7 @@ def _linear_x(plot: Plot, most: float) -> None:
 
 def estimates(found: Mapping[str, Any]) -> str:
     """Estimated against exact scores."""
-    plot = Plot("estimates", height=330)
+    plot = Plot("estimates", height=310)
     exact = [point["exact"] for point in found["points"]]
     estimated = [point["estimate"] for point in found["points"]]
     low, high = min([*exact, *estimated]), max([*exact, *estimated])

@@ -387,6 +387,19 @@ def test_bad_input(small_index, make_matrices, monkeypatch):
         report(index, queries)
 
 
+def test_the_guide_names_the_figures(demo_index, demo_data):
+    guide = (Path(__file__).parent.parent.parent / "docs/guides/report.md").read_text(encoding="utf-8")
+    rows = re.findall(r"^\| (`.*?) \| (.*) \|$", guide, re.M)
+    named = [key for keys, _ in rows for key in re.findall(r"`(\w+)`", keys)]
+    data = report(demo_index, demo_data.queries[:5]).data
+    assert sorted(named) == sorted(data)
+    holds = {key: text for keys, text in rows for key in re.findall(r"`(\w+)`", keys)}
+    for key in ("index", "queries", "estimates", "training", "misses"):
+        assert all(f"`{name}`" in holds[key] for name in data[key]), key
+    assert all(f"`{name}`" in holds["curve"] for name in data["in_use"])
+    assert all(f"`{name}`" in holds["sizes"] for name in data["sizes"][0])
+
+
 def test_importing_it_is_light():
     program = "import sys, lemur_ann.report; print(any(name in sys.modules for name in ('matplotlib', 'torch')))"
     result = subprocess.run([sys.executable, "-I", "-c", program], capture_output=True, text=True, check=True)
