@@ -5,6 +5,7 @@ python -m sphinx -W --keep-going -b html docs docs/_build/html
 
 from __future__ import annotations
 
+import ast
 import re
 import sys
 from pathlib import Path
@@ -38,19 +39,6 @@ copybutton_only_copy_prompt_lines = False
 pygments_style = "friendly"
 pygments_dark_style = "github-dark"
 
-# Hosts of adapters, installed or not: the pages are the same everywhere, and the build is quick.
-autodoc_mock_imports = [
-    "faiss",
-    "haystack",
-    "lancedb",
-    "langchain_core",
-    "llama_index",
-    "mteb",
-    "psycopg",
-    "pylate",
-    "qdrant_client",
-    "qdrant_edge",
-]
 autodoc_member_order = "bysource"
 autodoc_preserve_defaults = True
 autodoc_typehints_format = "short"
@@ -59,6 +47,17 @@ napoleon_numpy_docstring = False
 napoleon_use_param = False  # several names may share one description
 napoleon_use_rtype = False
 napoleon_custom_sections = [("Attributes", "params_style")]
+
+# Adapters, and what they import of their hosts, which is mocked, installed or not: the pages are the same everywhere.
+ADAPTERS = {
+    ".".join(file.relative_to(DOCS.parent).with_suffix("").parts): ast.parse(file.read_text())
+    for file in sorted((DOCS.parent / "adapters").rglob("*.py"))
+    if file.stem != "__init__"
+}
+IMPORTED = [node for tree in ADAPTERS.values() for node in ast.walk(tree) if isinstance(node, (ast.Import, ast.ImportFrom))]
+NAMES = {(node.module or "" if isinstance(node, ast.ImportFrom) else node.names[0].name).partition(".")[0] for node in IMPORTED}
+autodoc_mock_imports = sorted(NAMES - {"lemur_ann", "numpy", "pyarrow", "torch"} - sys.stdlib_module_names)
+MOCKED_DECORATOR = {"adapters.haystack": "LemurRetriever"}  # what it gives has a docstring and no members
 
 ARRAY_LIKE = stringify_annotation(ArrayLike, "smart")
 ARRAY = re.compile(r"~?numpy\.ndarray\[tuple\[~?typing\.Any, \.\.\.\], ~?numpy\.dtype\[([^\[\]]+)\]\]")
@@ -95,8 +94,8 @@ def toctree(pages: list[str], caption: str = "") -> str:
     return "\n".join(["", "", "```{toctree}", *options, "", *pages, "```", ""])
 
 
-def add_toctrees(app: Any, page: str, source: list[str]) -> None:
-    """Called with the text of each page when it is read."""
+def complete(app: Any, page: str, source: list[str]) -> None:
+    """Put in what GitHub would show as code; called with the text of each page when it is read."""
     if page == "index":
         more = {"Guides": "guides", "How it works, what it costs": "."}
         named = [name for pages in SECTIONS.values() for name in pages]
@@ -107,6 +106,18 @@ def add_toctrees(app: Any, page: str, source: list[str]) -> None:
         source[0] += toctree(others("integrations", []))
     elif page == "api":
         source[0] += toctree([*API, *others("api", API)])
+    elif page == "api/adapters":
+        source[0] += "".join(map(reference, ADAPTERS))
+
+
+def reference(module: str) -> str:
+    """The section of an adapter."""
+    options, more = ["   :members:"], []
+    if module in MOCKED_DECORATOR:
+        options.append(f"   :exclude-members: {MOCKED_DECORATOR[module]}")
+        more = ["", f".. autoclass:: lemur_ann.{module}.{MOCKED_DECORATOR[module]}"]
+    lines = [f"## lemur_ann.{module}", "", "```{eval-rst}", f".. automodule:: lemur_ann.{module}", *options, *more, "```"]
+    return "\n".join(["", "", *lines, ""])
 
 
 def shorten(app: Any, what: str, name: str, of: Any, options: Any, signature: str | None, returned: str | None) -> Any:
@@ -116,5 +127,5 @@ def shorten(app: Any, what: str, name: str, of: Any, options: Any, signature: st
 
 def setup(app: Any) -> None:
     """Called by Sphinx."""
-    app.connect("source-read", add_toctrees)
+    app.connect("source-read", complete)
     app.connect("autodoc-process-signature", shorten)
