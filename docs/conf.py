@@ -41,6 +41,7 @@ pygments_dark_style = "github-dark"
 
 autodoc_member_order = "bysource"
 autodoc_preserve_defaults = True
+autodoc_type_aliases = {"Show": "lemur_ann.progress.Show"}
 autodoc_typehints_format = "short"
 maximum_signature_line_length = 100
 napoleon_numpy_docstring = False
