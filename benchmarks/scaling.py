@@ -32,7 +32,7 @@ from lemur_ann import LemurIndex
 SHARDS = (1, 10, 100, 1000)
 SETUPS = ((1, False), (2, False), (2, True), (3, True))  # replicas, hedged
 QUANTILES = (0.5, 0.99, 0.999)
-SEARCHES = 40_000  # simulated, of a shard
+SEARCHES = 400_000  # simulated, of a shard
 DRAWS = 20_000  # simulated, of all shards
 
 
@@ -70,7 +70,7 @@ def main() -> None:
         parser.add_argument(f"--{field.name.replace('_', '-')}", type=type(field.default), default=field.default)
     args = parser.parse_args()
     assumed = Assumptions(**{field.name: getattr(args, field.name) for field in fields(Assumptions)})
-    measured = measure(LemurIndex.load(args.index), args.queries)
+    measured = measure(args.index, args.queries)
     sizes = sizing(measured, assumed, args.documents_per_shard)
     print_sizing(measured, sizes)
     latencies = measured["latencies_ms"] * slower_walk(measured, assumed, args.documents_per_shard)
@@ -84,8 +84,9 @@ def main() -> None:
         args.json.write_text(json.dumps(body, indent=2) + "\n")
 
 
-def measure(index: LemurIndex, path: Path) -> dict:
+def measure(folder: Path, path: Path) -> dict:
     """Figures of this machine, by document where that makes sense."""
+    index = LemurIndex.load(folder)
     column = pq.read_table(path, columns=["tokens"])["tokens"]
     queries = [np.array(query.values.to_pylist(), np.float32) for query in column]
     latencies = np.empty((3, len(queries)))
@@ -100,6 +101,7 @@ def measure(index: LemurIndex, path: Path) -> dict:
         "num_documents": stats.num_documents,
         "tokens_per_document": stats.num_tokens / stats.num_documents,
         "bytes_per_document": per_document,
+        "disk_bytes_per_document": sum(file.stat().st_size for file in folder.iterdir()) / stats.num_documents,
         "map_bytes": stats.parts["learned map"].size,
         "learn_s": sum(s for name, s in seconds.items() if name not in ("document weights", "candidates")),
         "weights_core_s": seconds["document weights"] * cores() / stats.num_documents,
@@ -129,7 +131,7 @@ def sizing(measured: dict, assumed: Assumptions, per_shard: int) -> list[dict]:
     sizes = []
     bytes_of = measured["bytes_per_document"]
     in_use = bytes_of.get("candidates", 0) + bytes_of.get("token codes", 0)  # what every search reads
-    everything = sum(bytes_of.values())
+    everything = measured["disk_bytes_per_document"]
     for num_documents in (1_000_000, 100_000_000, 1_000_000_000):
         shards = max(math.ceil(num_documents / per_shard), 1)
         own = num_documents / shards
@@ -192,6 +194,7 @@ def print_sizing(measured: dict, sizes: list[dict]) -> None:
     print(f"{count:,} documents of {tokens:.0f} tokens on {measured['processor']}")
     for name, size in measured["bytes_per_document"].items():
         print(f"  {name}: {size:,.0f} bytes a document")
+    print(f"  files: {measured['disk_bytes_per_document']:,.0f} bytes a document")
     weights, graph = (measured[key] * 1e3 for key in ("weights_core_s", "graph_core_s"))
     print(f"  core milliseconds a document: weights {weights:.2f}, graph {graph:.2f}")
     search_ms = np.median(measured["latencies_ms"])
