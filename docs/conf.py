@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from numpy.typing import ArrayLike
+from sphinx.util import inspect
 from sphinx.util.typing import stringify_annotation
 
 DOCS = Path(__file__).parent
@@ -55,9 +56,11 @@ ADAPTERS = {
     for file in sorted((DOCS.parent / "adapters").rglob("*.py"))
     if file.stem != "__init__"
 }
-IMPORTED = [node for tree in ADAPTERS.values() for node in ast.walk(tree) if isinstance(node, (ast.Import, ast.ImportFrom))]
-NAMES = {(node.module or "" if isinstance(node, ast.ImportFrom) else node.names[0].name).partition(".")[0] for node in IMPORTED}
-autodoc_mock_imports = sorted(NAMES - {"lemur_ann", "numpy", "pyarrow", "torch"} - sys.stdlib_module_names)
+NODES = [node for tree in ADAPTERS.values() for node in ast.walk(tree)]
+IMPORTED = [name.name for node in NODES if isinstance(node, ast.Import) for name in node.names]
+IMPORTED += [node.module for node in NODES if isinstance(node, ast.ImportFrom) and node.module and not node.level]
+OWN = {"lemur_ann", "numpy", "pyarrow", "torch", "ann_benchmarks"}  # the last: its adapter does without
+autodoc_mock_imports = sorted({name.partition(".")[0] for name in IMPORTED} - OWN - sys.stdlib_module_names)
 MOCKED_DECORATOR = {"adapters.haystack": "LemurRetriever"}  # what it gives has a docstring and no members
 
 ARRAY_LIKE = stringify_annotation(ArrayLike, "smart")
@@ -121,12 +124,15 @@ def reference(module: str) -> str:
     return "\n".join(["", "", *lines, ""])
 
 
-def shorten(app: Any, what: str, name: str, of: Any, options: Any, signature: str | None, returned: str | None) -> Any:
-    """Array types as the source spells them, called with a signature and what is returned."""
+def signatures(app: Any, what: str, name: str, of: Any, options: Any, signature: str | None, returned: str | None) -> Any:
+    """Array types as the source spells them; and a class with a mocked base has the arguments of its own constructor."""
+    if what == "class" and "__init__" in vars(of) and any(getattr(base, "__sphinx_mock__", False) for base in of.__mro__):
+        own = inspect.signature(of.__init__, bound_method=True)
+        signature = inspect.stringify_signature(own, show_return_annotation=False, unqualified_typehints=True)
     return tuple(text and ARRAY.sub(r"NDArray[\1]", text.replace(ARRAY_LIKE, "ArrayLike")) for text in (signature, returned))
 
 
 def setup(app: Any) -> None:
     """Called by Sphinx."""
     app.connect("source-read", complete)
-    app.connect("autodoc-process-signature", shorten)
+    app.connect("autodoc-process-signature", signatures)
