@@ -60,7 +60,7 @@ NODES = [node for tree in ADAPTERS.values() for node in ast.walk(tree)]
 IMPORTED = [name.name for node in NODES if isinstance(node, ast.Import) for name in node.names]
 IMPORTED += [node.module for node in NODES if isinstance(node, ast.ImportFrom) and node.module and not node.level]
 OWN = {"lemur_ann", "numpy", "pyarrow", "torch", "ann_benchmarks"}  # the last: its adapter does without
-autodoc_mock_imports = sorted({name.partition(".")[0] for name in IMPORTED} - OWN - sys.stdlib_module_names)
+autodoc_mock_imports = sorted({name.partition(".")[0] for name in [*IMPORTED, "matplotlib"]} - OWN - sys.stdlib_module_names)
 MOCKED_DECORATOR = {"adapters.haystack": "LemurRetriever"}  # what it gives has a docstring and no members
 
 ARRAY_LIKE = stringify_annotation(ArrayLike, "smart")

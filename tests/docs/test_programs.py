@@ -14,8 +14,16 @@ DOCS = Path(__file__).parents[2] / "docs"
 BLOCK = re.compile(r"^```(python|sh)\n(.*?)^```", re.MULTILINE | re.DOTALL)
 COMMANDS = "import subprocess\nsubprocess.run({!r}, shell=True, check=True)\n"
 
-# What the pieces on this page take for granted.
+# What the pieces on these pages take for granted.
 BEFORE = {
+    "guides/report": """\
+import lemur_ann
+from lemur_ann.demo import load_demo_data
+
+data = load_demo_data()
+queries = data.queries
+index = lemur_ann.LemurIndex(num_features=256, epochs=0).fit(data.documents, queries=data.training_queries)
+""",
     "reliability": """\
 import pyarrow.compute as pc
 import lemur_ann
@@ -28,14 +36,14 @@ training_queries, query = data.training_queries, data.queries[:1]
 changed = documents[:5]
 with lemur_ann.LemurIndex.open("my_index", num_features=256, epochs=0):
     pass
-"""
+""",
 }
 
 
-def program(page: Path) -> str:
+def program(page: str) -> str:
     """All that a page shows, in the order of the page; other commands than lemur-ann's, such as pip, are left out."""
-    blocks = [BEFORE.get(page.stem, "")]
-    for language, block in BLOCK.findall(page.read_text()):
+    blocks = [BEFORE.get(page, "")]
+    for language, block in BLOCK.findall((DOCS / f"{page}.md").read_text()):
         if language == "python":
             blocks.append(block)
         elif all(line.startswith("lemur-ann ") for line in block.splitlines()):
@@ -43,11 +51,8 @@ def program(page: Path) -> str:
     return "\n".join(blocks).strip()
 
 
-PROGRAMS = {
-    page.relative_to(DOCS).with_suffix("").as_posix(): text
-    for page in sorted([*DOCS.glob("*.md"), *DOCS.glob("guides/*.md")])
-    if (text := program(page))
-}
+PAGES = [page.relative_to(DOCS).with_suffix("").as_posix() for page in sorted([*DOCS.glob("*.md"), *DOCS.glob("guides/*.md")])]
+PROGRAMS = {page: text for page in PAGES if (text := program(page))}
 
 
 @pytest.mark.parametrize("page", PROGRAMS)
