@@ -25,6 +25,11 @@ class Hits:
         scores: exact MaxSim scores, float32, shape (num_hits,), higher is better.
 
     ``for doc_id, score in hits`` and ``len(hits)`` work too.
+
+    Example:
+        >>> hits = Hits(np.array(["fox", "whale"], object), np.array([2.5, 1], np.float32))
+        >>> list(hits)
+        [('fox', 2.5), ('whale', 1.0)]
     """
 
     ids: npt.NDArray[Any]

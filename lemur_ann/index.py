@@ -275,8 +275,8 @@ class LemurIndex:
             columns: names of the metadata columns to take; None means all, [] none.
 
         Returns:
-            a row for each hit, in their order: ``query`` (int64, its number in the batch, from 0; only for a list), ``rank``
-            (int64, from 1), ``id``, ``score`` (float32), and the metadata columns.
+            a row for each hit, in their order, with ``query`` (int64, its number in the batch, from 0; only for a list),
+            ``rank`` (int64, from 1), ``id``, ``score`` (float32), and the metadata columns.
 
         Raises:
             KeyError: a document has been deleted since, or there is no such column.

@@ -6,7 +6,8 @@ The harness is not on PyPI. Copy this folder into it, beside the other algorithm
     python run.py --local --algorithm lemur_ann --dataset random-xs-20-angular
 
 Its datasets are single vectors: items of one token, over which MaxSim is the inner product. It orders the vectors as the metric
-does where they are of unit length ("angular"), or where x is stored as [2x, -|x|**2] and q is asked as [q, 1] ("euclidean").
+does where they are of unit length ("angular"), or where x is stored as ``[2x, -|x|**2]`` and q is asked as ``[q, 1]``
+("euclidean").
 """
 
 from __future__ import annotations

@@ -19,6 +19,7 @@ import lemur_ann.maxsim
 
 ROOT = Path(__file__).parent.parent.parent
 PACKAGE = Path(lemur_ann.__file__).parent
+WITH_EXAMPLES = sorted(f"lemur_ann.{file.stem}" for file in PACKAGE.glob("*.py") if ">>>" in file.read_text())
 
 
 def python(program):
@@ -97,7 +98,7 @@ def test_only_the_bindings_include_nanobind():
         assert "nanobind" not in file.read_text(), file
 
 
-@pytest.mark.parametrize("name", ["lemur_ann.maxsim", "lemur_ann.index"])
+@pytest.mark.parametrize("name", WITH_EXAMPLES)
 def test_docstring_examples(name):
     result = doctest.testmod(importlib.import_module(name))
     assert result.attempted > 0
