@@ -78,10 +78,13 @@ SECTIONS = {
         "guides/filters",
         "guides/memory",
         "guides/upgrades",
+        "guides/explain",
+        "guides/report",
+        "guides/progress",
     ],
     "Inside other systems": ["integrations", "databases"],
     "Reference": ["api", "format"],
-    "How it works, what it costs": ["architecture", "learning", "performance", "reliability"],
+    "How it works, what it costs": ["architecture", "learning", "performance", "scaling", "reliability"],
 }
 API = ["api/lemur_index", "api/text_index", "api/lemur_encoder", "api/results", "api/maxsim", "api/adapters"]
 
