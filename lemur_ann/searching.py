@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -40,8 +40,12 @@ def search(
     excluded: RowSet,
     exact: bool = False,
     device_search: DeviceSearch | None = None,
+    watch: Callable[[list[Rows]], None] | None = None,
 ) -> list[Hits]:
-    """The hits of each query among the rows that are not excluded; by their exact scores all, where ``exact``."""
+    """The hits of each query among the rows that are not excluded; by their exact scores all, where ``exact``.
+
+    ``watch`` is given the candidates of all queries each time that some are reranked on the CPU.
+    """
     tokens = np.ascontiguousarray(queries.tokens, dtype=np.float32)
     num_matching = len(excluded) - excluded.count
     if num_matching == 0 or len(queries) == 0:
@@ -59,6 +63,8 @@ def search(
     documents, bounds = snapshot.store.documents, queries.offsets
 
     def rerank(candidates: list[Rows]) -> list[Scored]:
+        if watch is not None:
+            watch(candidates)
         candidates = [np.sort(found) for found in candidates]  # read tokens in the order they lie
         ends = to_offsets([len(found) for found in candidates])
         rows, scores, counts = _core.rerank(tokens, bounds, documents, np.concatenate(candidates), ends, k, num_threads)
