@@ -243,19 +243,21 @@ class Explanation:
         if axes is None and not (target is None or isinstance(target, (str, PathLike))):
             raise TypeError(f"target must be a path or matplotlib axes, got {type(target).__name__}")
         figure_class = _matplotlib_figure()
-        query, document = ([text for _, text in side] for side in self._pieces)
+        page = None if image is None else _page(image)
         if axes is None:
-            wide, high = (
-                (6.0, 6.0) if grid else (min(max(2 + 0.16 * num_document, 5), 24), min(max(1.5 + 0.2 * num_query, 3), 16))
-            )
+            high, wide = min(max(1.5 + 0.2 * num_query, 3), 16), min(max(2 + 0.16 * num_document, 5), 24)
+            if grid is not None:
+                tall, broad = (rows, columns) if page is None else page.shape[:2]
+                high, wide = 0.5 + 5 * min(tall / broad, 2), 6
             axes = figure_class(figsize=(wide, high), layout="constrained").add_subplot()
+        query, document = ([text for _, text in side] for side in self._pieces)
         if grid is None:
             self._draw_matrix(axes, query, document, range(num_query) if query_token is None else [query_token])
         else:
             values = self.similarities.sum(axis=0) if query_token is None else self.similarities[query_token]
+            what = "all query tokens" if query_token is None else f"query token {query[query_token]}"
             patches = values[offset : offset + rows * columns].reshape(rows, columns)
-            what = "all query tokens" if query_token is None else query[query_token]
-            _draw_heat_map(axes, patches, image, f"{self.doc_id}: {what}")
+            _draw_heat_map(axes, patches, page, f"{self.doc_id}: {what}")
         if isinstance(target, (str, PathLike)):
             axes.figure.savefig(target, dpi=120)
         return axes
@@ -475,23 +477,28 @@ def _matplotlib_figure() -> Any:
     return Figure
 
 
-def _draw_heat_map(axes: Any, patches: npt.NDArray[np.float32], image: Any, title: str) -> None:
-    rows, columns = patches.shape
-    high, wide = rows, columns
-    if image is not None:
-        if isinstance(image, (str, PathLike)):
-            from PIL import Image  # which matplotlib depends on
+def _page(image: Any) -> npt.NDArray[Any]:
+    """The pixels of an image, (height, width, 3 or 4)."""
+    if isinstance(image, (str, PathLike)):
+        from PIL import Image  # which matplotlib depends on
 
-            with Image.open(image) as opened:
-                image = opened.convert("RGB")
-        page = np.asarray(image)
-        if page.ndim not in (2, 3):
-            raise ValueError(f"image must have shape (height, width) or (height, width, 3 or 4), got {page.shape}")
-        high, wide = page.shape[:2]
-        axes.imshow(page, cmap="gray", extent=(0, wide, high, 0))
-    opacity, how = (1.0, "nearest") if image is None else (0.55, "bicubic")
-    drawn = axes.imshow(patches, cmap="viridis", alpha=opacity, interpolation=how, extent=(0, wide, high, 0))
+        with Image.open(image) as opened:
+            return _page(opened)
+    page = np.asarray(image.convert("RGB") if hasattr(image, "convert") else image)
+    if page.ndim == 2:
+        page = np.repeat(page[:, :, None], 3, axis=2)
+    if page.ndim != 3 or page.shape[2] not in (3, 4):
+        raise ValueError(f"image must have shape (height, width) or (height, width, 3 or 4), got {page.shape}")
+    return page
+
+
+def _draw_heat_map(axes: Any, patches: npt.NDArray[np.float32], page: npt.NDArray[Any] | None, title: str) -> None:
+    high, wide = patches.shape if page is None else page.shape[:2]
+    if page is not None:
+        axes.imshow(page)
+    how: dict[str, Any] = {} if page is None else {"alpha": 0.55, "interpolation": "bilinear"}
+    drawn = axes.imshow(patches, cmap="viridis", extent=(-0.5, wide - 0.5, high - 0.5, -0.5), **how)
     axes.set_xticks([])
     axes.set_yticks([])
     axes.set_title(title)
-    axes.figure.colorbar(drawn, ax=axes, label="similarity", shrink=0.7)
+    axes.figure.colorbar(drawn, ax=axes, label="similarity", shrink=0.8)

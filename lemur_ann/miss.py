@@ -10,7 +10,7 @@ import numpy as np
 from lemur_ann.explanation import Case
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Miss:
     """What :meth:`lemur_ann.LemurIndex.explain_miss` found.
 
@@ -103,7 +103,7 @@ def explain_miss(case: Case, k: int, num_candidates: int, ef_search: int, asked:
         stage = "codes"
     else:
         stage = "graph" if estimate_rank is not None and estimate_rank <= len(reranked) else "estimate"
-    changed = _changes_that_find(case, k, num_candidates, ef_search)
+    changed = _changes_that_find(case, k, num_candidates, ef_search, 0 if is_out else len(reranked))
     settings = {"k": k, **given, **changed}
     if changed and settings.pop("target_recall", None) is not None:
         settings = {"num_candidates": num_candidates, "ef_search": ef_search, **settings}
@@ -123,7 +123,7 @@ def explain_miss(case: Case, k: int, num_candidates: int, ef_search: int, asked:
     )
 
 
-def _changes_that_find(case: Case, k: int, num_candidates: int, ef_search: int) -> dict[str, Any]:
+def _changes_that_find(case: Case, k: int, num_candidates: int, ef_search: int, num_reranked: int) -> dict[str, Any]:
     """What to change of a search for it to find the document: no more than is needed, but for the beam, which is doubled."""
 
     def finds(k: int, count: int, beam: int) -> bool:
@@ -136,12 +136,15 @@ def _changes_that_find(case: Case, k: int, num_candidates: int, ef_search: int) 
         changed["k"] = k = case.rank
         if finds(k, num_candidates, ef_search):
             return changed
-    count = max(num_candidates, k)
-    if case.estimate_rank > count:
-        changed["num_candidates"] = count = case.estimate_rank
-    beam = max(ef_search, count)
-    while not finds(k, count, beam):
-        if beam >= len(case.excluded):  # a scan: no candidates would do
-            return {name: value for name, value in changed.items() if name == "k"} | {"exact": True}
-        changed["ef_search"] = beam = min(2 * beam, len(case.excluded))
-    return changed
+    fewest = max(num_candidates, k)
+    counts = [fewest] if case.estimate_rank <= max(fewest, num_reranked) else []  # then a wider beam alone may do
+    for count in (*counts, max(case.estimate_rank, fewest)):
+        more = {} if count == fewest else {"num_candidates": count}
+        beam = max(ef_search, count)
+        if finds(k, count, beam):
+            return changed | more
+        while beam < len(case.excluded):  # a beam of all documents is a scan
+            beam = min(2 * beam, len(case.excluded))
+            if finds(k, count, beam):
+                return changed | more | {"ef_search": beam}
+    return changed | {"exact": True}
