@@ -14,6 +14,7 @@ from rich.console import Console
 from rich.table import Table
 
 import lemur_ann
+from lemur_ann import _validate as validate
 from lemur_ann import run_files, storage
 from lemur_ann.errors import CorruptIndex
 from lemur_ann.evaluation import Evaluation
@@ -49,6 +50,8 @@ app = typer.Typer(
       lemur-ann health my_index --queries recent_queries.parquet
 
       lemur-ann explain my_index --queries queries.parquet --row 0 --id doc-17
+
+      lemur-ann report my_index --queries other_queries.parquet --out report.html
 
     [bold]An index that lives:[/bold]
 
@@ -436,6 +439,33 @@ def export(
 
 
 @app.command()
+def report(
+    path: IndexDir,
+    queries: Annotated[Path, typer.Option(help="Queries the index did not learn from, with a column 'tokens'.", exists=True)],
+    out: Annotated[Path, typer.Option(help="HTML file to write, in place of what is there.", dir_okay=False)],
+    json: Annotated[Path | None, typer.Option(help="Also write the figures to this JSON file.", dir_okay=False)] = None,
+    k: Annotated[int, typer.Option("-k", "--k", help="Recall of the exact top k.")] = 10,
+    num_queries: Annotated[int, typer.Option(help="Use this many queries at most, drawn at random.")] = 200,
+    title: Annotated[str | None, typer.Option(help="Of the page. [default: the folder's name]")] = None,
+    device: Device = None,
+    threads: Annotated[int, typer.Option(help="Threads of the searches that are timed.")] = 1,
+) -> None:
+    """Write one page on how an index does: recall and latency, where time goes, what is missed and why, sizes, options."""
+    from lemur_ann.report import report as make_report
+
+    for file in (out, json):
+        validate.directory(None if file is None else file.parent)  # before the work
+    index = lemur_ann.LemurIndex.load(path, device=device)
+    name = path.resolve().name if title is None else title
+    made = make_report(index, queries, k=k, num_queries=num_queries, title=name, num_threads=threads)
+    made.write(out)
+    if json is not None:
+        json.write_text(made.json, encoding="utf-8")
+    written = " and ".join(str(file) for file in (out, json) if file is not None)
+    console.print(f"{made.data['queries']['num_queries']:,} queries over {len(index):,} documents: {written} written")
+
+
+@app.command()
 def info(path: IndexDir) -> None:
     """What a saved index holds."""
     manifest = storage.read_manifest(path)
@@ -570,7 +600,7 @@ def main() -> None:
     """Run the command line; errors of input are one line, not a traceback."""
     try:
         app()
-    except (ValueError, TypeError, OSError, KeyError, RuntimeError, ArithmeticError) as error:
+    except (ValueError, TypeError, OSError, KeyError, RuntimeError, ArithmeticError, ImportError) as error:
         message = error.args[0] if isinstance(error, KeyError) and error.args else error
         Console(stderr=True, markup=False, highlight=False).print(f"error: {message}", style="red")
         sys.exit(1)

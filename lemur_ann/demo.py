@@ -16,6 +16,7 @@ import pyarrow.parquet as pq
 from lemur_ann.encoders import Encoder
 from lemur_ann.index import LemurIndex
 from lemur_ann.inputs import tokens_from_arrow
+from lemur_ann.progress import Show
 
 NUM_CANDIDATES = 60  # a tenth of the sample, so that the demo shows a choice being made
 
@@ -43,7 +44,7 @@ def _read(name: str) -> pa.Table:
         return pq.read_table(path)
 
 
-def fit_demo_index(data: DemoData, *, epochs: int = 10, progress: bool | None = None) -> LemurIndex:
+def fit_demo_index(data: DemoData, *, epochs: int = 10, progress: Show = None) -> LemurIndex:
     """An index of the sample's documents, learned from its training queries."""
     index = LemurIndex(epochs=epochs, num_features=1024, num_candidates=NUM_CANDIDATES, ef_search=200)
     return index.fit(data.documents, queries=data.training_queries, progress=progress)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import os
 from collections.abc import Iterator
@@ -19,7 +20,8 @@ from lemur_ann import _validate as validate
 from lemur_ann.errors import CorruptIndex
 from lemur_ann.inputs import is_single_query, iterate_documents, read_queries
 from lemur_ann.options import Options
-from lemur_ann.progress import Task
+from lemur_ann.progress import Show, Task
+from lemur_ann.progress import progress as progress_lines
 from lemur_ann.query_features import FeatureWeights
 from lemur_ann.reduction import augment
 from lemur_ann.sources import opened
@@ -118,7 +120,7 @@ class LemurEncoder:
         return f"<LemurEncoder of tokens of dim {self.token_dim} to vectors of dim {self.dim}>"
 
     def encode_documents(
-        self, documents: Any, *, offsets: Any = None, num_threads: int | None = None
+        self, documents: Any, *, offsets: Any = None, num_threads: int | None = None, progress: Show = None
     ) -> npt.NDArray[np.float32]:
         """Documents in any form that :meth:`lemur_ann.LemurIndex.fit` takes, as float32 (num_documents, dim).
 
@@ -128,6 +130,7 @@ class LemurEncoder:
             documents: of token dim ``token_dim``; ids and other columns are ignored.
             offsets: int (num_documents + 1,), with a flat matrix only.
             num_threads: None means all cores.
+            progress: as for :meth:`lemur_ann.LemurIndex.fit`.
 
         Raises:
             ValueError, TypeError: bad documents.
@@ -135,9 +138,11 @@ class LemurEncoder:
         threads = validate.num_threads(num_threads)
         batches = iterate_documents(opened(documents), offsets=offsets, dim=self.token_dim)
         stores = (TokenStore([(batch.tokens, batch.offsets)]) for batch in batches)
-        return np.concatenate(
-            [np.empty((0, self.dim), np.float32), *(self.encode_store(store, num_threads=threads) for store in stores)]
-        )
+        vectors = [np.empty((0, self.dim), np.float32)]
+        with progress_lines(progress) as lines:
+            task = lines.task("document weights", None)
+            vectors += [self.encode_store(store, num_threads=threads, task=task) for store in stores]
+        return np.concatenate(vectors)
 
     def encode_queries(self, queries: Any, *, offsets: Any = None, num_threads: int | None = None) -> npt.NDArray[np.float32]:
         """Queries in any form that :meth:`lemur_ann.LemurIndex.search` takes: float32 (num_queries, dim), or (dim,) for one.
@@ -194,11 +199,13 @@ class LemurEncoder:
             vectors[~is_known] = augment(reduced, self.radius)
             yield block, vectors
 
-    def encode_store(self, store: TokenStore, *, num_threads: int = 1) -> npt.NDArray[np.float32]:
+    def encode_store(self, store: TokenStore, *, num_threads: int = 1, task: Task | None = None) -> npt.NDArray[np.float32]:
         """All documents of a store, float32 (num_documents, dim)."""
         vectors = np.empty((len(store), self.dim), np.float32)
         for block, encoded in self.encode_blocks(store, np.arange(len(store)), num_threads=num_threads):
             vectors[block] = encoded
+            if task is not None:
+                task.advance(len(encoded))
         return vectors
 
     def encode_batch(
@@ -280,6 +287,10 @@ class LemurEncoder:
         options = {name: value for name, value in how.items() if name in names}
         others = {name: value for name, value in how.items() if name not in names}
         return LemurIndex(candidates="exact", token_codes=None, **options).fit(documents, queries, **others).encoder
+
+    def copy(self, options: Options) -> LemurEncoder:
+        """The same map for an index with these options, on its device; arrays are shared."""
+        return LemurEncoder.from_arrays(self.arrays(), self.feature_weights.config, copy.deepcopy(self.training), options)
 
     @classmethod
     def from_arrays(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -9,6 +10,10 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
+
+from lemur_ann.notebook import table
+
+SHOWN = 5  # hits that a repr names
 
 
 @dataclass(frozen=True, eq=False)
@@ -37,6 +42,15 @@ class Hits:
         return np.array_equal(self.ids, other.ids) and np.array_equal(self.scores, other.scores)
 
     __hash__ = None  # type: ignore[assignment]
+
+    def __repr__(self) -> str:
+        shown = [f"{doc_id!r}: {score:.4g}" for doc_id, score in itertools.islice(self, SHOWN)]
+        more = ["..."] if len(self) > SHOWN else []
+        return f"<Hits of {len(self)}: {', '.join(shown + more)}>" if shown else "<Hits of 0>"
+
+    def _repr_html_(self) -> str:
+        rows = [(str(doc_id), f"{score:.4f}") for doc_id, score in self]
+        return table(("id", "score"), rows)
 
     def to_arrow(self) -> pa.Table:
         """Columns ``id`` (int64 or large_string) and ``score`` (float32), best first."""

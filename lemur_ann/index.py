@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import logging
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, fields, replace
 from os import PathLike
 from pathlib import Path
@@ -23,14 +23,16 @@ from lemur_ann.directory import Directory
 from lemur_ann.directory import save as save_directory
 from lemur_ann.errors import NotFitted
 from lemur_ann.evaluation import Evaluation
+from lemur_ann.events import event, log, timed
 from lemur_ann.filters import excluded_by
 from lemur_ann.health import Health, measure, own_queries
 from lemur_ann.hits import Hits
 from lemur_ann.inputs import QueryBatch, ids_of, is_single_query, read_queries, to_offsets
 from lemur_ann.intake import take_in
 from lemur_ann.memory import parse_bytes, release
+from lemur_ann.notebook import facts
 from lemur_ann.options import Options
-from lemur_ann.progress import Progress
+from lemur_ann.progress import Progress, Show
 from lemur_ann.progress import progress as progress_lines
 from lemur_ann.rows import Rows, RowSet
 from lemur_ann.searching import exact_scores, search, search_options
@@ -50,8 +52,6 @@ if TYPE_CHECKING:
 
 ROWS_PER_BATCH = 1024  # of a stream that goes out
 MIN_DELETED = 1024  # fewer deleted documents never make an index compact itself
-
-log = logging.getLogger("lemur_ann")
 
 
 class LemurIndex:
@@ -185,6 +185,18 @@ class LemurIndex:
         place = "" if self._directory is None else f", open on {self._directory.path}"
         return f"<LemurIndex of {len(self):,} documents, dim {self.dim}, {state}{place}>"
 
+    def _repr_html_(self) -> str:
+        options, place = self.options, "memory" if self._directory is None else str(self._directory.path)
+        about = {
+            "documents": f"{len(self):,}",
+            "tokens": f"{self.num_tokens:,}",
+            "dim": "none yet" if self.dim is None else str(self.dim),
+            "map": f"{self.encoder.dim} numbers a document" if self.is_fitted else "not learned: exact search",
+            "candidates": f"{options.num_candidates} by {options.candidates}",
+            "place": place,
+        }
+        return facts("LemurIndex", about | {f"tuned for {t.target_recall:g} at {t.k}": f"{t.recall:.3f}" for t in self.tuned})
+
     @property
     def options(self) -> Options:
         """How it learns and searches."""
@@ -198,8 +210,8 @@ class LemurIndex:
 
     @property
     def dim(self) -> int | None:
-        """Dimension of tokens; None before the first document."""
-        return self._snapshot.store.dim
+        """Dimension of tokens; None before the first document, unless a map was given."""
+        return self._snapshot.dim
 
     @property
     def num_tokens(self) -> int:
@@ -348,10 +360,11 @@ class LemurIndex:
         query_offsets: Any = None,
         encode_query: Callable[[list[str]], Any] | None = None,
         text_column: str = "text",
+        encoder: LemurEncoder | None = None,
         directory: str | PathLike[str] | None = None,
         memory_limit: int | str | None = None,
         num_threads: int | None = None,
-        progress: bool | None = None,
+        progress: Show = None,
     ) -> LemurIndex:
         """Learn the map for these documents and queries, and index the documents.
 
@@ -373,6 +386,9 @@ class LemurIndex:
                 gives their token embeddings, in any form that ``queries`` may have. It is given up to 8,192 sentences of the
                 documents' own texts.
             text_column: the metadata column that holds these texts.
+            encoder: a map learned elsewhere, in the place of queries: nothing is learned, the documents are encoded by it and
+                indexed. It fits documents and queries like those it was learned from. An index without documents may have
+                one too, for those that :meth:`add` brings. What options of the index say of learning gives way to it.
             directory: the folder for the temporary file of a stream's tokens, on a disk with room for all of them; None means
                 the index's own, if it is open on one, else that of Python's ``tempfile``, which on some systems is in memory.
                 Compactions use it too. The file has no name there, and its space is
@@ -381,7 +397,8 @@ class LemurIndex:
                 smaller blocks, training targets in a temporary file, and fewer documents for distillation. None means the usual
                 sizes, about 1.8 GB; docs/architecture.md says of what.
             num_threads: None means all cores.
-            progress: show progress bars; None means when standard error is a terminal.
+            progress: True shows bars, None does where standard error is a terminal; or a function that is called with (stage,
+                steps done, steps in all or None), and may raise to stop the job.
 
         Returns:
             the index itself.
@@ -392,15 +409,20 @@ class LemurIndex:
         """
         threads, limit = validate.num_threads(num_threads), parse_bytes(memory_limit)
         self._check_writable()
-        if queries is not None and encode_query is not None:
-            raise TypeError("encode_query= takes the place of queries; pass one of them")
+        if sum(given is not None for given in (queries, encode_query, encoder)) > 1:
+            raise TypeError("encode_query= and encoder= take the place of queries; pass one of them")
+        if encoder is not None:
+            _check_map(encoder, self._snapshot.store.dim)
         if documents is None and (ids is not None or offsets is not None):
             raise TypeError("ids= and offsets= go with documents, and documents is None")
         training = None if queries is None else read_queries(opened(queries), offsets=query_offsets)
         directory = self._temporary(directory)
-        with self._rebuilding, progress_lines(progress) as lines:
+        with self._rebuilding, progress_lines(progress) as lines, self._timed("fit"):
             if documents is None:
                 base = self._snapshot
+                if encoder is not None:
+                    self._adopt(base, self._given(base, encoder, threads, lines, directory), threads)
+                    return self
                 encoder, encoded = self._learn(
                     base,
                     self.options,
@@ -424,9 +446,21 @@ class LemurIndex:
                     )
                 empty = Snapshot.empty(coded=self._snapshot.store.coded)
                 batches, metadata = take_in(
-                    documents, ids=ids, offsets=offsets, directory=directory, store=empty.store, id_map=empty.ids, metadata=None
+                    documents,
+                    ids=ids,
+                    offsets=offsets,
+                    directory=directory,
+                    store=empty.store,
+                    dim=None if encoder is None else encoder.token_dim,
+                    id_map=empty.ids,
+                    metadata=None,
+                    progress=lines,
                 )
-                taken = empty.with_documents(batches, metadata, _NO_ROWS, threads)
+                taken = empty.with_documents(batches, metadata, _NO_ROWS, threads, lines)
+                if encoder is not None:
+                    learned = self._given(taken, encoder, threads, lines, directory)
+                    self._publish(replace(taken, learned=learned))
+                    return self
                 encoder, encoded = self._learn(
                     taken,
                     self.options,
@@ -480,17 +514,30 @@ class LemurIndex:
             directory=directory,
         )
 
+    def _given(
+        self, base: Snapshot, encoder: LemurEncoder, num_threads: int, progress: Progress, directory: str | None
+    ) -> Learned:
+        """All rows of a snapshot, for a map learned elsewhere."""
+        options = replace(
+            self.options,
+            num_features=len(encoder.query_map),
+            num_sample_tokens=len(encoder.targets.sample_tokens),
+            rank=encoder.dim - 1,
+            target_precision=encoder.targets.precision,
+        )
+        return self._indexed(base, options, encoder.copy(options), None, num_threads, progress, directory)
+
     def _indexed(
         self,
         base: Snapshot,
         options: Options,
         encoder: LemurEncoder,
-        encoded: Encoded,
+        encoded: Encoded | None,
         num_threads: int,
         progress: Progress,
         directory: str | None,
     ) -> Learned:
-        """Candidates of all rows of a snapshot, for the map that was just learned."""
+        """Candidates of all rows of a snapshot; ``encoded``: those of them that learning has encoded already."""
         release()  # what learning held, before the graph takes its place
         begin = time.perf_counter()
         builder = kind_of(options.candidates).builder(encoder.dim, asdict(options), base.num_rows, directory)
@@ -528,6 +575,13 @@ class LemurIndex:
         self._snapshot = snapshot
         self._version += 1  # last: who has read this number reads nothing older than it
 
+    @contextmanager
+    def _timed(self, name: str, **values: Any) -> Iterator[dict[str, Any]]:
+        """A log record of what the block did to the index, once it is done."""
+        with timed(name, **values) as told:
+            yield told
+            told["num_documents"] = len(self)
+
     def _check_writable(self) -> None:
         if self._directory is not None:
             self._directory.check_writable()
@@ -545,9 +599,10 @@ class LemurIndex:
         *,
         query_offsets: Any = None,
         resume: bool = False,
+        encoder: LemurEncoder | None = None,
         memory_limit: int | str | None = None,
         num_threads: int | None = None,
-        progress: bool | None = None,
+        progress: Show = None,
         **options: Any,
     ) -> LemurIndex:
         """Learn anew from the stored documents; the old map answers searches until the new one is whole.
@@ -565,6 +620,7 @@ class LemurIndex:
             query_offsets: int (num_queries + 1,), with a flat matrix only.
             resume: train on from the features of the old map, instead of from random ones: after an interrupted fit, or for
                 documents and queries that have changed a little. It needs the same num_features, and epochs above 0.
+            encoder: a map learned elsewhere, as for :meth:`fit`; nothing is learned.
             memory_limit, num_threads, progress: as for :meth:`fit`.
             **options: options of the index to change, as :class:`LemurIndex` takes them, such as num_features, epochs or rank.
 
@@ -578,7 +634,7 @@ class LemurIndex:
         """
         threads, limit = validate.num_threads(num_threads), parse_bytes(memory_limit)
         self._check_writable()
-        with self._rebuilding:
+        with self._rebuilding, self._timed("refit"):
             base = self._snapshot
             old = _fitted(base)
             known = [field.name for field in fields(Options) if field.name != "token_codes"]  # which the store has or has not
@@ -586,6 +642,14 @@ class LemurIndex:
             if unknown:
                 raise TypeError(f"refit got unknown options {', '.join(unknown)}; expected any of {', '.join(known)}")
             changed = replace(old.options, **options)
+            if encoder is not None:
+                if queries is not None or resume or options:
+                    raise TypeError("encoder= takes the place of learning: no queries, resume or options beside it")
+                _check_map(encoder, base.store.dim)
+                with progress_lines(progress) as lines:
+                    learned = self._given(base, encoder, threads, lines, self._temporary(None))
+                self._adopt(base, learned, threads)
+                return self
             if resume:
                 _check_resume(old.encoder.feature_weights.config, changed)
             if base.num_documents == 0:
@@ -616,6 +680,7 @@ class LemurIndex:
         offsets: Any = None,
         directory: str | PathLike[str] | None = None,
         num_threads: int | None = None,
+        progress: Show = None,
     ) -> LemurIndex:
         """Add documents, in any form that :meth:`fit` takes, with the same arguments; the learned map stays as it is.
 
@@ -630,7 +695,7 @@ class LemurIndex:
                 nothing has changed.
             OSError: there is no such path, or no room for a stream's tokens; nothing has changed.
         """
-        return self._add(documents, ids, offsets, directory, num_threads, replaces=False)
+        return self._add(documents, ids, offsets, directory, num_threads, progress, replaces=False)
 
     def upsert(
         self,
@@ -640,6 +705,7 @@ class LemurIndex:
         offsets: Any = None,
         directory: str | PathLike[str] | None = None,
         num_threads: int | None = None,
+        progress: Show = None,
     ) -> LemurIndex:
         """Add documents, and in the same step delete those that had their ids before; otherwise as :meth:`add`.
 
@@ -652,7 +718,7 @@ class LemurIndex:
             ValueError, TypeError: bad documents, an id twice among them, or documents without ids; nothing has changed.
             OSError: there is no such path, or no room; nothing has changed.
         """
-        return self._add(documents, ids, offsets, directory, num_threads, replaces=True)
+        return self._add(documents, ids, offsets, directory, num_threads, progress, replaces=True)
 
     def _add(
         self,
@@ -661,13 +727,14 @@ class LemurIndex:
         offsets: Any,
         directory: str | PathLike[str] | None,
         num_threads: int | None,
+        progress: Show,
         *,
         replaces: bool,
     ) -> LemurIndex:
         threads = validate.num_threads(num_threads)
         directory = self._temporary(directory)
         self._check_writable()
-        with self._writing:
+        with progress_lines(progress) as lines, self._timed("upsert" if replaces else "add") as told, self._writing:
             now = self._snapshot
             batches, metadata = take_in(
                 documents,
@@ -675,14 +742,17 @@ class LemurIndex:
                 offsets=offsets,
                 directory=directory,
                 store=now.store,
+                dim=now.dim,
                 id_map=now.ids,
                 metadata=now.metadata,
+                progress=lines,
                 replaces=replaces,
             )
             if batches:
                 new = pa.concat_arrays([batch.ids for batch in batches])
                 replaced = now.ids.known(new) if replaces else _NO_ROWS
-                self._publish(now.with_documents(batches, metadata, replaced, threads))
+                self._publish(now.with_documents(batches, metadata, replaced, threads, lines))
+            told["num_new"] = sum(map(len, batches))
         self._compact_if_due()
         return self
 
@@ -703,7 +773,7 @@ class LemurIndex:
         if (ids is None) == (filter is None):
             raise TypeError("delete takes ids or filter=, one of the two")
         self._check_writable()
-        with self._writing:
+        with self._timed("delete") as told, self._writing:
             now = self._snapshot
             if filter is None:
                 rows = np.unique(now.ids.find(ids_of(ids)))
@@ -711,10 +781,11 @@ class LemurIndex:
                 rows = excluded_by(filter, now).others
             if len(rows):
                 self._publish(now.without(rows))
+            told["num_deleted"] = len(rows)
         self._compact_if_due()
         return len(rows)
 
-    def compact(self, *, num_threads: int | None = None, progress: bool | None = None) -> LemurIndex:
+    def compact(self, *, num_threads: int | None = None, progress: Show = None) -> LemurIndex:
         """Take back the space of deleted documents, and make the candidate index anew without them.
 
         Searches and changes go on meanwhile. Tokens that share no file, or no piece of memory, with deleted ones stay where
@@ -737,10 +808,11 @@ class LemurIndex:
             base = self._snapshot
             if base.deleted.count == 0:
                 return
-            task = progress.task("compact", base.num_documents)
-            compacted = base.compacted(num_threads, task, self._temporary(None))
-            with self._writing:
-                self._publish(compacted.with_changes(base, self._snapshot, num_threads))
+            with self._timed("compact"):
+                task = progress.task("compact", base.num_documents)
+                compacted = base.compacted(num_threads, task, self._temporary(None))
+                with self._writing:
+                    self._publish(compacted.with_changes(base, self._snapshot, num_threads))
 
     def _compact_if_due(self) -> None:
         deleted, share = self._snapshot.deleted, self.options.compact_at
@@ -828,7 +900,7 @@ class LemurIndex:
         k = validate.positive_int(k, "k")
         count, beam = search_options(snapshot.learned, self._options, k, num_candidates, ef_search, target_recall)
         threads = validate.num_threads(num_threads)
-        dim = snapshot.store.dim
+        dim = snapshot.dim
         single = is_single_query(queries)
         if single:
             matrix = validate.token_matrix(queries, "query", dim=dim)
@@ -899,14 +971,14 @@ class LemurIndex:
         target_recall: float | None = None,
         filter: Any = None,
         num_threads: int | None = None,
-        progress: bool | None = None,
+        progress: Show = None,
     ) -> Evaluation:
         """Recall@k against exact MaxSim, and the latency of single queries, on queries it did not learn from.
 
         Args:
             queries: a batch, as for :meth:`search`; at least one query.
             k, num_candidates, ef_search, target_recall, filter, num_threads: as for :meth:`search`.
-            progress: show a progress bar; None means when standard error is a terminal.
+            progress: as for :meth:`fit`.
         """
         k = validate.positive_int(k, "k")
         snapshot = self._snapshot
@@ -915,11 +987,13 @@ class LemurIndex:
         batch = read_queries([queries] if is_single_query(queries) else queries, dim=self.dim)
         if len(batch) == 0:
             raise ValueError("evaluate needs at least one query, got none")
-        start = time.perf_counter()
-        exact = self._search(snapshot, batch, k, count, beam, threads, filter=filter, exact=True)
-        exact_ms = (time.perf_counter() - start) / len(batch) * 1e3
         found, latencies = [], []
         with progress_lines(progress) as lines:
+            task = lines.task("exact answers", 1)
+            start = time.perf_counter()
+            exact = self._search(snapshot, batch, k, count, beam, threads, filter=filter, exact=True)
+            exact_ms = (time.perf_counter() - start) / len(batch) * 1e3
+            task.advance()
             task = lines.task("queries", len(batch))
             matrices = [batch.tokens[batch.offsets[i] : batch.offsets[i + 1]] for i in range(len(batch))]
             how: dict[str, Any] = {"num_candidates": count, "ef_search": beam, "filter": filter, "num_threads": threads}
@@ -951,7 +1025,7 @@ class LemurIndex:
         *,
         seed: int = 0,
         num_threads: int | None = None,
-        progress: bool | None = None,
+        progress: Show = None,
     ) -> Tuned:
         """Find the quickest search of a wanted recall; :meth:`search` then takes ``target_recall``.
 
@@ -964,7 +1038,7 @@ class LemurIndex:
             target_recall: share of the exact MaxSim top k to find, above 0 and at most 1.
             k, num_threads: as for :meth:`search`; tune with the threads to search with.
             seed: for the halves.
-            progress: show a progress bar; None means when standard error is a terminal.
+            progress: as for :meth:`fit`.
 
         Returns:
             :class:`~lemur_ann.tuning.Tuned`; print it.
@@ -988,7 +1062,7 @@ class LemurIndex:
         if num_documents == 0:
             raise ValueError("tune needs at least one document, and the index holds none")
         tokens = np.ascontiguousarray(batch.tokens, dtype=np.float32)
-        with progress_lines(progress) as lines:
+        with progress_lines(progress) as lines, self._timed("tune") as told:
             task = lines.task("exact answers", len(batch))
             exact = []
             for scores in exact_scores(snapshot, tokens, batch.offsets, threads, snapshot.deleted):
@@ -999,6 +1073,7 @@ class LemurIndex:
             order = random.permutation(len(batch))
             chosen_on, measured_on = order[: len(order) // 2], order[len(order) // 2 :]
             count, beam = tuner.choose(chosen_on, target, k, num_documents, lines.task("settings tried", None))
+            told |= {"target_recall": target, "num_candidates": count, "ef_search": beam}
         recall, low, high = tuner.recall(measured_on, count, beam) or (1.0, 0.0, 1.0)
         tuned = Tuned(target, k, count, beam, recall, (low, high), len(measured_on))
         with self._writing:
@@ -1020,7 +1095,7 @@ class LemurIndex:
         num_queries: int = 200,
         seed: int = 0,
         num_threads: int | None = None,
-        progress: bool | None = None,
+        progress: Show = None,
     ) -> Health:
         """How well the learned map still fits: rank correlation and candidate recall, for recent documents apart.
 
@@ -1034,7 +1109,7 @@ class LemurIndex:
             num_documents: documents sampled for the rank correlation, at most: of all, of the older, and of the recent ones.
             num_queries: queries sampled, at most.
             seed: for the samples.
-            progress: show a progress bar; None means when standard error is a terminal.
+            progress: as for :meth:`fit`.
 
         Returns:
             :class:`Health`; print it, or read its ``verdict``.
@@ -1181,7 +1256,8 @@ class LemurIndex:
         snapshot, target = self._snapshot, Path(path)
         if self._directory is not None and target.resolve() == self._directory.path.resolve():
             return
-        save_directory(target, snapshot, self._options)
+        with self._timed("save", path=str(target)):
+            save_directory(target, snapshot, self._options)
         self._saved = (target.resolve(), snapshot)
 
     @classmethod
@@ -1197,11 +1273,13 @@ class LemurIndex:
             FileNotFoundError: there is no such directory.
             CorruptIndex: a file is missing, truncated, altered or of a newer format.
         """
+        start = time.perf_counter()
         version = read_version(Path(path), verify=verify, device=device)
         index = cls.__new__(cls)
         index._options = version.options
         index._set_up(version.snapshot)
         index._saved = (Path(path).resolve(), version.snapshot)
+        event("load", seconds=time.perf_counter() - start, path=str(path), num_documents=len(index))
         return index
 
     @classmethod
@@ -1233,12 +1311,14 @@ class LemurIndex:
             CorruptIndex: a file is missing, truncated, altered or of a newer format.
             TypeError: options for an index that is there already; :meth:`refit` takes some.
         """
+        start = time.perf_counter()
         new = cls(**options)
         directory = Directory.open(
             Path(path), new._options, read_only=read_only, verify=verify, device=device, is_new_with=sorted(options)
         )
         new._options = directory.options
         new._set_up(directory.snapshot, directory)
+        event("open", seconds=time.perf_counter() - start, path=str(path), read_only=read_only, num_documents=len(new))
         return new
 
     def refresh(self) -> bool:
@@ -1323,6 +1403,16 @@ def _metadata(snapshot: Snapshot, rows: Rows, columns: Sequence[str] | None = No
         for name in taken.column_names:
             table = table.append_column(name, taken.column(name))
     return table
+
+
+def _check_map(encoder: Any, dim: int | None) -> None:
+    """That it is a learned map, for tokens of this dimension."""
+    from lemur_ann.encoder import LemurEncoder
+
+    if not isinstance(encoder, LemurEncoder):
+        raise TypeError(f"encoder must be a LemurEncoder, got {type(encoder).__name__}")
+    if dim not in (None, encoder.token_dim):
+        raise ValueError(f"encoder takes tokens of dim {encoder.token_dim}, documents have dim {dim}")
 
 
 def _check_resume(config: dict[str, Any], options: Options) -> None:

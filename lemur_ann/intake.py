@@ -17,6 +17,7 @@ import pyarrow as pa
 from lemur_ann import _validate as validate
 from lemur_ann.ids import IdMap
 from lemur_ann.inputs import DocumentBatch, iterate_documents, read_documents
+from lemur_ann.progress import Progress, Task
 from lemur_ann.sources import is_stream, opened
 from lemur_ann.tokens import TokenFile, TokenStore
 
@@ -31,13 +32,15 @@ def take_in(
     offsets: Any,
     directory: str | PathLike[str] | None,
     store: TokenStore,
+    dim: int | None,
     id_map: IdMap,
     metadata: pa.Table | None,
+    progress: Progress,
     replaces: bool = False,
 ) -> tuple[list[DocumentBatch], pa.Table | None]:
     """Check documents that are to join a store, an id map and metadata, none of which changes.
 
-    ``replaces``: they may have ids of documents there are.
+    ``dim``: of tokens, where it is known; ``replaces``: they may have ids of documents there are.
 
     Returns:
         the documents, all with ids and in the store's dtype, and the metadata of old and new documents together.
@@ -49,8 +52,11 @@ def take_in(
     directory = validate.directory(directory)
     documents = opened(documents)
     if is_stream(documents):
-        return _from_stream(documents, ids, offsets, directory, store, _Arrivals(id_map, metadata, replaces), metadata)
-    batches = _with_dtype(read_documents(documents, ids=ids, offsets=offsets, dim=store.dim), store.dtype)
+        arrivals = _Arrivals(id_map, metadata, replaces)
+        return _from_stream(
+            documents, ids, offsets, directory, store, dim, arrivals, metadata, progress.task("documents", None)
+        )
+    batches = _with_dtype(read_documents(documents, ids=ids, offsets=offsets, dim=dim), store.dtype)
     batches = _named(batches, id_map, replaces)
     return batches, joined_metadata(metadata, len(store), [rows_of(batch.metadata, len(batch)) for batch in batches])
 
@@ -61,12 +67,14 @@ def _from_stream(
     offsets: Any,
     directory: str | PathLike[str] | None,
     store: TokenStore,
+    dim: int | None,
     arrivals: _Arrivals,
     metadata: pa.Table | None,
+    task: Task,
 ) -> tuple[list[DocumentBatch], pa.Table | None]:
     dtype = store.dtype
     with TokenFile(directory, coded=store.coded) as file:
-        for batch in iterate_documents(documents, ids=ids, offsets=offsets, dim=store.dim):
+        for batch in iterate_documents(documents, ids=ids, offsets=offsets, dim=dim):
             if dtype is None:
                 dtype = batch.tokens.dtype
             elif store.dtype is None and not np.can_cast(batch.tokens.dtype, dtype):
@@ -77,6 +85,7 @@ def _from_stream(
             (batch,) = _with_dtype([batch], dtype, arrivals.num_rows)
             arrivals.append(batch)
             file.append(batch.tokens, batch.offsets)
+            task.advance(len(batch))
         chunks = file.mapped()
     if not chunks:
         return [], metadata

@@ -23,7 +23,7 @@ from lemur_ann.tuning import Tuned
 if TYPE_CHECKING:
     from lemur_ann.encoder import LemurEncoder
     from lemur_ann.options import Options
-    from lemur_ann.progress import Task
+    from lemur_ann.progress import Progress, Task
 
 ROWS_PER_BLOCK = 16_384  # of vectors, when a candidate index is made of another's
 
@@ -55,6 +55,11 @@ class Snapshot:
         return cls(TokenStore(coded=coded), IdMap(), None, RowSet.none(0))
 
     @property
+    def dim(self) -> int | None:
+        """Of tokens; None where there are no documents and no map."""
+        return self.store.dim if self.store.dim or self.learned is None else self.learned.encoder.token_dim
+
+    @property
     def num_rows(self) -> int:
         """Documents, deleted ones included."""
         return len(self.deleted)
@@ -70,7 +75,12 @@ class Snapshot:
         return self.deleted.others
 
     def with_documents(
-        self, batches: list[DocumentBatch], metadata: pa.Table | None, replaced: Rows, num_threads: int
+        self,
+        batches: list[DocumentBatch],
+        metadata: pa.Table | None,
+        replaced: Rows,
+        num_threads: int,
+        progress: Progress,
     ) -> Snapshot:
         """With checked documents (see intake.py) at the end, and the metadata of all; ``replaced`` rows are deleted."""
         if not batches:
@@ -82,7 +92,8 @@ class Snapshot:
             store = store.extended(*chunk)
         learned = self.learned
         if learned is not None:
-            vectors = learned.encoder.encode_store(new, num_threads=num_threads)
+            task = progress.task("document weights", len(new))
+            vectors = learned.encoder.encode_store(new, num_threads=num_threads, task=task)
             learned = replace(learned, candidates=learned.candidates.extended(vectors, num_threads=num_threads))
         deleted = self.deleted.with_rows(replaced).extended(len(store))
         ids = self.ids.changed(replaced, pa.concat_arrays([batch.ids for batch in batches]), deleted)

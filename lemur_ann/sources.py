@@ -79,6 +79,8 @@ def record_batches(data: Any, columns: list[str] | None = None) -> Iterator[pa.R
     Of a dataset only ``columns`` are read; None reads all, as where a dataset lacks one of them.
     """
     batches: Iterable[pa.RecordBatch]
+    if isinstance(data, (pa.Array, pa.ChunkedArray)) and not pa.types.is_struct(data.type):
+        data = pa.table({"tokens": data})  # a column of matrices, by itself
     if isinstance(data, pa.RecordBatch):
         batches = [data]
     elif isinstance(data, pa.RecordBatchReader):

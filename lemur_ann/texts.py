@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import functools
 import itertools
-import logging
 from collections.abc import Callable, Iterator, Sequence
 from os import PathLike
 from typing import TYPE_CHECKING, Any
@@ -14,9 +14,11 @@ import pyarrow as pa
 from lemur_ann import _validate as validate
 from lemur_ann._validate import Tokens
 from lemur_ann.encoders import as_encoder, encoded
+from lemur_ann.events import event
 from lemur_ann.index import LemurIndex
 from lemur_ann.inputs import ids_of
-from lemur_ann.progress import Task, progress
+from lemur_ann.progress import Progress, Show, Task
+from lemur_ann.progress import progress as progress_lines
 from lemur_ann.sources import opened, record_batches
 
 if TYPE_CHECKING:
@@ -24,8 +26,6 @@ if TYPE_CHECKING:
     from lemur_ann.miss import Miss
 
 TEXTS_IN_MEMORY = 4096  # whose tokens are; those of more go to the index as a stream
-
-log = logging.getLogger("lemur_ann")
 
 
 class TextIndex:
@@ -73,6 +73,9 @@ class TextIndex:
     def __repr__(self) -> str:
         return f"<TextIndex over {self.index!r}>"
 
+    def _repr_html_(self) -> str:
+        return self.index._repr_html_()
+
     def fit(self, documents: Any = None, queries: Any = None, *, ids: Any = None, **how: Any) -> TextIndex:
         """Encode documents and learn the map from queries, or learn it for the documents there are.
 
@@ -87,22 +90,25 @@ class TextIndex:
         Returns:
             itself.
         """
-        show = how.get("progress")
         if documents is not None and len(self.index):
             raise ValueError(
                 f"the index holds {len(self.index)} documents already; add(documents) brings more, and fit() without "
                 "documents learns for those it holds"
             )
-        strings = None if queries is None else _strings(queries)
-        if strings is not None:
-            with progress(show) as lines:
+        with progress_lines(how.pop("progress", None)) as lines:
+            strings = None if queries is None else _strings(queries)
+            if strings is not None:
                 queries = self._queries(strings, lines.task("queries encoded", len(strings)))
-        if documents is not None:
-            self._take(self.index.add, documents, ids, show)
-        self.index.fit(queries=queries, encode_query=None if queries is not None else self.encoder.queries, **how)
+            how |= {"queries": queries, "progress": lines}
+            if queries is None and how.get("encoder") is None:
+                how["encode_query"] = self.encoder.queries
+            if documents is None:
+                self.index.fit(**how)
+            elif not self._take(functools.partial(self.index.fit, **how), documents, ids, lines):
+                raise ValueError("fit needs at least one document, got none")
         return self
 
-    def add(self, documents: Any, *, ids: Any = None, progress: bool | None = None) -> TextIndex:
+    def add(self, documents: Any, *, ids: Any = None, progress: Show = None) -> TextIndex:
         """Encode and add documents; see :meth:`lemur_ann.LemurIndex.add`.
 
         Args:
@@ -110,7 +116,7 @@ class TextIndex:
                 interface), a frame, or the path of a Parquet file, with a string column ``text``, an optional column ``id``,
                 and other columns kept as metadata.
             ids: one for each string; 0, 1, 2, ... where None. Arrow data has a column for it.
-            progress: show a progress bar; None means when standard error is a terminal.
+            progress: as for :meth:`lemur_ann.LemurIndex.fit`.
 
         Returns:
             itself.
@@ -119,13 +125,11 @@ class TextIndex:
             ValueError, TypeError: bad documents or ids, or an encoder that gives something else than one matrix for each text;
                 nothing has changed.
         """
-        self._take(self.index.add, documents, ids, progress)
-        return self._fit_if_due()
+        return self._taken(self.index.add, documents, ids, progress)
 
-    def upsert(self, documents: Any, *, ids: Any = None, progress: bool | None = None) -> TextIndex:
+    def upsert(self, documents: Any, *, ids: Any = None, progress: Show = None) -> TextIndex:
         """As :meth:`add`, in place of documents that have the same ids; see :meth:`lemur_ann.LemurIndex.upsert`."""
-        self._take(self.index.upsert, documents, ids, progress)
-        return self._fit_if_due()
+        return self._taken(self.index.upsert, documents, ids, progress)
 
     def delete(self, ids: Any = None, *, filter: Any = None) -> int:
         """:meth:`lemur_ann.LemurIndex.delete`."""
@@ -209,26 +213,29 @@ class TextIndex:
         texts: list[str] = self.index.metadata(ids_of(ids)).column("text").to_pylist()
         return texts
 
-    def _fit_if_due(self) -> TextIndex:
-        if self.fit_at is not None and not self.index.is_fitted and len(self.index) >= self.fit_at:
-            log.info("the index holds %d documents and learns its map now", len(self.index))
-            self.fit()
+    def _taken(self, into: Callable[..., Any], documents: Any, ids: Any, show: Show) -> TextIndex:
+        with progress_lines(show) as lines:
+            self._take(functools.partial(into, progress=lines), documents, ids, lines)
+            if self.fit_at is not None and not self.index.is_fitted and len(self.index) >= self.fit_at:
+                event("fit is due", num_documents=len(self.index))
+                self.fit(progress=lines)
         return self
 
-    def _take(self, into: Callable[..., Any], documents: Any, ids: Any, show: bool | None) -> None:
-        with progress(show) as lines:
-            batches, count = self._batches(documents, ids)
-            tables = self._with_tokens(batches, lines.task("documents encoded", count))
-            first = list(itertools.islice(tables, -(-TEXTS_IN_MEMORY // self.batch_size)))
-            if not first:
-                return
-            following = next(tables, None)
-            if following is None:
-                into(pa.concat_tables(first, promote_options="default"))
-                return
-            all_tables = itertools.chain(first, [following], tables)
-            rows = (batch.cast(first[0].schema) for table in all_tables for batch in table.to_batches())
-            into(pa.RecordBatchReader.from_batches(first[0].schema, rows))
+    def _take(self, into: Callable[..., Any], documents: Any, ids: Any, lines: Progress) -> bool:
+        """Documents with their tokens, to a method of the index; False where there are none, and it is not called."""
+        batches, count = self._batches(documents, ids)
+        tables = self._with_tokens(batches, lines.task("documents encoded", count))
+        first = list(itertools.islice(tables, -(-TEXTS_IN_MEMORY // self.batch_size)))
+        if not first:
+            return False
+        following = next(tables, None)
+        if following is None:
+            into(pa.concat_tables(first, promote_options="default"))
+            return True
+        all_tables = itertools.chain(first, [following], tables)
+        rows = (batch.cast(first[0].schema) for table in all_tables for batch in table.to_batches())
+        into(pa.RecordBatchReader.from_batches(first[0].schema, rows))
+        return True
 
     def _batches(self, documents: Any, ids: Any) -> tuple[Iterator[pa.Table], int | None]:
         """Tables of at most ``batch_size`` rows with a column ``text``, and how many rows there are, where that is known."""

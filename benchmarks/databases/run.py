@@ -20,6 +20,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 
 import lemur_ann
@@ -133,6 +134,8 @@ def main() -> None:
     args = parser.parse_args()
     args.work.mkdir(parents=True, exist_ok=True)
     documents = pq.read_table(args.corpus / "docs.parquet")[: args.num_documents]
+    rows = pa.array([str(row) for row in range(len(documents))])  # names are repeated in some corpora
+    documents = documents.set_column(documents.schema.get_field_index("id"), "id", rows)
     batch = pq.read_table(args.corpus / "queries_dev.parquet", columns=["tokens"])[: args.num_queries]
     queries = [np.array(query.values.to_pylist(), np.float32) for query in batch.column("tokens")]
     path = args.work / "map.safetensors"

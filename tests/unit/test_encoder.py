@@ -136,3 +136,70 @@ def test_files_that_are_something_else(encoder, tmp_path):
 def map_arrays_of(whole, path):
     path.write_bytes(whole)
     return {name: np.array(array) for name, array in map_arrays(path).items()}
+
+
+def same_hits(one, other, queries):
+    how = {"k": 5, "num_candidates": 20, "ef_search": 40}
+    for a, b in zip(one.search(queries, **how), other.search(queries, **how), strict=True):
+        assert a == b
+
+
+def test_a_given_map_indexes_documents_as_the_one_that_learned_it(small_index):
+    learned, documents, queries = small_index(rank=31)
+    given = LemurIndex().fit(documents, ids=learned.ids(), encoder=learned.encoder)
+    assert given.options.rank == 31
+    assert given.options.num_features == learned.options.num_features
+    np.testing.assert_array_equal(given.encoder.encode_queries(queries), learned.encoder.encode_queries(queries))
+    same_hits(given, learned, queries)
+    before = dict(learned.encoder.training["seconds"])
+    LemurIndex(candidates="exact").fit(documents, encoder=learned.encoder)
+    assert learned.encoder.training["seconds"] == before  # the map is copied
+
+
+def test_an_index_on_disk_may_begin_with_a_map_and_no_documents(small_index, tmp_path):
+    learned, documents, queries = small_index(rank=31)
+    path = tmp_path / "map.safetensors"
+    learned.encoder.save(path)
+    with LemurIndex.open(tmp_path / "index") as index:
+        index.fit(encoder=LemurEncoder.load(path))
+        assert index.is_fitted
+        assert index.dim == learned.dim
+        assert len(index.search(queries[0])) == 0
+        with pytest.raises(ValueError, match="dim 7"):
+            index.add([np.ones((3, 7), np.float32)])
+        with pytest.raises(ValueError, match="dim"):
+            index.search(np.ones((3, 7), np.float32))
+    with LemurIndex.open(tmp_path / "index") as index:
+        ids = learned.ids().to_pylist()
+        index.add(documents[:150], ids=ids[:150])
+        index.add(documents[150:], ids=ids[150:])
+        same_hits(index, learned, queries)
+    same_hits(LemurIndex.load(tmp_path / "index"), learned, queries)
+
+
+def test_refit_takes_a_map_too(small_index):
+    learned, documents, queries = small_index(rank=31)
+    other = LemurIndex(num_features=32, epochs=0, rank=7).fit(documents, queries, ids=learned.ids())
+    other.add(documents[:5], ids=[*"abcde"])
+    other.delete([*"abcde"])
+    other.refit(encoder=learned.encoder)
+    assert other.options.rank == 31
+    same_hits(other, learned, queries)
+
+
+def test_what_a_given_map_refuses(small_index):
+    index, documents, queries = small_index(rank=31)
+    with pytest.raises(TypeError, match="one of them"):
+        LemurIndex().fit(documents, queries, encoder=index.encoder)
+    with pytest.raises(TypeError, match="must be a LemurEncoder, got str"):
+        LemurIndex().fit(documents, encoder="map.safetensors")
+    with pytest.raises(ValueError, match="dim"):
+        LemurIndex().fit([np.ones((3, 7), np.float32)], encoder=index.encoder)
+    odd = LemurIndex().add([np.ones((3, 7), np.float32)])
+    with pytest.raises(ValueError, match=r"encoder takes tokens of dim \d+, documents have dim 7"):
+        odd.fit(encoder=index.encoder)
+    assert not odd.is_fitted
+    with pytest.raises(TypeError, match="no queries, resume or options"):
+        index.refit(queries, encoder=index.encoder)
+    with pytest.raises(TypeError, match="no queries, resume or options"):
+        index.refit(encoder=index.encoder, rank=15)

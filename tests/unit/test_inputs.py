@@ -35,6 +35,15 @@ def assert_same(batches, matrices):
         np.testing.assert_array_equal(a, b)
 
 
+def test_a_column_of_matrices_by_itself(make_matrices):
+    matrices = make_matrices(5)
+    column = table(matrices)["tokens"]
+    assert_same(read_documents(column[1:4]), matrices[1:4])
+    assert_same([read_queries(column.combine_chunks())], matrices)
+    with pytest.raises(TypeError, match="tokens"):
+        read_queries(pa.array([1, 2, 3]))
+
+
 @pytest.mark.parametrize("dtype", [np.float32, np.float16])
 def test_arrow_table_is_not_copied(make_matrices, dtype):
     matrices = make_matrices(5, dtype=dtype)

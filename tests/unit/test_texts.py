@@ -96,7 +96,7 @@ def test_it_learns_by_itself_once_there_are_many(word_encoder, caplog):
     with caplog.at_level(logging.INFO, "lemur_ann"):
         texts.add(sentences(100), ids=[f"{i}" for i in range(100, 200)])
     assert texts.index.is_fitted
-    assert "learns its map now" in caplog.text
+    assert "fit is due" in caplog.text
 
 
 def test_saved_and_opened(word_encoder, tmp_path):
@@ -248,3 +248,14 @@ def test_it_is_in_the_package():
 def test_a_series_of_strings(word_encoder, library):
     series = pytest.importorskip(library, reason=f"pip install {library}").Series(["a red fox", "a blue whale"])
     assert TextIndex(word_encoder).add(series).search("blue", k=1).ids.tolist() == [1]
+
+
+def test_a_fit_that_fails_leaves_no_documents(word_encoder):
+    texts = TextIndex(word_encoder)
+    with pytest.raises(ValueError, match="at least one document"):
+        texts.fit([])
+    with pytest.raises(ValueError, match="queries have dim 3"):
+        texts.fit(["one two", "three"], [np.ones((2, 3), np.float32)])
+    assert len(texts) == 0
+    texts.fit(["one two", "three"], ["one"])
+    assert texts.search("three", k=1).ids.tolist() == [1]
