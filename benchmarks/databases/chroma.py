@@ -26,7 +26,7 @@ def connect(folder: str) -> Any:
 
 def build(folder: str, encoder: Any, documents: Any) -> None:
     documents = documents.select(["id", "tokens"])
-    with connect(folder) as client, LemurIndex.open(Path(folder) / "tokens", candidates="exact") as tokens:
+    with connect(folder) as client, LemurIndex.open(Path(folder) / "tokens", candidates="exact", token_codes=None) as tokens:
         LemurCollection.create(client, "documents", encoder).add(documents)
         LemurCollection.create(client, "documents-beside", encoder, tokens=tokens).add(documents)
 
