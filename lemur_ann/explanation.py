@@ -202,7 +202,7 @@ class Explanation:
         offset: int = 0,
         query_token: int | None = None,
     ) -> Any:
-        """Draw the similarities, with matplotlib: ``pip install lemur_ann[plots]``.
+        """Draw the similarities, with matplotlib: ``pip install 'lemur_ann[plots]'``.
 
         With ``grid``, for a page whose tokens are patches in rows: a heat map of the similarity to each patch, over the page
         where ``image`` is given. Without it, a matrix of query tokens by document tokens, where a dot marks each query token's
@@ -473,7 +473,7 @@ def _matplotlib_figure() -> Any:
     try:
         from matplotlib.figure import Figure
     except ImportError as error:
-        raise ImportError("a picture needs matplotlib, which is not installed: pip install lemur_ann[plots]") from error
+        raise ImportError("a picture needs matplotlib, which is not installed: pip install 'lemur_ann[plots]'") from error
     return Figure
 
 

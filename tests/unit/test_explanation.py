@@ -326,7 +326,7 @@ def test_pictures_it_refuses(page):
 def test_without_matplotlib(page, monkeypatch):
     monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
     with pytest.raises(
-        ImportError, match=r"a picture needs matplotlib, which is not installed: pip install lemur_ann\[plots\]"
+        ImportError, match=r"a picture needs matplotlib, which is not installed: pip install 'lemur_ann\[plots\]'"
     ):
         page.picture()
 
@@ -439,7 +439,7 @@ def walked():
 
     documents, queries = list(matrices(6000)), list(matrices(300))
     index = LemurIndex(num_features=64, epochs=0, rank=15, num_candidates=20, ef_search=None, M=2, ef_construction=4)
-    return index.fit(documents, queries=queries[50:], progress=False), queries[:30]
+    return index.fit(documents, queries=queries[50:], num_threads=1, progress=False), queries[:30]
 
 
 @pytest.mark.parametrize("filtered", [False, True])
