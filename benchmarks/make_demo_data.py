@@ -1,10 +1,12 @@
 """Make the sample that `lemur-ann demo` uses: a few hundred short documents, training queries and test queries.
 
-    python benchmarks/make_demo_data.py CORPUS
+    python benchmarks/make_demo_data.py CORPUS --tokenizer tokenizer.json
 
 CORPUS holds docs.parquet, queries_train.parquet and queries_dev.parquet (id, text, tokens), where dev query i has the id of the
 document it was written for. Token values are rounded to multiples of 1/128, which moves no inner product of unit vectors by
-more than a few hundredths and lets Parquet store them in under a byte each. Writes lemur_ann/data/demo_*.parquet.
+more than a few hundredths and lets Parquet store them in under a byte each. The tokenizer is the model's: demo_words.parquet
+has the strings of each text's tokens, first of documents, then of training and of test queries. Writes
+lemur_ann/data/demo_*.parquet.
 """
 
 import argparse
@@ -14,6 +16,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
+from tokenizers import Tokenizer
 
 OUT = Path(__file__).parent.parent / "lemur_ann" / "data"
 MAX_TOKENS = 64
@@ -36,10 +39,28 @@ def write(table: pa.Table, name: str) -> None:
     print(f"{path.name}: {len(table)} rows, {path.stat().st_size / 1e6:.2f} MB")
 
 
+def write_words(documents: pa.Table, queries: list[pa.Table], tokenizer: Path) -> None:
+    """The model's tokens are ``[CLS] marker text [SEP]``, and [MASK] up to 32 for queries."""
+    model = Tokenizer.from_file(str(tokenizer))
+    model.no_padding()
+    model.no_truncation()
+    rows = []
+    for table, marker in ((documents, "[D]"), *((table, "[Q]") for table in queries)):
+        for text, tokens in zip(table.column("text").to_pylist(), table.column("tokens"), strict=True):
+            pieces = model.encode(text, add_special_tokens=False).tokens
+            row = ["[CLS]", marker, *pieces[: len(tokens) - 3], "[SEP]"]
+            rows.append(row + ["[MASK]"] * (len(tokens) - len(row)))
+    path = OUT / "demo_words.parquet"
+    pq.write_table(pa.table({"words": rows}), path, compression="zstd", compression_level=22)
+    print(f"{path.name}: {len(rows)} rows, {path.stat().st_size / 1e6:.2f} MB")
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("corpus", type=Path)
-    corpus = parser.parse_args().corpus
+    parser.add_argument("--tokenizer", type=Path, required=True)
+    args = parser.parse_args()
+    corpus = args.corpus
     documents = pq.read_table(corpus / "docs.parquet")
     test = pq.read_table(corpus / "queries_dev.parquet")
     once = pc.value_counts(documents.column("id"))
@@ -50,8 +71,10 @@ def main() -> None:
     documents = documents.filter(wanted)[:NUM_DOCUMENTS]
     test = test.filter(pc.is_in(test.column("id"), value_set=documents.column("id").combine_chunks()))[:NUM_TEST_QUERIES]
     write(documents, "demo_documents.parquet")
-    write(pq.read_table(corpus / "queries_train.parquet")[:NUM_TRAINING_QUERIES], "demo_training_queries.parquet")
+    training = pq.read_table(corpus / "queries_train.parquet")[:NUM_TRAINING_QUERIES]
+    write(training, "demo_training_queries.parquet")
     write(test, "demo_queries.parquet")
+    write_words(documents, [training, test], args.tokenizer)
 
 
 if __name__ == "__main__":

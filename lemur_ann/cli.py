@@ -19,6 +19,7 @@ from lemur_ann import run_files, storage
 from lemur_ann.errors import CorruptIndex
 from lemur_ann.evaluation import Evaluation
 from lemur_ann.health import Health, MapFit
+from lemur_ann.inputs import read_queries
 from lemur_ann.options import Options
 from lemur_ann.progress import progress
 from lemur_ann.sources import open_path, record_batches
@@ -47,6 +48,8 @@ app = typer.Typer(
       lemur-ann tune my_index other_queries.parquet --target-recall 0.95
 
       lemur-ann health my_index --queries recent_queries.parquet
+
+      lemur-ann explain my_index --queries queries.parquet --row 0 --id doc-17
 
       lemur-ann report my_index --queries other_queries.parquet --out report.html
 
@@ -327,6 +330,62 @@ def health(
 
 
 @app.command()
+def explain(
+    path: IndexDir,
+    queries: Annotated[Path, typer.Option(help="Queries, with a column 'tokens'.", exists=True)],
+    doc_id: Annotated[str, typer.Option("--id", help="Id of the document.")],
+    row: Annotated[int, typer.Option(help="Which query of the file, from 0.")] = 0,
+    miss: Annotated[
+        bool, typer.Option("--miss", help="Say which stage of a search loses it, and which settings do not.")
+    ] = False,
+    k: Annotated[int, typer.Option("-k", help="Hits to look for it in.")] = 10,
+    num_candidates: Annotated[int | None, typer.Option(help="Of that search, with --miss.")] = None,
+    ef_search: Annotated[int | None, typer.Option(help="Of that search, with --miss.")] = None,
+    target_recall: Annotated[float | None, typer.Option(help="Of that search, with --miss.")] = None,
+    words: Annotated[
+        str | None,
+        typer.Option(help="Column, of the queries and of the documents, with the strings of their tokens: list<string>."),
+    ] = None,
+    out: Annotated[Path | None, typer.Option(help="Also draw the similarities: a file such as picture.png.")] = None,
+    device: Device = None,
+    threads: Threads = None,
+) -> None:
+    """Say why a document has its score for a query, token by token, and where it stands; or why a search does not find it."""
+    how: dict[str, Any] = {"num_candidates": num_candidates, "ef_search": ef_search, "target_recall": target_recall}
+    if not miss and any(value is not None for value in how.values()):
+        raise ValueError("--num-candidates, --ef-search and --target-recall go with --miss")
+    if miss and (out is not None or words is not None):
+        raise ValueError("--out and --words go without --miss")
+    table = _read(queries)
+    if not 0 <= row < len(table):
+        raise ValueError(f"--row must be from 0 to {len(table) - 1}, the queries of {queries}, got {row}")
+    index = lemur_ann.LemurIndex.load(path, device=device)
+    named: Any = int(doc_id) if pa.types.is_integer(index.ids().type) and doc_id.lstrip("-").isdigit() else doc_id
+    query = read_queries(table[row : row + 1]).tokens
+    console.print(_query_names(table)[row])
+    if miss:
+        found = index.explain_miss(query, named, k, **how, num_threads=threads)
+        console.print(str(found), soft_wrap=True)
+        return
+    document = index.metadata([named])
+    explanation = index.explain(
+        query,
+        named,
+        k=k,
+        query_words=_words(table, row, words),
+        document_words=_words(document, 0, words),
+        num_threads=threads,
+    )
+    if "text" in document.column_names:
+        console.print(f"Document: {document.column('text')[0].as_py()}")
+    console.print()
+    console.print(explanation)
+    if out is not None:
+        explanation.picture(out)
+        console.print(f"Similarities drawn to {out}")
+
+
+@app.command()
 def refit(
     path: IndexDir,
     queries: Annotated[
@@ -469,6 +528,15 @@ def _query_names(table: pa.Table) -> list[str]:
         if column in table.column_names:
             return [f"Query: {value}" for value in table.column(column).to_pylist()]
     return [f"Query {i}" for i in range(len(table))]
+
+
+def _words(table: pa.Table, row: int, column: str | None) -> Any:
+    """The strings of the tokens of a row, from a column."""
+    if column is None:
+        return None
+    if column not in table.column_names:
+        raise ValueError(f"--words names no column {column!r}; there are {table.column_names}")
+    return table.column(column)[row].as_py()
 
 
 def _print_hits(index: lemur_ann.LemurIndex, hits: lemur_ann.Hits, title: str) -> None:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cache
 from importlib.resources import as_file, files
 from typing import Any
 
@@ -34,12 +36,12 @@ class DemoData:
 
 def load_demo_data() -> DemoData:
     """Read the sample."""
+    return DemoData(_read("documents"), _read("training_queries"), _read("queries"))
 
-    def read(name: str) -> pa.Table:
-        with as_file(files("lemur_ann") / "data" / f"demo_{name}.parquet") as path:
-            return pq.read_table(path)
 
-    return DemoData(read("documents"), read("training_queries"), read("queries"))
+def _read(name: str) -> pa.Table:
+    with as_file(files("lemur_ann") / "data" / f"demo_{name}.parquet") as path:
+        return pq.read_table(path)
 
 
 def fit_demo_index(data: DemoData, *, epochs: int = 10, progress: Show = None) -> LemurIndex:
@@ -49,25 +51,42 @@ def fit_demo_index(data: DemoData, *, epochs: int = 10, progress: Show = None) -
 
 
 def demo_encoder(data: DemoData | None = None) -> Encoder:
-    """An encoder that knows the sample's texts and no others: for examples, in the place of a model.
+    """An encoder that knows the sample's texts and their words, and no others: for examples, in the place of a model.
 
     Raises:
         KeyError: when it is given a text that is not the sample's.
     """
     data = load_demo_data() if data is None else data
 
-    def side(name: str, *tables: pa.Table) -> Callable[[list[str]], list[Any]]:
-        known: dict[str, Any] = {}
-        for table in tables:
-            tokens, offsets = tokens_from_arrow(table.column("tokens").combine_chunks(), name)
-            known.update(zip(table.column("text").to_pylist(), np.split(tokens, offsets[1:-1]), strict=True))
-
-        def encode(texts: list[str]) -> list[Any]:
-            unknown = next((text for text in texts if text not in known), None)
+    def known(name: str, values: Callable[[], dict[str, Any]]) -> Callable[[list[str]], list[Any]]:
+        def look_up(texts: list[str]) -> list[Any]:
+            found = values()
+            unknown = next((text for text in texts if text not in found), None)
             if unknown is not None:
                 raise KeyError(f"the demo encoder knows the sample's {name} only, got {unknown!r}; a model knows all texts")
-            return [known[text] for text in texts]
+            return [found[text] for text in texts]
 
-        return encode
+        return look_up
 
-    return Encoder(side("queries", data.training_queries, data.queries), side("documents", data.documents))
+    def matrices(name: str, *tables: pa.Table) -> Callable[[list[str]], list[Any]]:
+        found: dict[str, Any] = {}
+        for table in tables:
+            tokens, offsets = tokens_from_arrow(table.column("tokens").combine_chunks(), name)
+            found.update(zip(table.column("text").to_pylist(), np.split(tokens, offsets[1:-1]), strict=True))
+        return known(name, lambda: found)
+
+    return Encoder(
+        matrices("queries", data.training_queries, data.queries),
+        matrices("documents", data.documents),
+        known("queries", lambda: _words()[0]),
+        known("documents", lambda: _words()[1]),
+    )
+
+
+@cache
+def _words() -> tuple[dict[str, list[str]], dict[str, list[str]]]:
+    """The strings of the tokens of the sample's queries and of its documents, by text."""
+    data, words = load_demo_data(), _read("words").column("words").to_pylist()
+    texts = [table.column("text").to_pylist() for table in (data.documents, data.training_queries, data.queries)]
+    named = list(zip(itertools.chain(*texts), words, strict=True))
+    return dict(named[len(texts[0]) :]), dict(named[: len(texts[0])])

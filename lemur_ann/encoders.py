@@ -19,10 +19,15 @@ class Encoder:
         queries: takes a list of strings and gives their token embeddings, a (num_tokens, dim) matrix each, in any form that
             :meth:`lemur_ann.LemurIndex.fit` takes for queries.
         documents: the same for documents. Where pages are images, it takes what stands for a page: a path, for example.
+        query_words, document_words: take a list of strings and give for each the strings of its tokens, one for each row of
+            its matrix, as a tokenizer names them, or None where that cannot be said: for explanations. None where there are
+            no such functions.
     """
 
     queries: Callable[[list[str]], Any]
     documents: Callable[[list[str]], Any]
+    query_words: Callable[[list[str]], Any] | None = None
+    document_words: Callable[[list[str]], Any] | None = None
 
 
 def as_encoder(model: Any) -> Encoder:
@@ -31,8 +36,9 @@ def as_encoder(model: Any) -> Encoder:
     Args:
         model: a sentence-transformers ``MultiVectorEncoder``; a PyLate ``models.ColBERT``; a fastembed
             ``LateInteractionTextEmbedding``; anything else with methods ``encode_query`` and ``encode_document`` (or
-            ``encode_queries`` and ``encode_documents``) from a list of strings to one matrix each; a pair of such functions;
-            or an :class:`Encoder`.
+            ``encode_queries`` and ``encode_documents``) from a list of strings to one matrix each, and optional methods
+            ``query_words`` and ``document_words``, see :class:`Encoder`; a pair of such functions; or an :class:`Encoder`.
+            The tokens of the first two have names by themselves.
 
     Raises:
         TypeError: it is none of these.
@@ -46,6 +52,8 @@ def as_encoder(model: Any) -> Encoder:
         return Encoder(
             lambda texts: model.encode(texts, is_query=True, show_progress_bar=False),
             lambda texts: model.encode(texts, is_query=False, show_progress_bar=False),
+            lambda texts: _pylate_words(model, texts, is_query=True),
+            lambda texts: _pylate_words(model, texts, is_query=False),
         )
     if "sentence_transformers" in packages:
         if getattr(model, "model_type", None) in ("SentenceTransformer", "SparseEncoder"):
@@ -56,16 +64,42 @@ def as_encoder(model: Any) -> Encoder:
         return Encoder(
             lambda texts: model.encode_query(texts, show_progress_bar=False, convert_to_numpy=True),
             lambda texts: model.encode_document(texts, show_progress_bar=False, convert_to_numpy=True),
+            lambda texts: _sentence_transformers_words(model, model.encode_query, texts),
+            lambda texts: _sentence_transformers_words(model, model.encode_document, texts),
         )
     if "fastembed" in packages and callable(getattr(model, "query_embed", None)):
         return Encoder(lambda texts: list(model.query_embed(texts)), lambda texts: list(model.embed(texts)))
     for query, document in (("encode_query", "encode_document"), ("encode_queries", "encode_documents")):
         if callable(getattr(model, query, None)) and callable(getattr(model, document, None)):
-            return Encoder(getattr(model, query), getattr(model, document))
+            words = (getattr(model, name, None) for name in ("query_words", "document_words"))
+            return Encoder(getattr(model, query), getattr(model, document), *words)
     raise TypeError(
         "encoder must be a late-interaction model with encode_query and encode_document, a pair of functions "
         f"(encode_queries, encode_documents), or a lemur_ann.encoders.Encoder; got {type(model).__name__}"
     )
+
+
+def _sentence_transformers_words(model: Any, encode: Callable[..., Any], texts: list[str]) -> list[list[str] | None]:
+    words = []
+    for output in encode(texts, show_progress_bar=False, output_value=None):
+        ids, mask = output.get("input_ids"), output["attention_mask"].bool()
+        # where tokens are pooled, vectors are no longer those of single tokens
+        is_named = ids is not None and ids.shape == mask.shape == output["token_embeddings"].shape[:1]
+        words.append(_names(model.tokenizer, ids[mask].tolist()) if is_named else None)
+    return words
+
+
+def _pylate_words(model: Any, texts: list[str], *, is_query: bool) -> list[list[str] | None]:
+    output = model.encode(texts, is_query=is_query, show_progress_bar=False, output_value=None)
+    pairs = zip(output["input_ids"], output["masks"], strict=True)
+    return [_names(model.tokenizer, np.asarray(ids)[np.asarray(mask, np.bool_)].tolist()) for ids, mask in pairs]
+
+
+def _names(tokenizer: Any, ids: list[int]) -> list[str]:
+    names: list[str] = tokenizer.convert_ids_to_tokens(ids)
+    if any(name.startswith("Ġ") for name in names):  # bytes, each as a letter that stands for it
+        return [tokenizer.convert_tokens_to_string([name]) for name in names]
+    return names
 
 
 def encoded(encode: Callable[[list[str]], Any], texts: list[str], side: str, dim: int | None) -> QueryBatch:

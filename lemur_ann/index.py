@@ -46,7 +46,9 @@ from lemur_ann.versions import read_version
 if TYPE_CHECKING:
     from lemur_ann.device_search import DeviceSearch
     from lemur_ann.encoder import Encoded, LemurEncoder
+    from lemur_ann.explanation import Case, Explanation
     from lemur_ann.features import FeatureMap
+    from lemur_ann.miss import Miss
 
 ROWS_PER_BATCH = 1024  # of a stream that goes out
 MIN_DELETED = 1024  # fewer deleted documents never make an index compact itself
@@ -1153,6 +1155,93 @@ class LemurIndex:
                 num_threads=threads,
                 task=lines.task("queries", len(batch)),
             )
+
+    def explain(
+        self,
+        query_tokens: Any,
+        doc_id: Any,
+        *,
+        k: int = 10,
+        query_words: Sequence[str] | None = None,
+        document_words: Sequence[str] | None = None,
+        num_threads: int | None = None,
+    ) -> Explanation:
+        """Why a document has its score for a query: which tokens carry it, and where it stands among all documents.
+
+        It costs about as much as two exact searches and a scan of all vectors.
+
+        Args:
+            query_tokens: one query, a matrix (num_tokens, dim).
+            doc_id: the id of the document.
+            k: how many hits of a search, at the index's own settings, to look for it in.
+            query_words, document_words: the strings of their tokens, one for each row of the matrices, as a tokenizer names
+                them; None shows numbers.
+            num_threads: None means all cores.
+
+        Returns:
+            :class:`~lemur_ann.explanation.Explanation`; print it, show it in a notebook, or draw it with its ``picture``.
+            Before :meth:`fit` it has no estimate.
+
+        Raises:
+            KeyError: there is no such document.
+            ValueError, TypeError: a bad query, or more or fewer strings than tokens.
+        """
+        from lemur_ann.explanation import explain
+
+        case = self._case(query_tokens, doc_id, None, num_threads)
+        k = validate.positive_int(k, "k")
+        count, beam = search_options(case.snapshot.learned, self._options, k, None, None)
+        return explain(case, k, count, beam, query_words=query_words, document_words=document_words)
+
+    def explain_miss(
+        self,
+        query_tokens: Any,
+        doc_id: Any,
+        k: int = 10,
+        *,
+        num_candidates: int | None = None,
+        ef_search: int | None = None,
+        target_recall: float | None = None,
+        filter: Any = None,
+        num_threads: int | None = None,
+    ) -> Miss:
+        """Why a search does not find a document: which stage loses it, and with which settings it is found.
+
+        It costs about as much as an exact search and a scan of all vectors, and some searches to try settings.
+
+        Args:
+            query_tokens: one query, a matrix (num_tokens, dim).
+            doc_id: the id of the document.
+            k, num_candidates, ef_search, target_recall, filter, num_threads: of that search, as for :meth:`search`.
+
+        Returns:
+            :class:`~lemur_ann.miss.Miss`; print it, or search again with its ``settings``.
+
+        Raises:
+            KeyError: there is no such document, or no longer.
+            ValueError, TypeError: a bad query, or bad settings.
+        """
+        from lemur_ann.miss import explain_miss
+
+        case = self._case(query_tokens, doc_id, filter, num_threads)
+        k = validate.positive_int(k, "k")
+        count, beam = search_options(case.snapshot.learned, self._options, k, num_candidates, ef_search, target_recall)
+        asked = {"num_candidates": num_candidates, "ef_search": ef_search, "target_recall": target_recall, "filter": filter}
+        return explain_miss(case, k, count, beam, asked)
+
+    def _case(self, query_tokens: Any, doc_id: Any, filter: Any, num_threads: int | None) -> Case:
+        from lemur_ann.explanation import Case
+
+        snapshot = self._snapshot
+        learned = snapshot.learned
+        return Case.of(
+            snapshot,
+            query_tokens,
+            doc_id,
+            excluded=snapshot.deleted if filter is None else self._excluded(filter, snapshot),
+            device_search=self._on_device(snapshot, learned) if learned and learned.options.device != "cpu" else None,
+            num_threads=validate.num_threads(num_threads),
+        )
 
     # Keeping it
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -40,8 +40,12 @@ def search(
     excluded: RowSet,
     exact: bool = False,
     device_search: DeviceSearch | None = None,
+    watch: Callable[[list[Rows]], None] | None = None,
 ) -> list[Hits]:
-    """The hits of each query among the rows that are not excluded; by their exact scores all, where ``exact``."""
+    """The hits of each query among the rows that are not excluded; by their exact scores all, where ``exact``.
+
+    ``watch`` is given the candidates of all queries each time that some are reranked on the CPU.
+    """
     tokens = np.ascontiguousarray(queries.tokens, dtype=np.float32)
     num_matching = len(excluded) - excluded.count
     if num_matching == 0 or len(queries) == 0:
@@ -59,6 +63,8 @@ def search(
     documents, bounds = snapshot.store.documents, queries.offsets
 
     def rerank(candidates: list[Rows]) -> list[Scored]:
+        if watch is not None:
+            watch(candidates)
         candidates = [np.sort(found) for found in candidates]  # read tokens in the order they lie
         ends = to_offsets([len(found) for found in candidates])
         rows, scores, counts = _core.rerank(tokens, bounds, documents, np.concatenate(candidates), ends, k, num_threads)
@@ -77,13 +83,18 @@ def search(
     # as long as the later ones have more than a few of the hits, still more.
     nobody: Rows = np.empty(0, np.int64)
     best: list[Scored] = [(nobody, np.empty(0, np.float32)) for _ in range(len(queries))]
+    known = [nobody] * len(queries)  # reranked: a wider walk may find others among its first than the one before
     seen, wanted, open_queries = 0, num_candidates, set(range(len(queries)))
     while open_queries and seen < num_matching:
         order = sorted(open_queries)
         found = dict(zip(order, find(encoded[order], wanted, max(ef_search, wanted)), strict=True))
-        for begin, end in ((0, wanted // 2), (wanted // 2, wanted)) if seen == 0 else ((seen, wanted),):
-            new = rerank([found[i][begin:end] if i in open_queries else nobody for i in range(len(queries))])
+        for begin, end in ((0, wanted // 2), (wanted // 2, wanted)) if seen == 0 else ((0, wanted),):
+            fresh = [nobody] * len(queries)
+            for i in order:
+                fresh[i] = found[i][begin:end][~np.isin(found[i][begin:end], known[i])]
+            new = rerank(fresh)
             for i in sorted(open_queries):
+                known[i] = np.concatenate([known[i], fresh[i]])
                 best[i] = _merged(best[i], new[i], k)
                 if end == wanted and np.isin(best[i][0], new[i][0]).sum() <= FEW * k:
                     open_queries.remove(i)

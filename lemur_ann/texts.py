@@ -6,7 +6,7 @@ import functools
 import itertools
 from collections.abc import Callable, Iterator, Sequence
 from os import PathLike
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pyarrow as pa
@@ -20,6 +20,10 @@ from lemur_ann.inputs import ids_of
 from lemur_ann.progress import Progress, Show, Task
 from lemur_ann.progress import progress as progress_lines
 from lemur_ann.sources import opened, record_batches
+
+if TYPE_CHECKING:
+    from lemur_ann.explanation import Explanation
+    from lemur_ann.miss import Miss
 
 TEXTS_IN_MEMORY = 4096  # whose tokens are; those of more go to the index as a stream
 
@@ -153,6 +157,53 @@ class TextIndex:
             )
         return self.index.search(self._queries(strings, Task()), k, **how)
 
+    def explain(self, query: str, doc_id: Any, *, k: int = 10, num_threads: int | None = None) -> Explanation:
+        """Why a document has its score for a query, with the words of both where the encoder names its tokens.
+
+        Args:
+            query: a string.
+            doc_id, k, num_threads: as for :meth:`lemur_ann.LemurIndex.explain`.
+
+        Returns:
+            :class:`~lemur_ann.explanation.Explanation`; print it, show it in a notebook, or draw it with its ``picture``.
+
+        Raises:
+            KeyError: there is no such document.
+            ValueError: the encoder does not name a query's or a document's tokens one by one, or names more or fewer than
+                are stored: documents that another encoder encoded are explained by ``index.explain``.
+        """
+        metadata = self.index.metadata([doc_id])
+        text = metadata.column("text")[0].as_py() if "text" in metadata.column_names else None
+        return self.index.explain(
+            self._query(query),
+            doc_id,
+            k=k,
+            query_words=_words(self.encoder.query_words, query, "query"),
+            document_words=None if text is None else _words(self.encoder.document_words, text, "document"),
+            num_threads=num_threads,
+        )
+
+    def explain_miss(self, query: str, doc_id: Any, k: int = 10, **how: Any) -> Miss:
+        """Why a search does not find a document, and which settings do.
+
+        Args:
+            query: a string.
+            doc_id, k: as for :meth:`lemur_ann.LemurIndex.explain_miss`.
+            **how: num_candidates, ef_search, target_recall, filter, num_threads, of that search.
+
+        Returns:
+            :class:`~lemur_ann.miss.Miss`; print it, or search again: ``texts.search(query, **miss.settings)``.
+
+        Raises:
+            KeyError: there is no such document.
+        """
+        return self.index.explain_miss(self._query(query), doc_id, k, **how)
+
+    def _query(self, query: str) -> Tokens:
+        if not isinstance(query, str):
+            raise TypeError(f"query must be a string, got {type(query).__name__}; index.explain takes token embeddings")
+        return self._queries([query], Task())[0]
+
     def texts(self, ids: Any) -> list[str]:
         """The texts of some documents.
 
@@ -241,6 +292,17 @@ class TextIndex:
             matrices += np.split(batch.tokens, batch.offsets[1:-1])
             task.advance(len(batch))
         return matrices
+
+
+def _words(name: Callable[[list[str]], Any] | None, text: str, side: str) -> list[str] | None:
+    """The strings of a text's tokens; None where the encoder does not say them."""
+    if name is None:
+        return None
+    given = list(name([text]))
+    if len(given) != 1:
+        raise ValueError(f"{side}_words of the encoder was given 1 text and returned {len(given)} lists")
+    words: list[str] | None = given[0]
+    return words
 
 
 def _strings(value: Any) -> list[str] | None:

@@ -42,6 +42,16 @@ class OnnxEncoder:
     def encode_document(self, texts: list[str]) -> list[np.ndarray]:
         return self._encode(self._rows(texts, DOCUMENT, 180))
 
+    def query_words(self, texts: list[str]) -> list[list[str]]:
+        return [words + ["[MASK]"] * (32 - len(words)) for words in self._words(texts, "[Q]", 32)]
+
+    def document_words(self, texts: list[str]) -> list[list[str]]:
+        return self._words(texts, "[D]", 180)
+
+    def _words(self, texts: list[str], marker: str, most: int) -> list[list[str]]:
+        encodings = self.tokenizer.encode_batch(texts, add_special_tokens=False)
+        return [["[CLS]", marker, *encoding.tokens[: most - 3], "[SEP]"] for encoding in encodings]
+
     def _rows(self, texts: list[str], marker: int, most: int) -> list[list[int]]:
         encodings = self.tokenizer.encode_batch(texts, add_special_tokens=False)
         return [[CLS, marker, *encoding.ids[: most - 3], SEP] for encoding in encodings]

@@ -382,6 +382,11 @@ def test_text_index_over_a_model_of_pylate(model):
     documents = model.encode(TEXTS, is_query=False, show_progress_bar=False)
     query = model.encode(["little, old bird"], is_query=True, show_progress_bar=False)[0]
     assert texts.search("little, old bird", k=5).scores == pytest.approx(best(query, TEXTS, documents, 5)[1], abs=1e-4)
+    explanation = texts.explain("little, old bird", TEXTS[-1])
+    assert explanation.query_words[:7] == ("[CLS]", "[Q] ", "little", ",", "old", "bird", "[SEP]")
+    assert len(explanation.query_words) == len(query)
+    assert explanation.document_words[:2] == ("[CLS]", "[D] ")
+    assert "," not in explanation.document_words  # which the model leaves out
 
 
 def test_the_program_of_the_page(tmp_path, monkeypatch, capsys):

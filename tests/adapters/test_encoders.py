@@ -53,6 +53,17 @@ def test_scores_are_those_of_the_encoders_two_sides(texts, encoder, demo_data):
     assert texts.texts(ids) == given
 
 
+def test_an_explanation_points_at_the_words_in_common(texts):
+    doc_id = "libcollada-dom-dev"
+    explanation = texts.explain("collada document object model headers", doc_id)
+    assert explanation.rank <= 3
+    for word in ("col", "##lad", "header"):
+        token = explanation.query_words.index(word)
+        assert explanation.document_words[explanation.best_tokens[token]] == word
+        assert explanation.gains[token] > 3 * np.median(abs(explanation.gains))
+    assert texts.explain_miss("collada document object model headers", doc_id, 10).stage == "found"
+
+
 def test_learned_from_the_documents_own_sentences(texts, encoder, demo_data):
     index = LemurIndex(num_features=256, epochs=2, num_candidates=50, ef_search=None)
     learned = TextIndex(encoder, index.add(texts.index.get(texts.index.ids()))).fit(progress=False)

@@ -9,12 +9,14 @@ import pytest
 
 pytest.importorskip("sentence_transformers", minversion="6", reason="pip install lemur_ann[sentence-transformers]")
 
+import tokenizers
 import torch
 import transformers
 from sentence_transformers import MultiVectorEncoder, SentenceTransformer
-from sentence_transformers.multi_vector_encoder.modules import MultiVectorMask
+from sentence_transformers.multi_vector_encoder.modules import HierarchicalTokenPooling, MultiVectorMask
 
 from lemur_ann import LemurIndex, TextIndex
+from lemur_ann.encoders import _names
 
 TEXTS = [
     f"{article} {adjective} {noun}{end}"
@@ -85,6 +87,44 @@ def test_the_embeddings_go_in_as_they_are(model, scores):
     index = LemurIndex().add(model.encode_document(TEXTS), ids=TEXTS)  # tensors
     check(index.search(model.encode_query(QUERIES), k=7), scores)
     assert index.search(model.encode_query(QUERIES[0]), k=7) == index.search(model.encode_query(QUERIES[:1]), k=7)[0]
+
+
+def test_explanations_name_the_models_tokens(model, scores):
+    texts = TextIndex(model).add(TEXTS, ids=TEXTS)
+    text, query = "the little, old fox", QUERIES[1]
+    explanation = texts.explain(query, text)
+    assert explanation.score == pytest.approx(scores[1][TEXTS.index(text)], abs=1e-4)
+    if model.prompts.get("query"):
+        assert explanation.query_words == ("[CLS]", "asked", "the", "deep", "blue", "sea", "[SEP]")
+        assert explanation.document_words == ("[CLS]", "said", "the", "little", ",", "old", "fox", "[SEP]")
+    else:
+        assert explanation.query_words[:6] == ("[CLS]", "the", "deep", "blue", "sea", "[SEP]")
+        assert explanation.query_words[6:] == ("[MASK]",) * 6
+        assert explanation.document_words == ("[CLS]", "the", "little", "old", "fox", "[SEP]"), "no punctuation"
+    hits = texts.search(query, k=3)
+    assert texts.explain_miss(query, hits.ids[2], k=3).found_at == 3
+
+
+def test_names_of_tokens_that_are_bytes():
+    tokenizer = tokenizers.Tokenizer(tokenizers.models.BPE())
+    tokenizer.pre_tokenizer = tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = tokenizers.decoders.ByteLevel()
+    trainer = tokenizers.trainers.BpeTrainer(initial_alphabet=tokenizers.pre_tokenizers.ByteLevel.alphabet(), vocab_size=300)
+    tokenizer.train_from_iterator(["un café noir"] * 9, trainer)
+    fast = transformers.PreTrainedTokenizerFast(tokenizer_object=tokenizer)
+    ids = fast("un café noir")["input_ids"]
+    assert fast.convert_ids_to_tokens(ids) == ["un", "ĠcafÃ©", "Ġnoir"]
+    assert _names(fast, ids) == ["un", " café", " noir"]
+
+
+def test_pooled_tokens_have_no_names(folder):
+    model = MultiVectorEncoder(folder, device="cpu")
+    model.append(HierarchicalTokenPooling(pool_factor=2))
+    texts = TextIndex(model).add(TEXTS, ids=TEXTS)
+    explanation = texts.explain("red fox", TEXTS[0])
+    assert explanation.query_words == ("[CLS]", "red", "fox", "[SEP]")
+    assert explanation.document_words is None
+    assert explanation.similarities.shape[1] < 6
 
 
 def test_learned_from_the_documents_own_texts(model, scores):

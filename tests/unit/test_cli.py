@@ -13,6 +13,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from lemur_ann import LemurEncoder, LemurIndex
+from lemur_ann.demo import demo_encoder
 
 SMALL = ["--epochs", 0, "--num-features", 256, "--rank", 63, "--num-candidates", 200]
 
@@ -123,6 +124,51 @@ def test_health_and_refit(workplace):
     assert LemurIndex.load(workplace / "grown").encoder.dim == 16
 
 
+def test_explain(workplace, demo_data):
+    pytest.importorskip("matplotlib", reason="pip install lemur_ann[plots]")
+    query, doc_id = (demo_data.queries[name][3].as_py() for name in ("text", "id"))
+    asked = ["explain", "index", "--queries", "queries.parquet", "--row", 3]
+    result = lemur_ann(*asked, "--id", doc_id, "--out", "picture.png", cwd=workplace)
+    assert result.returncode == 0, result.stderr
+    shown = " ".join(result.stdout.split())
+    for expected in (
+        f"Query: {query}",
+        "Document: The COLLADA",
+        f"'{doc_id}': score 27.457",
+        "learned estimate",
+        "rank 1 of 600",
+    ):
+        assert expected in shown
+    assert len(result.stdout[result.stdout.index("query token") :].splitlines()) == 1 + 32 + 1
+    assert (workplace / "picture.png").read_bytes().startswith(b"\x89PNG")
+    far = LemurIndex.load(workplace / "index").search(demo_data.queries[3:4], k=600)[0].ids[-1]
+    result = lemur_ann(*asked, "--id", far, "--miss", "-k", 5, "--num-candidates", 7, cwd=workplace)
+    assert result.returncode == 0, result.stderr
+    assert f"'{far}' is not among the 5 best: its exact score" in result.stdout
+    assert "has rank 600 of 600" in result.stdout
+    assert "k=600 finds it." in result.stdout
+
+
+def test_explain_names_tokens_by_a_column(workplace, demo_data):
+    encoder = demo_encoder(demo_data)
+    for name, table, words in (
+        ("docs", demo_data.documents[:50], encoder.document_words),
+        ("queries", demo_data.queries, encoder.query_words),
+    ):
+        pq.write_table(table.append_column("words", [words(table["text"].to_pylist())]), workplace / f"named_{name}.parquet")
+    build = ["build", "named_docs.parquet", "--queries", "training.parquet", "--out", "named", *SMALL]
+    assert lemur_ann(*build, cwd=workplace).returncode == 0
+    doc_id = demo_data.documents["id"][0].as_py()
+    asked = ["explain", "named", "--queries", "named_queries.parquet", "--id", doc_id]
+    result = lemur_ann(*asked, "--words", "words", cwd=workplace)
+    assert result.returncode == 0, result.stderr
+    assert result.stdout.count("[MASK]") > 1
+    assert "«" in result.stdout
+    assert "«" not in lemur_ann(*asked, cwd=workplace).stdout
+    result = lemur_ann(*asked, "--words", "tokens_of_it", cwd=workplace)
+    assert "--words names no column 'tokens_of_it'; there are" in " ".join(result.stderr.split())
+
+
 def test_number_ids(workplace, demo_data):
     table = demo_data.documents[:5]
     doubled = table.set_column(0, "id", [["same"] * 5])
@@ -182,7 +228,21 @@ def test_a_life(workplace):
 def test_help_teaches(tmp_path):
     result = lemur_ann("--help", cwd=tmp_path)
     assert result.returncode == 0
-    commands = ("demo", "build", "search", "evaluate", "tune", "health", "refit", "add", "delete", "compact", "verify", "info")
+    commands = (
+        "demo",
+        "build",
+        "search",
+        "evaluate",
+        "tune",
+        "health",
+        "explain",
+        "refit",
+        "add",
+        "delete",
+        "compact",
+        "verify",
+        "info",
+    )
     for command in (*commands, "list<fixed_size_list<float32 or float16>[dim]>"):
         assert command in " ".join(result.stdout.split())
 
@@ -198,6 +258,11 @@ def test_help_teaches(tmp_path):
         (["search", "index", "queries.parquet", "-k", "0"], "k must be at least 1, got 0"),
         (["health", "index", "--queries", "queries.parquet", "-k", "0"], "k must be at least 1, got 0"),
         (["refit", "index", "--rank", "0"], "rank must be at least 1, got 0"),
+        (["explain", "index", "--queries", "queries.parquet", "--id", "nobody"], "no document has the id 'nobody'"),
+        (["explain", "index", "--queries", "queries.parquet", "--id", "7", "--miss"], "no document has the id '7'"),
+        (["explain", "index", "--queries", "queries.parquet", "--id", "x", "--row", "50"], "--row must be from 0 to 49"),
+        (["explain", "index", "--queries", "queries.parquet", "--id", "x", "--ef-search", "9"], "go with --miss"),
+        (["explain", "index", "--queries", "queries.parquet", "--id", "x", "--miss", "--out", "x.png"], "without --miss"),
         (["build", "index/manifest.json", "--out", "x"], "cannot be read as parquet"),
         (["build", "docs.parquet", "--out", "x", "--candidates", "magic"], "candidates must be one of hnsw, exact"),
         (["build", "docs.parquet", "--queries", "training.parquet", "--out", ".", "--epochs", "0"], "is not a lemur_ann index"),

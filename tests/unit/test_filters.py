@@ -168,3 +168,15 @@ def test_any_expression_fits_no_documents(small_index):
     index, _, _ = small_index()
     index.delete(list(index))
     assert len(index.search(query, filter=pc.field("year") > 2000)) == 0
+
+
+def test_a_wider_walk_finds_others_before_those_it_found(make_matrices):
+    """Behind a filter a search may widen; in a graph of few links, what it finds then is in another order."""
+    documents, queries = make_matrices(4000, low=2, high=8), make_matrices(80, low=2, high=8)
+    index = LemurIndex(num_features=64, epochs=0, rank=15, num_candidates=20, ef_search=None, M=2, ef_construction=4)
+    index.fit(documents, queries=queries[30:], num_threads=1, progress=False)
+    mask = np.arange(4000) % 10 < 9
+    found = index.search(queries[:30], k=5, filter=mask)
+    exact = index.search(queries[:30], k=5, filter=mask, exact=True)
+    assert all(len(set(hits.ids.tolist())) == 5 for hits in found), "no document twice"
+    assert np.mean([np.isin(hits.ids, own.ids).mean() for hits, own in zip(exact, found, strict=True)]) > 0.9

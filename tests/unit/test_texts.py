@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import logging
+import unicodedata
 
 import numpy as np
 import pyarrow as pa
@@ -177,8 +178,61 @@ def test_as_encoder(word_encoder):
         as_encoder(3)
 
 
+def test_explain(texts, word_encoder):
+    explanation = texts.explain("red fox", "fox")
+    (query,), (document,) = word_encoder.queries(["red fox"]), word_encoder.documents(["a red fox"])
+    assert explanation.score == pytest.approx((query @ document.T).max(1).sum(), abs=1e-5)
+    assert (explanation.rank, explanation.found_at, explanation.query_words) == (1, 1, None)
+    miss = texts.explain_miss("red fox", "whale", k=1)
+    assert miss.stage == "score"
+    assert "whale" in texts.search("red fox", **miss.settings).ids
+    assert texts.explain_miss("red fox", "whale", 2, filter=["fox"]).stage == "filter"
+    for explain in (texts.explain, texts.explain_miss):
+        with pytest.raises(KeyError, match="no document has the id 'bird'"):
+            explain("red fox", "bird")
+        with pytest.raises(TypeError, match="query must be a string, got list"):
+            explain(["red fox"], "fox")
+
+
+def test_explain_with_the_words_of_an_encoder(word_encoder):
+    def words(marker):
+        return lambda texts: [[*text.lower().split(), marker] for text in texts]
+
+    class Model(OneName):
+        encode_query, encode_document = staticmethod(word_encoder.queries), staticmethod(word_encoder.documents)
+        query_words, document_words = staticmethod(words("[Q]")), staticmethod(words("[D]"))
+
+    sides = word_encoder.queries, word_encoder.documents
+    for encoder in (Model(), Encoder(*sides, words("[Q]"), words("[D]"))):
+        texts = TextIndex(encoder).add(["a Red fox", "a blue whale"], ids=["fox", "whale"])
+        explanation = texts.explain("red fox", "fox")
+        assert explanation.query_words == ("red", "fox", "[Q]")
+        assert explanation.document_words == ("a", "red", "fox", "[D]")
+        assert [explanation.document_words[token] for token in explanation.best_tokens[:2]] == ["red", "fox"]
+        assert "a red «fox» [D]" in str(explanation)
+    texts.encoder = Encoder(*sides, words("[Q]"), lambda texts: [None for _ in texts])
+    assert texts.explain("red fox", "fox").document_words is None
+    texts.encoder = Encoder(*sides, words("[Q]"), lambda texts: [["red"] for _ in texts])
+    with pytest.raises(ValueError, match="document_words must have a string for each of 4 tokens, got 1"):
+        texts.explain("red fox", "fox")
+    texts.encoder = Encoder(*sides, lambda texts: [], None)
+    with pytest.raises(ValueError, match="query_words of the encoder was given 1 text and returned 0 lists"):
+        texts.explain("red fox", "fox")
+    unnamed = TextIndex((word_encoder.queries, word_encoder.documents), LemurIndex().add(word_encoder.documents(["a fox"])))
+    assert unnamed.explain("fox", 0).document_words is None  # there are no texts
+
+
 def test_demo_encoder(demo_data):
     encoder = demo_encoder(demo_data)
+    for table in (demo_data.queries, demo_data.training_queries):
+        given = table.column("text").to_pylist()
+        assert [len(words) for words in encoder.query_words(given)] == [len(tokens) for tokens in encoder.queries(given)]
+    given = demo_data.documents.column("text").to_pylist()
+    for text, words, tokens in zip(given, encoder.document_words(given), encoder.documents(given), strict=True):
+        assert len(words) == len(tokens)
+        plain = "".join(word.removeprefix("##") for word in words[2:-1])
+        letters = "".join(c for c in unicodedata.normalize("NFD", text.lower()) if not unicodedata.combining(c))
+        assert len(words) == 64 or plain == "".join(letters.split())
     texts = TextIndex(encoder).add(demo_data.documents.drop_columns(["tokens"]))
     found = texts.search(demo_data.queries.column("text").to_pylist()[:20], k=5)
     assert found == LemurIndex().add(demo_data.documents).search(demo_data.queries.slice(0, 20), k=5)

@@ -1,0 +1,504 @@
+"""Why a document has its score for a query: which tokens carry it, and where it stands, exactly and by the learned estimate."""
+
+from __future__ import annotations
+
+import html
+import io
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from os import PathLike
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import numpy.typing as npt
+
+from lemur_ann import _core
+from lemur_ann import _validate as validate
+from lemur_ann.inputs import QueryBatch, ids_of, is_single_query, read_queries
+from lemur_ann.rows import Rows, RowSet
+from lemur_ann.searching import exact_scores, search
+from lemur_ann.snapshot import Snapshot
+
+if TYPE_CHECKING:
+    from rich.console import RenderableType
+    from rich.table import Table
+    from rich.text import Text
+
+    from lemur_ann.device_search import DeviceSearch
+
+NEIGHBOURS = 2  # tokens shown on each side of the best one
+CONTEXT_WIDTH, BAR_WIDTH = 30, 11  # characters
+STRONGEST = 0.6  # opacity of the highlight of the token that gains most; black text and white text stay legible on it
+MAX_LABELS = 80  # document tokens that a picture names
+ROWS_PER_BLOCK = 16_384  # of vectors, when the estimates of all documents are computed
+FIRST_SCAN = 1024  # rows looked through for a document's rank by estimate, before more are
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class Explanation:
+    """What :meth:`lemur_ann.LemurIndex.explain` found of a query and a document.
+
+    Attributes:
+        doc_id: the document.
+        similarities: float32 (num_query_tokens, num_document_tokens), the inner product of each query token with each of the
+            document's.
+        usual_similarities: float32 (num_query_tokens,), the largest similarity of each query token to a token of a document,
+            mean over all documents.
+        score: exact MaxSim, the sum of each query token's largest similarity, as a search gives it.
+        rank: of that score among all documents, from 1; the document added earlier is first among equals, as in a search.
+        num_documents: how many these are, without deleted ones.
+        estimate: what the learned map says of the document, brought to the scale of scores: it is right up to an affine map,
+            and that is fitted to all documents' exact scores by least squares. None before fit.
+        estimate_rank: its rank by estimate, as the candidate index has it, so that a full scan finds it in so many candidates;
+            None before fit.
+        found_at: its place, from 1, in the k hits of a search at the index's own settings; None where it is not among them,
+            and :meth:`lemur_ann.LemurIndex.explain_miss` says why.
+        k: of that search.
+        query_words, document_words: the strings of the tokens; None where they are not known, and numbers, from 0, are shown.
+
+    ``print(explanation)`` is a table in plain text, ``rich.print`` the same in colour; a notebook shows the tokens highlighted
+    by their gains, and :meth:`picture` draws.
+    """
+
+    doc_id: Any
+    similarities: npt.NDArray[np.float32]
+    usual_similarities: npt.NDArray[np.float32]
+    score: float
+    rank: int
+    num_documents: int
+    estimate: float | None
+    estimate_rank: int | None
+    found_at: int | None
+    k: int
+    query_words: tuple[str, ...] | None = None
+    document_words: tuple[str, ...] | None = None
+
+    @cached_property
+    def best_tokens(self) -> npt.NDArray[np.int64]:
+        """The document token most similar to each query token, (num_query_tokens,); the first among equals."""
+        return np.asarray(self.similarities.argmax(axis=1))
+
+    @cached_property
+    def best_similarities(self) -> npt.NDArray[np.float32]:
+        """The similarity of each query token to its best document token, (num_query_tokens,); they sum to the score."""
+        return np.asarray(self.similarities.max(axis=1))
+
+    @cached_property
+    def shares(self) -> npt.NDArray[np.float64]:
+        """What each query token adds to the score, as a share, (num_query_tokens,).
+
+        It is a share of the sum of absolute values, which is the score where all similarities are positive. A negative one
+        takes away.
+        """
+        values = self.best_similarities.astype(np.float64)
+        total = np.abs(values).sum()
+        return values / total if total > 0 else values
+
+    @cached_property
+    def document_shares(self) -> npt.NDArray[np.float64]:
+        """The share of each document token, (num_document_tokens,): of those query tokens that it is the best for."""
+        return self._by_document_token(self.shares)
+
+    @cached_property
+    def gains(self) -> npt.NDArray[np.float64]:
+        """What each query token adds over what it adds to the mean document, (num_query_tokens,).
+
+        They sum to the score less the mean score. Encoders give all tokens much the same share, markers and punctuation too;
+        what sets the document apart from the others is here.
+        """
+        return self.best_similarities.astype(np.float64) - self.usual_similarities
+
+    @cached_property
+    def document_gains(self) -> npt.NDArray[np.float64]:
+        """The gains of each document token, (num_document_tokens,): of those query tokens that it is the best for."""
+        return self._by_document_token(self.gains)
+
+    def _by_document_token(self, values: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
+        sums = np.zeros(self.similarities.shape[1])
+        np.add.at(sums, self.best_tokens, values)
+        return sums
+
+    @property
+    def _pieces(self) -> tuple[list[tuple[str, str]], list[tuple[str, str]]]:
+        num_query, num_document = self.similarities.shape
+        return _pieces(self.query_words, num_query), _pieces(self.document_words, num_document)
+
+    @property
+    def summary(self) -> str:
+        """The score, the estimate, and where a search finds it, in two lines; one before fit."""
+        found = f"not in the first {self.k} of a search" if self.found_at is None else f"a search finds it at {self.found_at}"
+        score = f"score {self.score:.3f} ({self.gains.sum():+.3f} over the mean)"
+        lines = [f"{self.doc_id!r}: {score}, rank {self.rank:,} of {self.num_documents:,}; {found}"]
+        if self.estimate is not None:
+            lines.append(f"learned estimate {self.estimate:.3f}, rank {self.estimate_rank:,}")
+        return "\n".join(lines)
+
+    def __repr__(self) -> str:
+        return f"<Explanation of {self.summary.splitlines()[0]}>"
+
+    def __str__(self) -> str:
+        from rich.console import Console
+
+        file = io.StringIO()
+        Console(file=file).print(self._table())
+        return "\n".join([self.summary, "", *(line.rstrip() for line in file.getvalue().splitlines())])
+
+    def __rich__(self) -> RenderableType:
+        from rich.console import Group
+        from rich.text import Text
+
+        return Group(Text(self.summary), Text(), self._table())
+
+    def _table(self) -> Table:
+        from rich.bar import Bar
+        from rich.table import Table
+        from rich.text import Text
+
+        table = Table(box=None, pad_edge=False, collapse_padding=True)
+        table.add_column("query token", no_wrap=True, min_width=11)
+        table.add_column("best document token", no_wrap=True, max_width=CONTEXT_WIDTH)
+        for name, width in (("similarity", 10), ("share", 6), ("gain", 6)):
+            table.add_column(name, justify="right", no_wrap=True, min_width=width)
+        table.add_column("", width=BAR_WIDTH)
+        query, document = self._pieces
+        largest = max(float(self.gains.max()), 1e-9)
+        for token, best in enumerate(self.best_tokens.tolist()):
+            gain = float(self.gains[token])
+            table.add_row(
+                Text(query[token][1]),
+                Text(str(best)) if self.document_words is None else _in_context(document, best),
+                f"{self.best_similarities[token]:.3f}",
+                f"{self.shares[token]:.1%}",
+                f"{gain:+.3f}",
+                Bar(largest, 0, max(gain, 0.0), color="green"),
+            )
+        return table
+
+    def _repr_html_(self) -> str:
+        query, document = self._pieces
+        asked: list[str] = []  # what is shown when a token is pointed at
+        wanted: list[list[str]] = [[] for _ in document]
+        for token, best in enumerate(self.best_tokens.tolist()):
+            what = f"{self.best_similarities[token]:.3f}, {self.shares[token]:.1%} of the score, gain {self.gains[token]:+.3f}"
+            asked.append(f"{document[best][1]}: {what}")
+            wanted[best].append(f"{query[token][1]}: {what}")
+        told = ["\n".join(lines) for lines in wanted]
+        small = "margin:.3em 0;opacity:.7;font-size:.9em"
+        return (
+            "<div style='line-height:1.7'>"
+            f"<p style='margin:.3em 0'>{'<br>'.join(html.escape(line) for line in self.summary.splitlines())}</p>"
+            f"<p style='{small}'>query</p><p style='margin:.3em 0'>{_highlighted(query, self.gains, asked)}</p>"
+            f"<p style='{small}'>document</p><p style='margin:.3em 0'>{_highlighted(document, self.document_gains, told)}</p>"
+            "</div>"
+        )
+
+    def picture(
+        self,
+        target: Any = None,
+        *,
+        image: Any = None,
+        grid: tuple[int, int] | None = None,
+        offset: int = 0,
+        query_token: int | None = None,
+    ) -> Any:
+        """Draw the similarities, with matplotlib: ``pip install 'lemur_ann[plots]'``.
+
+        With ``grid``, for a page whose tokens are patches in rows: a heat map of the similarity to each patch, over the page
+        where ``image`` is given. Without it, a matrix of query tokens by document tokens, where a dot marks each query token's
+        best.
+
+        Args:
+            target: the path of a file to write, such as "page.png"; or matplotlib axes to draw on; None draws on a new figure.
+            image: the page: the path of an image, a PIL image, or an array (height, width) or (height, width, 3 or 4).
+            grid: how many (rows, columns) of patches the page has.
+            offset: the number of the document token that is the first patch; tokens before it and after the grid are left out.
+            query_token: the number of the query token to show; None means the sum over all of them in a heat map (of all
+                similarities, where the score counts the largest of each query token alone), and all of them in a matrix.
+
+        Returns:
+            the axes; ``axes.figure`` is the figure.
+
+        Raises:
+            ImportError: matplotlib is not installed.
+            ValueError, TypeError: a grid that the document has too few tokens for, an image without a grid, or a query token
+                that there is not.
+        """
+        num_query, num_document = self.similarities.shape
+        if query_token is not None and validate.integer(query_token, "query_token", least=0) >= num_query:
+            raise ValueError(f"query_token must be below {num_query}, the number of query tokens, got {query_token}")
+        offset = validate.integer(offset, "offset", least=0)
+        if grid is None and (image is not None or offset):
+            raise ValueError("image= and offset= go with grid=(rows, columns), the patches of the page")
+        if grid is not None:
+            if not isinstance(grid, Sequence) or len(grid) != 2:
+                raise TypeError(f"grid must be (rows, columns), got {grid!r}")
+            rows, columns = (validate.positive_int(size, "grid") for size in grid)
+            if offset + rows * columns > num_document:
+                raise ValueError(
+                    f"grid {rows} x {columns} from token {offset} needs {offset + rows * columns} document tokens, "
+                    f"and there are {num_document}"
+                )
+        axes = target if hasattr(target, "imshow") else None
+        if axes is None and not (target is None or isinstance(target, (str, PathLike))):
+            raise TypeError(f"target must be a path or matplotlib axes, got {type(target).__name__}")
+        figure_class = _matplotlib_figure()
+        page = None if image is None else _page(image)
+        if axes is None:
+            high, wide = min(max(1.5 + 0.2 * num_query, 3), 16), min(max(2 + 0.16 * num_document, 5), 24)
+            if grid is not None:
+                tall, broad = (rows, columns) if page is None else page.shape[:2]
+                high, wide = 0.5 + 5 * min(tall / broad, 2), 6
+            axes = figure_class(figsize=(wide, high), layout="constrained").add_subplot()
+        query, document = ([text for _, text in side] for side in self._pieces)
+        if grid is None:
+            self._draw_matrix(axes, query, document, range(num_query) if query_token is None else [query_token])
+        else:
+            values = self.similarities.sum(axis=0) if query_token is None else self.similarities[query_token]
+            what = "all query tokens" if query_token is None else f"query token {query[query_token]}"
+            patches = values[offset : offset + rows * columns].reshape(rows, columns)
+            _draw_heat_map(axes, patches, page, f"{self.doc_id}: {what}")
+        if isinstance(target, (str, PathLike)):
+            axes.figure.savefig(target, dpi=120)
+        return axes
+
+    def _draw_matrix(self, axes: Any, query: list[str], document: list[str], shown: Sequence[int]) -> None:
+        drawn = axes.imshow(self.similarities[shown], aspect="auto", interpolation="nearest", cmap="viridis")
+        axes.plot(self.best_tokens[shown], range(len(shown)), ".", color="white", markeredgecolor="black")
+        axes.set_yticks(range(len(shown)), [query[token] for token in shown])
+        if self.document_words is not None and len(document) <= MAX_LABELS:
+            axes.set_xticks(range(len(document)), document, rotation=90)
+        axes.set_xlabel("document tokens")
+        axes.set_ylabel("query tokens")
+        axes.set_title(f"{self.doc_id}: score {self.score:.3f}")
+        axes.figure.colorbar(drawn, ax=axes, label="similarity")
+
+
+@dataclass(frozen=True, eq=False)
+class Case:
+    """A query and a document, in a snapshot that is searched."""
+
+    snapshot: Snapshot
+    query: QueryBatch  # of one, float32
+    doc_id: Any
+    row: int
+    excluded: RowSet
+    device_search: DeviceSearch | None
+    num_threads: int
+
+    @classmethod
+    def of(cls, snapshot: Snapshot, query_tokens: Any, doc_id: Any, **where: Any) -> Case:
+        """Checked; ``where`` are the other fields."""
+        row = int(snapshot.ids.find(ids_of([doc_id]))[0])
+        if not is_single_query(query_tokens):
+            raise TypeError(
+                f"query_tokens must be one query, a matrix (num_tokens, dim), got {type(query_tokens).__name__}; "
+                "of a batch, explain one query at a time"
+            )
+        batch = read_queries([query_tokens], dim=snapshot.store.dim)
+        query = QueryBatch(np.ascontiguousarray(batch.tokens, dtype=np.float32), batch.offsets)
+        return cls(snapshot, query, doc_id.item() if isinstance(doc_id, np.generic) else doc_id, row, **where)
+
+    @property
+    def num_matching(self) -> int:
+        """Documents that are not excluded."""
+        return len(self.excluded) - self.excluded.count
+
+    @cached_property
+    def scores(self) -> npt.NDArray[np.float32]:
+        """Exact, of every document, (num_rows,); -inf where it is excluded."""
+        (scores,) = exact_scores(self.snapshot, self.query.tokens, self.query.offsets, self.num_threads, self.excluded)
+        return scores
+
+    def usual_similarities(self) -> npt.NDArray[np.float32]:
+        """The largest similarity of each query token to a token of a document, mean over those not excluded: (num_tokens,)."""
+        total = np.zeros(len(self.query.tokens))
+        rows = self.excluded.others
+        for begin in range(0, len(rows), ROWS_PER_BLOCK):
+            documents = self.snapshot.store.select(rows[begin : begin + ROWS_PER_BLOCK])
+            total += _core.token_maxima(self.query.tokens, documents, self.num_threads).sum(axis=1, dtype=np.float64)
+        return (total / len(rows)).astype(np.float32)
+
+    @property
+    def rank(self) -> int:
+        """Of the document's exact score, from 1, in the order of a search."""
+        return _rank(self.scores, self.row)
+
+    @cached_property
+    def encoded(self) -> npt.NDArray[np.float32]:
+        """The query for the candidate index, (1, dim); only of an index that has learned."""
+        assert self.snapshot.learned is not None
+        encoder = self.snapshot.learned.encoder
+        return encoder.encode_batch(self.query.tokens, self.query.offsets, num_threads=self.num_threads)
+
+    @cached_property
+    def estimates(self) -> npt.NDArray[np.float32]:
+        """Inner products of vectors, of every document, (num_rows,); -inf where it is excluded."""
+        assert self.snapshot.learned is not None
+        rows = np.arange(len(self.excluded))
+        blocks = (rows[begin : begin + ROWS_PER_BLOCK] for begin in range(0, len(rows), ROWS_PER_BLOCK))
+        take = self.snapshot.learned.candidates.take
+        estimates = np.concatenate([take(block) @ self.encoded[0] for block in blocks])
+        estimates[self.excluded.mask] = -np.inf
+        return estimates
+
+    @cached_property
+    def estimate_rank(self) -> int:
+        """The document's rank by estimate, from 1: in how many candidates a search has it that scans all vectors."""
+        assert self.snapshot.learned is not None
+        if self.device_search is not None:  # which scans the vectors themselves; the candidate index may read codes of them
+            return _rank(self.estimates, self.row)
+        find = self.snapshot.learned.candidates.search
+        count = FIRST_SCAN
+        while True:
+            count = min(count, self.num_matching)
+            found = find(self.encoded, count, len(self.excluded), num_threads=self.num_threads, excluded=self.excluded)[0]
+            if self.row in found:
+                return int(np.flatnonzero(found == self.row)[0]) + 1
+            assert count < self.num_matching
+            count *= 8
+
+    def searched(self, k: int, num_candidates: int, ef_search: int) -> tuple[int | None, Rows]:
+        """Where a search finds the document, from 1, and the rows that it reranked; none where it scored all documents."""
+        seen: list[Rows] = [np.empty(0, np.int64)]
+        (hits,) = search(
+            self.snapshot,
+            self.query,
+            k,
+            num_candidates,
+            ef_search,
+            self.num_threads,
+            excluded=self.excluded,
+            device_search=self.device_search,
+            watch=lambda candidates: seen.extend(candidates),
+        )
+        if self.device_search is not None and num_candidates < self.num_matching:
+            seen = [np.argsort(-self.estimates, kind="stable")[:num_candidates]]
+        places = np.flatnonzero(hits.ids == self.doc_id)
+        return int(places[0]) + 1 if len(places) else None, np.unique(np.concatenate(seen))
+
+
+def explain(
+    case: Case, k: int, num_candidates: int, ef_search: int, *, query_words: Any = None, document_words: Any = None
+) -> Explanation:
+    """See :meth:`lemur_ann.LemurIndex.explain`; the case excludes deleted documents only."""
+    document = np.ascontiguousarray(case.snapshot.store[case.row])
+    names = _checked_words(query_words, len(case.query.tokens), "query_words")
+    document_names = _checked_words(document_words, len(document), "document_words")
+    # Each token a document of its own: the kernel's similarities, which sum to the score to the last bit
+    tokens = _core.Documents([(document, np.arange(len(document) + 1))])
+    similarities = _core.token_maxima(case.query.tokens, tokens, case.num_threads)
+    fitted = case.snapshot.learned is not None
+    return Explanation(
+        doc_id=case.doc_id,
+        similarities=similarities,
+        usual_similarities=case.usual_similarities(),
+        score=float(case.scores[case.row]),
+        rank=case.rank,
+        num_documents=case.num_matching,
+        estimate=_on_the_scale_of_scores(case) if fitted else None,
+        estimate_rank=case.estimate_rank if fitted else None,
+        found_at=case.searched(k, num_candidates, ef_search)[0],
+        k=k,
+        query_words=names,
+        document_words=document_names,
+    )
+
+
+def _rank(values: npt.NDArray[np.float32], row: int) -> int:
+    """The place of a row, from 1: the largest value first, the earlier row first among equals."""
+    return 1 + int(np.count_nonzero(values > values[row])) + int(np.count_nonzero(values[:row] == values[row]))
+
+
+def _on_the_scale_of_scores(case: Case) -> float:
+    """The document's estimate through the affine map that brings all estimates nearest to the exact scores."""
+    live = case.excluded.others
+    estimates, scores = case.estimates[live].astype(np.float64), case.scores[live].astype(np.float64)
+    centred = estimates - estimates.mean()
+    spread = centred @ centred
+    slope = centred @ scores / spread if spread > 0 else 0.0
+    return float(scores.mean() + slope * (float(case.estimates[case.row]) - estimates.mean()))
+
+
+def _checked_words(words: Any, count: int, name: str) -> tuple[str, ...] | None:
+    if words is None:
+        return None
+    given = [] if isinstance(words, str) else list(words)
+    if isinstance(words, str) or not all(isinstance(word, str) for word in given):
+        raise TypeError(f"{name} must be a list of strings, one for each token, got {type(words).__name__}")
+    if len(given) != count:
+        raise ValueError(f"{name} must have a string for each of {count} tokens, got {len(given)}")
+    return tuple(given)
+
+
+def _pieces(words: Sequence[str] | None, count: int) -> list[tuple[str, str]]:
+    """For each token what comes before it, a space or nothing, and its text; numbers where there are no words.
+
+    Tokenizers mark a space before a token by one (as Ġ or ▁, in some), or a token without one by ##.
+    """
+    words = [str(i) for i in range(count)] if words is None else words
+    plain = [" " + word[1:] if word[:1] in ("Ġ", "▁") and len(word) > 1 else word for word in words]
+    if any(word[:1] == " " for word in plain):
+        return [(" " if word[:1] == " " else "", word.strip() or word) for word in plain]
+    return [("", word[2:]) if word[:2] == "##" and len(word) > 2 else (" ", word) for word in plain]
+
+
+def _in_context(pieces: list[tuple[str, str]], best: int) -> Text:
+    """A token and its neighbours."""
+    from rich.text import Text
+
+    text = Text()
+    for token in range(max(best - NEIGHBOURS, 0), min(best + NEIGHBOURS + 1, len(pieces))):
+        gap, word = pieces[token]
+        text.append(gap if len(text) else "")
+        text.append(f"«{word}»" if token == best else word, style="bold green" if token == best else "dim")
+    return text
+
+
+def _highlighted(pieces: list[tuple[str, str]], gains: npt.NDArray[np.float64], titles: list[str]) -> str:
+    """Tokens as HTML, each with a background as strong as its gain, and what to show when it is pointed at.
+
+    The backgrounds let through what is behind, so that they suit light and dark pages.
+    """
+    largest = max(float(gains.max()), 1e-9)
+    out = []
+    for (gap, word), gain, title in zip(pieces, gains.tolist(), titles, strict=True):
+        opacity = STRONGEST * max(gain, 0.0) / largest
+        style = f" style='background:rgba(255,140,0,{opacity:.2f});border-radius:3px'" if opacity >= 0.01 else ""
+        out.append(f"{gap}<span{style} title='{html.escape(title, quote=True)}'>{html.escape(word)}</span>")
+    return "".join(out)
+
+
+def _matplotlib_figure() -> Any:
+    try:
+        from matplotlib.figure import Figure
+    except ImportError as error:
+        raise ImportError("a picture needs matplotlib, which is not installed: pip install 'lemur_ann[plots]'") from error
+    return Figure
+
+
+def _page(image: Any) -> npt.NDArray[Any]:
+    """The pixels of an image, (height, width, 3 or 4)."""
+    if isinstance(image, (str, PathLike)):
+        from PIL import Image  # which matplotlib depends on
+
+        with Image.open(image) as opened:
+            return _page(opened)
+    page = np.asarray(image.convert("RGB") if hasattr(image, "convert") else image)
+    if page.ndim == 2:
+        page = np.repeat(page[:, :, None], 3, axis=2)
+    if page.ndim != 3 or page.shape[2] not in (3, 4):
+        raise ValueError(f"image must have shape (height, width) or (height, width, 3 or 4), got {page.shape}")
+    return page
+
+
+def _draw_heat_map(axes: Any, patches: npt.NDArray[np.float32], page: npt.NDArray[Any] | None, title: str) -> None:
+    high, wide = patches.shape if page is None else page.shape[:2]
+    if page is not None:
+        axes.imshow(page)
+    how: dict[str, Any] = {} if page is None else {"alpha": 0.55, "interpolation": "bilinear"}
+    drawn = axes.imshow(patches, cmap="viridis", extent=(-0.5, wide - 0.5, high - 0.5, -0.5), **how)
+    axes.set_xticks([])
+    axes.set_yticks([])
+    axes.set_title(title)
+    axes.figure.colorbar(drawn, ax=axes, label="similarity", shrink=0.8)

@@ -1,0 +1,150 @@
+"""Why a search does not find a document: which stage loses it, and with which settings it is found."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import numpy as np
+
+from lemur_ann.explanation import Case
+
+
+@dataclass(frozen=True, eq=False)
+class Miss:
+    """What :meth:`lemur_ann.LemurIndex.explain_miss` found.
+
+    Attributes:
+        doc_id: the document.
+        stage: what lost it, the first of these that did:
+
+            - "found": nothing; it is among the hits.
+            - "filter": the filter keeps it out.
+            - "score": k others have higher exact scores. No search that is right returns it: ask for more.
+            - "estimate": the learned map puts it behind the documents that were reranked: rerank more, or learn from queries
+              like this one.
+            - "graph": its estimate is good enough, and the walk of the graph did not come to it: search with a wider beam.
+            - "codes": it was a candidate, and the first pass of the rerank, over int8 codes of the tokens, lost it. Codes err
+              by more than a search allows for where, for example, one component of its tokens is far larger than all others.
+        found_at: its place among the hits, from 1; None unless found.
+        score, rank: its exact score, and the rank of that, from 1, among the documents that pass the filter; among all, where
+            the filter keeps it out.
+        num_documents: how many these are.
+        lacking: how much higher the k-th exact score is; 0 where the rank is within k, or the scores are equal.
+        estimate_rank: its rank by estimate among the same documents; None before fit.
+        k: how many hits were asked for.
+        num_reranked: candidates that the search looked at; behind a filter it may be more than num_candidates. 0 where it
+            scored all documents.
+        settings: arguments of :meth:`lemur_ann.LemurIndex.search`: ``index.search(query, **miss.settings)`` finds it. Behind a
+            filter they have that filter, unless this is what keeps it out.
+        changed: what of these differs from what was asked for.
+    """
+
+    doc_id: Any
+    stage: str
+    found_at: int | None
+    score: float
+    rank: int
+    num_documents: int
+    lacking: float
+    estimate_rank: int | None
+    k: int
+    num_reranked: int
+    settings: dict[str, Any] = field(repr=False)
+    changed: dict[str, Any]
+
+    def __str__(self) -> str:
+        exact = f"its exact score {self.score:.3f} has rank {self.rank:,} of {self.num_documents:,}"
+        remedy = ", ".join(f"{name}={value}" for name, value in self.changed.items())
+        if self.stage == "found":
+            return f"{self.doc_id!r} is found, at {self.found_at} of {self.k}: {exact}."
+        if self.stage == "filter":
+            return f"{self.doc_id!r} is kept out by the filter: without it, {exact}. " + (
+                f"Without the filter, {remedy} finds it." if remedy else "The same search without the filter finds it."
+            )
+        if self.stage == "score":
+            behind = f"{self.lacking:.3f} below rank {self.k}" if self.lacking else f"equal to that of rank {self.k}"
+            return f"{self.doc_id!r} is not among the {self.k} best: {exact}, {behind}. {remedy} finds it."
+        lost = f"{self.doc_id!r} is lost: {exact}"
+        by_estimate = f"its estimate has rank {self.estimate_rank:,}"
+        candidates = f"{self.num_reranked:,} candidates"
+        how = {
+            "estimate": f"{by_estimate}, and the search reranked {candidates}",
+            "graph": f"{by_estimate}, good enough for the {candidates}, but the walk of the graph did not come to it",
+            "codes": f"it was among the {candidates}, and the first pass of the rerank, over int8 codes, lost it",
+        }[self.stage]
+        return f"{lost}; {how}. {remedy} finds it."
+
+
+def explain_miss(case: Case, k: int, num_candidates: int, ef_search: int, asked: dict[str, Any]) -> Miss:
+    """See :meth:`lemur_ann.LemurIndex.explain_miss`.
+
+    Args:
+        case: what was searched, and which rows it excluded.
+        k, num_candidates, ef_search: how, with defaults filled in.
+        asked: the other arguments of the search as they were given.
+    """
+    given = {name: value for name, value in asked.items() if value is not None}
+    found_at, reranked = case.searched(k, num_candidates, ef_search)
+    is_out = bool(case.excluded.mask[case.row])
+    if is_out:
+        case = replace(case, excluded=case.snapshot.deleted)
+        del given["filter"]
+    score, rank = float(case.scores[case.row]), case.rank
+    kth = float(np.partition(case.scores, -k)[-k]) if case.num_matching >= k else score
+    estimate_rank = None if case.snapshot.learned is None else case.estimate_rank
+    if is_out:
+        stage = "filter"
+    elif found_at is not None:
+        stage = "found"
+    elif rank > k:
+        stage = "score"
+    elif case.row in reranked:
+        stage = "codes"
+    else:
+        stage = "graph" if estimate_rank is not None and estimate_rank <= len(reranked) else "estimate"
+    changed = _changes_that_find(case, k, num_candidates, ef_search, 0 if is_out else len(reranked))
+    settings = {"k": k, **given, **changed}
+    if changed and settings.pop("target_recall", None) is not None:
+        settings = {"num_candidates": num_candidates, "ef_search": ef_search, **settings}
+    return Miss(
+        doc_id=case.doc_id,
+        stage=stage,
+        found_at=found_at,
+        score=score,
+        rank=rank,
+        num_documents=case.num_matching,
+        lacking=max(kth - score, 0.0),
+        estimate_rank=estimate_rank,
+        k=k,
+        num_reranked=len(reranked),
+        settings=settings,
+        changed=changed,
+    )
+
+
+def _changes_that_find(case: Case, k: int, num_candidates: int, ef_search: int, num_reranked: int) -> dict[str, Any]:
+    """What to change of a search for it to find the document: no more than is needed, but for the beam, which is doubled."""
+
+    def finds(k: int, count: int, beam: int) -> bool:
+        return case.searched(k, max(count, k), max(beam, count, k))[0] is not None
+
+    changed: dict[str, Any] = {}
+    if finds(k, num_candidates, ef_search):
+        return changed
+    if case.rank > k:
+        changed["k"] = k = case.rank
+        if finds(k, num_candidates, ef_search):
+            return changed
+    fewest = max(num_candidates, k)
+    counts = [fewest] if case.estimate_rank <= max(fewest, num_reranked) else []  # then a wider beam alone may do
+    for count in (*counts, max(case.estimate_rank, fewest)):
+        more = {} if count == fewest else {"num_candidates": count}
+        beam = max(ef_search, count)
+        if finds(k, count, beam):
+            return changed | more
+        while beam < len(case.excluded):  # a beam of all documents is a scan
+            beam = min(2 * beam, len(case.excluded))
+            if finds(k, count, beam):
+                return changed | more | {"ef_search": beam}
+    return changed | {"exact": True}
