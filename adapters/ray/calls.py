@@ -10,7 +10,7 @@ from concurrent.futures import FIRST_COMPLETED, Future, wait
 from typing import Any
 
 from lemur_ann.adapters.ray.errors import Overloaded, ShardUnavailable
-from ray.exceptions import RayError, RayTaskError
+from ray.exceptions import ActorDiedError, RayError, RayTaskError
 
 Target = tuple[int, int | None]  # a shard, and which of its replicas; None is any of them
 
@@ -29,7 +29,8 @@ GROUPS = {
 }
 
 WRITER = 0  # the replica that changes a shard
-PAUSE_S = 0.1  # before a call goes to an actor that has just failed
+PAUSE_S = 0.1  # before a call goes to an actor that has just failed,
+AWAY_S = 5.0  # and the time for which others are asked in its place, where there are others, until it answers
 
 
 class Actors:
@@ -39,6 +40,7 @@ class Actors:
         self.shards = shards
         self.max_pending = max_pending
         self._pending = [[0] * len(replicas) for replicas in shards]
+        self._away_until = [[0.0] * len(replicas) for replicas in shards]
         self._turn = 0
         self._lock = threading.Lock()
 
@@ -56,18 +58,16 @@ class Actors:
         """The other replicas of a shard."""
         return [(shard, replica) for replica in range(len(self.shards[shard])) if replica != WRITER]
 
-    def send(
-        self, target: Target, method: str, arguments: tuple[Any, ...], avoid: int | None, bounded: bool
-    ) -> tuple[int, Any]:
+    def send(self, target: Target, method: str, arguments: tuple[Any, ...], bounded: bool) -> tuple[int, Any]:
         """Call an actor; gives the replica and the future of its answer.
 
-        Among the replicas it takes the one with the fewest calls to answer, and ``avoid`` last.
+        Among the replicas it takes the one with the fewest calls to answer, and last those that have failed a moment ago.
         """
-        shard = target[0]
-        pending = self._pending[shard]
+        shard, now = target[0], time.monotonic()
+        pending, away_until = self._pending[shard], self._away_until[shard]
         with self._lock:
             self._turn += 1
-            order = ((r == avoid, count, (r + self._turn) % len(pending), r) for r, count in enumerate(pending))
+            order = ((away_until[r] > now, count, (r + self._turn) % len(pending), r) for r, count in enumerate(pending))
             replica = min(order)[-1] if target[1] is None else target[1]
             if bounded and pending[replica] >= self.max_pending:
                 raise Overloaded(
@@ -87,6 +87,16 @@ class Actors:
             raise
         future.add_done_callback(answered)  # and not before: a call that nobody waits for any more takes its place all the same
         return replica, future
+
+    def heard_of(self, shard: int, replica: int, error: BaseException | None) -> None:
+        """Remember whether an actor is there: ``error`` is Ray's where it is not."""
+        seconds = 0.0 if error is None else float("inf") if isinstance(error, ActorDiedError) else AWAY_S
+        self._away_until[shard][replica] = time.monotonic() + seconds if seconds else 0.0
+
+    def are_gone(self, target: Target) -> bool:
+        """Whether no actor is left that could answer: Ray does not start these again."""
+        away_until = self._away_until[target[0]]
+        return min(away_until if target[1] is None else [away_until[target[1]]]) == float("inf")
 
 
 class Calls:
@@ -118,17 +128,18 @@ class Calls:
         self._timeout, self._patient = timeout, patient
         self._deadlines = dict.fromkeys(arguments, float("inf") if patient else time.monotonic() + timeout)
         self._sent: dict[Any, tuple[Target, int, str]] = {}  # by future: to whom, which replica, and the method
-        self._again: dict[Target, tuple[float, int | None]] = {}  # when to send again, and which replica failed
+        self._again: dict[Target, float] = {}  # when to send again
+        self._failures = dict.fromkeys(arguments, 0)
         self._last_error: BaseException | None = None
         self.answers: dict[Target, Any] = {}
         self.errors: dict[Target, BaseException] = {}
         self.missing: list[Target] = []  # those who did not answer in time
         for target in arguments:
-            self._send(target, method, None, bounded)
+            self._send(target, method, bounded)
 
-    def _send(self, target: Target, method: str, avoid: int | None, bounded: bool = False) -> None:
+    def _send(self, target: Target, method: str, bounded: bool = False) -> None:
         arguments = self._arguments[target] if method == self._method else ()
-        replica, future = self._actors.send(target, method, arguments, avoid, bounded)
+        replica, future = self._actors.send(target, method, arguments, bounded)
         self._sent[future] = target, replica, method
 
     @property
@@ -145,7 +156,7 @@ class Calls:
     def seconds(self) -> float | None:
         """How long to wait before :meth:`take` has something to do, if no answer comes."""
         open_targets = [target for target, _, _ in self._sent.values()] + list(self._again)
-        until = min([when for when, _ in self._again.values()] + [self._deadlines[target] for target in open_targets])
+        until = min([*self._again.values()] + [self._deadlines[target] for target in open_targets])
         return None if until == float("inf") else max(until - time.monotonic(), 0.0)
 
     def take(self) -> None:
@@ -153,32 +164,38 @@ class Calls:
         for future in [future for future in self._sent if future.done()]:
             target, replica, method = self._sent.pop(future)
             error = future.exception()
-            if error is None and method == self._method:
-                self.answers[target] = future.result()
-            elif error is None:  # an actor that was away is back
-                self._deadlines[target] = float("inf")
-                self._send(target, self._method, None)
-            elif isinstance(error, RayError) and not isinstance(error, RayTaskError):
+            is_away = isinstance(error, RayError) and not isinstance(error, RayTaskError)
+            self._actors.heard_of(target[0], replica, error if is_away else None)
+            if is_away:
                 self._last_error = error
+                if self._actors.are_gone(target):
+                    self.missing.append(target)
+                    continue
                 if self._patient and method == self._method:
                     self._deadlines[target] = time.monotonic() + self._timeout
-                alone = target[1] is not None or len(self._actors.shards[target[0]]) == 1
-                pause = PAUSE_S if alone or target in self._again else 0.0
-                self._again[target] = (time.monotonic() + pause, replica)
-            else:
+                self._failures[target] += 1
+                others = len(self._actors.shards[target[0]]) if target[1] is None else 1
+                pause = 0.0 if self._failures[target] < others else PAUSE_S
+                self._again[target] = time.monotonic() + pause
+            elif error is not None:
                 self.errors[target] = error.cause if isinstance(error, RayTaskError) else error
+            elif method == self._method:
+                self.answers[target] = future.result()
+            else:  # an actor that was away is back
+                self._deadlines[target] = float("inf")
+                self._send(target, self._method)
         now = time.monotonic()
         for future, (target, _, _) in list(self._sent.items()):
             if now >= self._deadlines[target]:
                 del self._sent[future]
                 self.missing.append(target)
-        for target, (when, failed) in list(self._again.items()):
-            if now >= self._deadlines[target]:
+        for target, when in list(self._again.items()):
+            if now >= min(when, self._deadlines[target]):
                 del self._again[target]
-                self.missing.append(target)
-            elif now >= when:
-                del self._again[target]
-                self._send(target, "ping" if self._patient else self._method, failed)
+                if now >= self._deadlines[target]:
+                    self.missing.append(target)
+                else:
+                    self._send(target, "ping" if self._patient else self._method)
 
     def result(self) -> dict[Target, Any]:
         """The answers.
@@ -191,10 +208,9 @@ class Calls:
             raise self.errors[target]
         if self.missing and not self._allow_partial:
             shards = sorted({shard for shard, _ in self.missing})
-            names = ", ".join(map(str, shards))
-            raise ShardUnavailable(
-                f"no answer from shard {names} within {self._timeout:g} s ({self._method})", shards
-            ) from self._last_error
+            names, what = ", ".join(map(str, shards)), f"{self._method}, {self._timeout:g} s"
+            reason = "" if self._last_error is None else f": {str(self._last_error).strip()}"
+            raise ShardUnavailable(f"no answer from shard {names} ({what}){reason}", shards) from self._last_error
         return self.answers
 
 

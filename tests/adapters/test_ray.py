@@ -1,0 +1,490 @@
+"""LemurIndex in shards on Ray: a real session of it, with actors that are killed."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+import pytest
+
+pytest.importorskip("ray", reason="pip install lemur_ann[ray]")
+
+import ray
+from lemur_ann.adapters.ray import Overloaded, ShardedHits, ShardedLemurIndex, ShardUnavailable
+from lemur_ann.adapters.ray.documents import shard_of
+
+from lemur_ann import IndexLocked, LemurEncoder, LemurIndex, NotFitted
+from lemur_ann.inputs import tokens_from_arrow
+
+START = {
+    "address": "local",
+    "_node_ip_address": "127.0.0.1",
+    "include_dashboard": False,
+    "num_cpus": 2,
+    "object_store_memory": 200 * 2**20,
+    "log_to_driver": False,
+}
+QUICK = {"num_features": 512, "epochs": 0, "num_sample_tokens": 1024, "num_candidates": 60, "ef_search": 200}
+
+pytestmark = pytest.mark.filterwarnings("ignore:.*:FutureWarning:ray", "ignore:.*:DeprecationWarning:ray")
+
+
+@pytest.fixture(scope="module")
+def session(tmp_path_factory):
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(tmp_path_factory.mktemp("cwd"))  # where its processes look for modules first: not in the source tree
+        ray.init(**START)
+    yield
+    ray.shutdown()
+
+
+@pytest.fixture(scope="module")
+def documents(demo_data) -> pa.Table:
+    return demo_data.documents.append_column("year", pa.array(np.arange(600) % 30 + 1990, pa.int32()))
+
+
+@pytest.fixture(scope="module")
+def queries(demo_data) -> list[np.ndarray]:
+    tokens, offsets = tokens_from_arrow(demo_data.queries.column("tokens").combine_chunks(), "tokens")
+    return np.split(tokens, offsets[1:-1])
+
+
+@pytest.fixture(scope="module")
+def one(documents, demo_data) -> LemurIndex:
+    return LemurIndex(**QUICK).fit(documents, demo_data.training_queries)
+
+
+@pytest.fixture(scope="module")
+def sharded(session, documents, demo_data, tmp_path_factory) -> ShardedLemurIndex:
+    """Fitted once, with a reader for each shard; tests leave it as they find it."""
+    with ShardedLemurIndex(tmp_path_factory.mktemp("ray") / "index", replicas=2, **QUICK) as index:
+        index.fit(documents, demo_data.training_queries)
+        yield index
+
+
+@pytest.fixture
+def index(session, tmp_path) -> ShardedLemurIndex:
+    """Empty, with 16-dimensional documents to come."""
+    with ShardedLemurIndex(tmp_path / "index", num_features=64, epochs=0, rank=15, num_candidates=40) as index:
+        yield index
+
+
+def same_hits(found, expected) -> None:
+    """Ids and scores, whatever the order of documents with the same score."""
+    assert len(found) == len(expected)
+    for own, other in zip(found, expected, strict=True):
+        assert np.array_equal(own.scores, other.scores)
+        for score in np.unique(other.scores[:-1]):
+            assert set(own.ids[own.scores == score]) == set(other.ids[other.scores == score]) or score == other.scores[-1]
+
+
+def recall(found, exact) -> float:
+    return float(np.mean([np.isin(b.ids, a.ids).mean() for a, b in zip(found, exact, strict=True)]))
+
+
+def actor(index, shard, replica=0):
+    return index._actors.shards[shard][replica]
+
+
+def process_of(index, shard, replica=0) -> int:
+    return ray.get(actor(index, shard, replica).__ray_call__.remote(lambda self: os.getpid()))
+
+
+def ids_in(index, shard) -> list:
+    return [doc_id for doc_id in index.ids().to_pylist() if shard_of(doc_id, index.num_shards) == shard]
+
+
+def test_the_answers_of_one_index(sharded, one, queries, documents):
+    exact = one.search(queries, exact=True)
+    same_hits(sharded.search(queries, exact=True), exact)
+    assert recall(sharded.search(queries), exact) >= recall(one.search(queries), exact)
+
+    hits = sharded.search(queries[0], k=3)
+    assert isinstance(hits, ShardedHits)
+    assert hits.missing_shards == ()
+    assert hits == sharded.search(queries[:1], k=3)[0]
+    assert [doc_id for doc_id, _ in hits] == hits.to_arrow().column("id").to_pylist()
+    assert sharded.search([]) == []
+
+    some = documents.column("id").to_pylist()[100:200]
+    for filter in (pc.field("year") > 2015, some, iter(some), [], pc.field("id") < "b"):
+        given = some if not hasattr(filter, "__len__") and not isinstance(filter, pc.Expression) else filter
+        same_hits(sharded.search(queries, k=5, filter=filter, exact=True), one.search(queries, k=5, filter=given, exact=True))
+    mask = np.arange(600) % 3 == 0
+    allowed = np.array(sharded.ids().to_pylist(), object)[mask].tolist()
+    same_hits(sharded.search(queries, filter=mask, exact=True), one.search(queries, filter=allowed, exact=True))
+
+
+def test_what_it_holds(sharded, one, documents):
+    assert len(sharded) == 600
+    assert sorted(sharded) == sorted(one)
+    assert [len(ids_in(sharded, shard)) for shard in range(2)] == [s.num_documents for s in _stats_of_shards(sharded)]
+    wanted = documents.column("id").to_pylist()[17:3:-1]
+    assert sharded.get(wanted).select(["id", "year", "text"]).equals(one.get(wanted).select(["id", "year", "text"]))
+    assert sharded.get(wanted).column("tokens").to_pylist() == one.get(wanted).column("tokens").to_pylist()
+    assert wanted[0] in sharded
+    assert "nobody" not in sharded
+    assert 7 not in sharded
+    with pytest.raises(KeyError, match="no document has the id 'nobody'"):
+        sharded.get(["nobody", wanted[0]])
+    assert sharded.stats().num_tokens == one.stats().num_tokens
+    assert sharded.is_fitted
+    assert sharded.dim == 128
+    assert isinstance(sharded.encoder, LemurEncoder)
+    assert "2 shards" in repr(sharded)
+
+
+def _stats_of_shards(index):
+    return [ray.get(actor(index, shard).stats.remote()) for shard in range(index.num_shards)]
+
+
+def test_errors_are_those_of_one_index(sharded, one, queries):
+    bad = queries[0].copy()
+    bad[2, 3] = np.nan
+    for arguments, settings in (
+        ((bad,), {}),
+        ((queries[0][:, :5],), {}),
+        ((queries[0], 0), {}),
+        ((queries[0],), {"filter": [1, 2]}),
+        ((queries[0],), {"filter": np.ones(3, bool)}),
+        ((queries[0],), {"filter": 7}),
+        ((queries[0],), {"filter": "text"}),
+        ((queries[0],), {"target_recall": 0.9}),
+        ((queries[0],), {"num_candidates": 0}),
+    ):
+        with pytest.raises((ValueError, TypeError)) as expected:
+            one.search(*arguments, **settings)
+        with pytest.raises(type(expected.value)) as raised:
+            sharded.search(*arguments, **settings)
+        assert str(raised.value) == str(expected.value)
+    with pytest.raises(ValueError, match="does not fit the columns"):
+        sharded.search(queries[0], filter=pc.field("nothing") > 1)
+    for timeout in (0, -1.0, "1", True):
+        with pytest.raises(ValueError, match="timeout"):
+            sharded.search(queries[0], timeout=timeout)
+
+
+def test_from_a_task_and_an_event_loop(sharded, queries):
+    expected = sharded.search(queries)
+
+    @ray.remote
+    def elsewhere(index):
+        try:
+            index.delete(filter=pc.field("year") > 0)
+        except PermissionError:
+            return len(index), index.dim, index.search(queries), index.search(queries, filter=pc.field("year") > 2000)
+
+    size, dim, found, filtered = ray.get(elsewhere.remote(sharded))
+    assert (size, dim) == (600, 128)
+    assert found == expected
+    assert filtered == sharded.search(queries, filter=pc.field("year") > 2000)
+
+    async def side_by_side():
+        mask = sharded.asearch(queries[0], filter=np.ones(600, bool))
+        return await asyncio.gather(mask, *(sharded.asearch(query) for query in queries))
+
+    first, *found = asyncio.run(side_by_side())
+    assert found == expected
+    assert first.scores[0] == expected[0].scores[0]
+
+
+def test_changes(index, make_matrices):
+    documents = make_matrices(60)
+    single = LemurIndex()
+    index.add(documents[:10])  # numbered over the whole index
+    single.add(documents[:10])
+    index.add(documents[10:30], ids=range(100, 120))
+    single.add(documents[10:30], ids=range(100, 120))
+    index.add(documents[30:32])
+    single.add(documents[30:32])
+    assert sorted(index) == sorted(single) == [*range(10), *range(100, 122)]
+    index.upsert(documents[40:50], ids=range(5, 15))
+    single.upsert(documents[40:50], ids=range(5, 15))
+    assert index.delete(3) == single.delete(3) == 1
+    assert index.delete([0, 1, 1]) == single.delete([0, 1, 1]) == 2
+    assert index.delete(filter=pc.field("id") >= 115) == single.delete(filter=pc.field("id") >= 115) == 7
+    assert index.delete(filter=[101, 102, 5000]) == single.delete(filter=[101, 102, 5000]) == 2
+    mask = np.array(index.ids()) == 103
+    assert index.delete(filter=mask) == single.delete(filter=[103]) == 1
+    assert sorted(index) == sorted(single)
+    same_hits(index.search(documents), single.search(documents))
+    index.compact()
+    assert index.stats().num_deleted == 0
+    same_hits(index.search(documents), single.search(documents))
+    assert index.delete([]) == 0
+
+
+def test_bad_changes_change_nothing(index, make_matrices):
+    documents = make_matrices(8)
+    # all of one shard, so that the other knows nothing of their kind
+    ids = [name for name in (f"doc-{i}" for i in range(40)) if shard_of(name, 2) == 0][:8]
+    table = pa.table({"id": ids, "tokens": LemurIndex().add(documents).get(range(8)).column("tokens"), "n": range(8)})
+    index.add(table)
+    other = next(name for name in (f"doc-{i}" for i in range(40)) if shard_of(name, 2) == 1)
+    before = index.search(documents), index.ids()
+    wrong = documents[0].copy()
+    wrong[0, 0] = np.inf
+    for bad, settings, message in (
+        ([documents[0][:, :5]], {"ids": [other]}, "dim 5, index has dim 16"),
+        (documents[:1], {"ids": [7]}, "ids are integers, index has ids that are strings"),
+        (documents[:1], {}, "the index holds string ids"),
+        (documents[:3], {"ids": [other, "a", other]}, "is repeated in row 2"),
+        (documents[:2], {"ids": [other, ids[3]]}, f"id '{ids[3]}' in row 1 names a document of the index already"),
+        ([documents[0], wrong], {"ids": ["x", "y"]}, "document 1.* has a NaN"),
+        (iter([documents[0], wrong]), {"ids": ["x", "y"]}, "document 1.* has a NaN"),
+        (
+            table.set_column(2, "n", pa.array(list("abcdefgh"))).set_column(0, "id", pa.array(list("abcdefgh"))),
+            {},
+            "column 'n'",
+        ),
+        (documents[:2], {"ids": ["x"]}, "expected one id for each of 2"),
+        ("nowhere", {}, "no Parquet file"),
+    ):
+        with pytest.raises((ValueError, TypeError, FileNotFoundError), match=message):
+            index.add(bad, **settings)
+    with pytest.raises(TypeError, match="upsert needs to know"):
+        index.upsert(documents[:1])
+    with pytest.raises(KeyError, match=r"no document has the id 'x' \(2 ids missing\)"):
+        index.delete(["x", ids[0], "y"])
+    with pytest.raises(TypeError, match="one of the two"):
+        index.delete()
+    with pytest.raises(ValueError, match="holds 8 documents already"):
+        index.fit(documents, documents)
+    with pytest.raises(ValueError, match="queries have dim 5, documents have dim 16"):
+        index.fit(queries=[documents[0][:, :5]])
+    with pytest.raises(NotFitted):
+        index.refit(documents)
+    with pytest.raises(NotFitted):
+        _ = index.encoder
+    assert (index.search(documents), index.ids()) == before
+    # a column that one shard has is null in the other
+    index.add(documents[:1], ids=[other])
+    assert index.search(documents[0], filter=pc.field("n") >= 0, k=20).ids.tolist() == [i for i in before[0][0].ids if i in ids]
+    assert index.search(documents[0], filter=pc.field("n").is_null()).ids.tolist() == [other]
+    assert index.delete(filter=pc.field("n").is_null()) == 1
+
+
+def test_queries_of_another_dimension_bring_no_documents(index, make_matrices):
+    with pytest.raises(ValueError, match="queries have dim 8, documents have dim 16"):
+        index.fit(make_matrices(20), make_matrices(5, dim=8))
+    assert len(index) == 0
+    index.add(make_matrices(1, dim=8))  # nothing is left of them
+
+
+def test_token_types(index, make_matrices):
+    documents = make_matrices(30)
+    half = [matrix.astype(np.float16) for matrix in documents]
+    with pytest.raises(ValueError, match="the first of a stream decide"):
+        index.add(iter([*half[:10], *documents[10:20]]))
+    index.add([*half[:10], *documents[10:20]])
+    assert index.get([0]).schema.field("tokens").type.value_type.value_type == pa.float32()
+    index.add(half[20:])
+    same_hits(index.search(documents), LemurIndex().add([*half[:10], *documents[10:20]]).add(half[20:]).search(documents))
+
+
+def test_learning(index, make_matrices, recwarn):
+    documents, queries = make_matrices(300), make_matrices(60)
+    with pytest.raises(ValueError, match="needs at least one document"):
+        index.fit(queries=queries)
+    index.add(documents)
+    with pytest.warns(UserWarning, match="queries"):  # the task's own
+        index.fit()
+    assert index.is_fitted
+    learned = LemurEncoder.fit(documents, queries, num_features=64, epochs=0, rank=15)
+    index.refit(encoder=learned)
+    assert np.array_equal(index.encoder.encode_queries(queries), learned.encode_queries(queries))
+    index.refit(queries, rank=7, num_learning_documents=100)
+    assert index.encoder.dim == 8
+    index.refit()
+    assert index.encoder.dim == 16
+    with pytest.raises(TypeError, match="unknown options M"):
+        index.refit(queries, M=3)
+    tuned = index.tune(queries, target_recall=0.8, k=5)
+    assert [t.target_recall for t in tuned] == [0.8, 0.8]
+    assert recall(index.search(queries, k=5, target_recall=0.8), index.search(queries, k=5, exact=True)) > 0.6
+
+
+def test_refit_while_it_is_searched(sharded, queries, demo_data):
+    """One shard after the other has the new map, and every answer is whole."""
+    before, exact = sharded.encoder, sharded.search(queries, exact=True)
+    recalls, stop = [], threading.Event()
+
+    def search():
+        while not stop.is_set():
+            recalls.append(recall(sharded.search(queries), exact))
+
+    thread = threading.Thread(target=search)
+    thread.start()
+    sharded.refit(demo_data.training_queries, seed=5)
+    stop.set()
+    thread.join()
+    assert not np.array_equal(before.encode_queries(queries), sharded.encoder.encode_queries(queries))
+    assert len(recalls) > 3
+    assert min(recalls) > 0.9
+
+
+def test_readers_show_a_change_before_it_returns(sharded, queries):
+    for number in range(10):
+        sharded.upsert([queries[number]], ids=["new"])
+        for _ in range(4):  # both replicas
+            assert sharded.search(queries[number], k=1).ids[0] == "new"
+    assert sharded.delete("new") == 1
+    assert all("new" not in sharded.search(queries[9]).ids for _ in range(4))
+
+
+def test_shards_that_die_under_load(sharded, one, queries, make_matrices):
+    """Actors are killed, in two ways, while threads search and one adds: every answer is right, and nothing is lost."""
+    exact = one.search(queries, exact=True)
+    far = [0.01 * matrix for matrix in make_matrices(200, dim=128, low=2, high=3)]  # of scores below all others
+    stop, failures, acknowledged, answers = threading.Event(), [], [], []
+
+    def watched(work):
+        def run():
+            try:
+                while not stop.is_set():
+                    work()
+            except BaseException as error:
+                failures.append(error)
+
+        return threading.Thread(target=run)
+
+    def search():
+        same_hits(sharded.search(queries[:5], exact=True), exact[:5])
+        answers.append(time.monotonic())
+
+    def add():
+        names = [f"far-{len(acknowledged) + i}" for i in range(2)]
+        sharded.add(far[len(acknowledged) : len(acknowledged) + 2], ids=names)
+        acknowledged.extend(names)
+
+    threads = [watched(search), watched(search), watched(add)]
+    for thread in threads:
+        thread.start()
+    for victim in ((0, 0), (1, 1), (1, 0), (0, 0)):
+        time.sleep(0.7)
+        if victim == (1, 0):
+            os.kill(process_of(sharded, *victim), signal.SIGKILL)
+        else:
+            ray.kill(actor(sharded, *victim), no_restart=False)
+    time.sleep(2.0)
+    stop.set()
+    for thread in threads:
+        thread.join()
+    assert not failures, failures
+    assert len(answers) > 10
+    assert acknowledged
+    there = {doc_id for doc_id in sharded if doc_id.startswith("far-")}
+    assert there == set(acknowledged)
+    assert len(sharded) == 600 + len(acknowledged)
+    assert sharded.delete(acknowledged) == len(acknowledged)
+    same_hits(sharded.search(queries, exact=True), exact)
+
+
+def test_a_shard_that_stays_away(session, tmp_path, make_matrices):
+    documents = make_matrices(40)
+    with ShardedLemurIndex(tmp_path / "index", num_shards=3, timeout=2.0) as index:
+        index.add(documents)
+        ray.kill(actor(index, 1))
+        started = time.monotonic()
+        with pytest.raises(ShardUnavailable, match=r"no answer from shard 1 \(search, 0\.5 s\)") as raised:
+            index.search(documents[0], timeout=0.5)
+        assert raised.value.shards == (1,)
+        assert time.monotonic() - started < 1.5
+        lost = set(range(40)) - {i for i in range(40) if shard_of(i, 3) != 1}
+        hits = index.search(documents[:2], k=40, timeout=0.5, allow_partial=True)
+        assert [own.missing_shards for own in hits] == [(1,), (1,)]
+        assert set(hits[0].ids.tolist()) == set(range(40)) - lost
+        single = LemurIndex().add(documents).delete(sorted(lost)) and LemurIndex()
+        single.add([documents[i] for i in range(40) if i not in lost], ids=[i for i in range(40) if i not in lost])
+        same_hits(hits, single.search(documents[:2], k=40))
+        with pytest.raises(ShardUnavailable):
+            asyncio.run(index.asearch(documents[0], timeout=0.5))
+        # a filter of ids needs no more shards than hold them
+        there = [i for i in range(40) if i not in lost][:3]
+        assert len(index.search(documents[0], filter=there, timeout=0.5)) == 3
+        with pytest.raises(ShardUnavailable):
+            index.add(documents, ids=range(100, 140))
+        with pytest.raises(ShardUnavailable):
+            len(index)
+    with ShardedLemurIndex.load(tmp_path / "index") as index:
+        assert sorted(index) == list(range(40))
+
+
+def test_too_many_searches(session, tmp_path, make_matrices):
+    """Past max_pending a search is refused at once, and those before it are answered."""
+    documents = make_matrices(40)
+    with ShardedLemurIndex(tmp_path / "index", num_shards=1, num_searches=1, max_pending=4) as index:
+        index.add(documents)
+        blocked = actor(index, 0).__ray_call__.options(concurrency_group="search").remote(lambda self: time.sleep(2.0))
+        time.sleep(0.3)
+        expected, refused, waited = [], 0, 0.0
+
+        async def many():
+            nonlocal refused, waited
+            first = [asyncio.ensure_future(index.asearch(documents[0])) for _ in range(4)]
+            await asyncio.sleep(0.1)
+            started = time.monotonic()
+            for _ in range(50):
+                try:
+                    await index.asearch(documents[0])
+                except Overloaded:
+                    refused += 1
+            waited = time.monotonic() - started
+            return await asyncio.gather(*first)
+
+        found = asyncio.run(many())
+        ray.get(blocked)
+        expected = index.search(documents[0])
+        assert refused == 50
+        assert waited < 1.0
+        assert found == [expected] * 4
+        # what nobody waits for any more still counts, until it is answered
+        blocked = actor(index, 0).__ray_call__.options(concurrency_group="search").remote(lambda self: time.sleep(1.5))
+        for _ in range(4):
+            with pytest.raises(ShardUnavailable):
+                index.search(documents[0], timeout=0.1)
+        with pytest.raises(Overloaded, match="max_pending=4"):
+            index.search(documents[0])
+        ray.get(blocked)
+        time.sleep(0.2)
+        assert index.search(documents[0]) == expected
+
+
+def test_opening(index, tmp_path, make_matrices):
+    index.add(make_matrices(20))
+    with pytest.raises(TypeError, match="options \\(rank\\) are for a new index"):
+        ShardedLemurIndex(tmp_path / "index", rank=31)
+    with pytest.raises(ValueError, match="num_shards is 3, and the index"):
+        ShardedLemurIndex(tmp_path / "index", num_shards=3)
+    with pytest.raises(FileNotFoundError, match=r"it has no shards\.json"):
+        ShardedLemurIndex.load(tmp_path / "nothing")
+    with pytest.raises(TypeError, match="colour"):
+        ShardedLemurIndex(tmp_path / "new", colour="red")
+    (tmp_path / "full").mkdir()
+    (tmp_path / "full" / "notes.txt").write_text("mine")
+    with pytest.raises(FileExistsError, match=r"notes\.txt"):
+        ShardedLemurIndex(tmp_path / "full")
+    with pytest.raises(FileExistsError):
+        index.save(tmp_path / "full")
+    index.save(tmp_path / "copy")
+    assert LemurIndex.load(tmp_path / "copy" / "shard-000").ids().to_pylist() == ids_in(index, 0)
+    with pytest.raises(IndexLocked):
+        ShardedLemurIndex(tmp_path / "index")
+    index.close()
+    with pytest.raises(RuntimeError, match="closed"):
+        len(index)
+    with ShardedLemurIndex.open(tmp_path / "copy") as copy:
+        assert sorted(copy) == list(range(20))
+        copy.add(make_matrices(1))
+        assert 20 in copy
