@@ -19,7 +19,7 @@ from ray.exceptions import RayTaskError
 
 from lemur_ann.inputs import iterate_documents
 from lemur_ann.progress import Task
-from lemur_ann.sources import BYTES_READ_AHEAD, ROWS_PER_READ, open_path
+from lemur_ann.sources import BYTES_READ_AHEAD, IPC_SUFFIXES, ROWS_PER_READ, open_path
 
 MARKS = "build.json"  # beside the shards
 
@@ -72,7 +72,8 @@ def partitions_of(documents: Any) -> Iterator[Partition] | None:
         dataset = open_path(documents)
         return _files(dataset) if len(dataset.files) > 1 else None
     if isinstance(documents, (list, tuple)) and documents and isinstance(documents[0], (str, os.PathLike)):
-        return _files(open_path([os.fspath(path) for path in documents]))  # type: ignore[arg-type]
+        kind = "ipc" if os.fspath(documents[0]).endswith(IPC_SUFFIXES) else "parquet"
+        return _files(ds.dataset([os.fspath(path) for path in documents], format=kind))
     if isinstance(documents, ds.FileSystemDataset):
         return _files(documents)
     if hasattr(documents, "lance_schema") and hasattr(documents, "get_fragments"):

@@ -204,7 +204,7 @@ class Published:
         for _ in range(TRIES):
             numbers = self._numbers(self._place.names())
             if not numbers:
-                self._clear({})
+                self._clear(set())
                 return
             body = self._place.read(f"manifest-{numbers[-1]:012}.json")
             if body is None:
@@ -220,7 +220,7 @@ class Published:
             new = self._folder / f".{files.MANIFEST}.{uuid.uuid4().hex[:12]}"
             new.write_bytes(manifest)
             new.replace(self._folder / files.MANIFEST)
-            self._clear(wanted)
+            self._clear({files.MANIFEST, *wanted})
             self._number, self._manifest, self._keys = numbers[-1], manifest, keys
             return
         raise TimeoutError(f"{self._place.url} changed {TRIES} times while it was read")
@@ -250,11 +250,11 @@ class Published:
             finally:
                 new.unlink(missing_ok=True)
 
-    def _clear(self, wanted: dict[str, Any]) -> None:
+    def _clear(self, kept: set[str]) -> None:
         """Remove all else; who has it open goes on reading it."""
         if self._folder.exists():
             for file in self._folder.iterdir():
-                if file.name not in wanted and file.name != files.LOCK and (file.name != files.MANIFEST or not wanted):
+                if file.name not in kept and file.name != files.LOCK:
                     files.remove(file)
 
     def _tidy(self) -> None:
