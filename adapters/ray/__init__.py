@@ -17,8 +17,8 @@ try:
 except ImportError as error:
     raise ImportError("lemur_ann.adapters.ray needs ray and fsspec: pip install lemur_ann[ray]") from error
 
-from lemur_ann.adapters.ray.errors import Overloaded, ShardUnavailable
-from lemur_ann.adapters.ray.hits import ShardedHits
-from lemur_ann.adapters.ray.index import ShardedLemurIndex
+from .errors import Overloaded, ShardUnavailable
+from .hits import ShardedHits
+from .index import ShardedLemurIndex
 
 __all__ = ["Overloaded", "ShardUnavailable", "ShardedHits", "ShardedLemurIndex"]

@@ -9,17 +9,17 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
-import pyarrow.dataset as ds
 import ray
-from lemur_ann.adapters.ray.calls import Actors
-from lemur_ann.adapters.ray.documents import Columns, Sender, Staged
-from lemur_ann.adapters.ray.errors import PartsLost
-from lemur_ann.adapters.ray.storage import Place
 from ray.exceptions import RayTaskError
 
 from lemur_ann.inputs import iterate_documents
 from lemur_ann.progress import Task
 from lemur_ann.sources import BYTES_READ_AHEAD, IPC_SUFFIXES, ROWS_PER_READ, open_path
+
+from .calls import Actors
+from .documents import Columns, Sender, Staged
+from .errors import PartsLost
+from .storage import Place
 
 MARKS = "build.json"  # beside the shards
 
@@ -47,6 +47,8 @@ class Partition:
 
 class _Fragment(Partition):
     def open(self) -> Any:
+        import pyarrow.dataset as ds
+
         fragment, schema = self.source
         return ds.FileSystemDataset([fragment], schema, fragment.format, fragment.filesystem)
 
@@ -68,6 +70,8 @@ class _Block(Partition):
 
 def partitions_of(documents: Any) -> Iterator[Partition] | None:
     """The partitions of a folder or a list of files, a dataset of Arrow or Lance, or a dataset of Ray; None for all else."""
+    import pyarrow.dataset as ds  # which imports pandas, and actors need neither
+
     if isinstance(documents, (str, os.PathLike)):
         dataset = open_path(documents)
         return _files(dataset) if len(dataset.files) > 1 else None

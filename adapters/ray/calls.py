@@ -9,8 +9,9 @@ from collections.abc import Collection, Mapping
 from concurrent.futures import FIRST_COMPLETED, Future, wait
 from typing import Any
 
-from lemur_ann.adapters.ray.errors import Overloaded, ShardUnavailable
 from ray.exceptions import ActorDiedError, RayError, RayTaskError
+
+from .errors import Overloaded, ShardUnavailable
 
 Target = tuple[int, int | None]  # a shard, and which of its replicas; None is any of them
 

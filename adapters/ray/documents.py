@@ -12,13 +12,14 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 import ray
-from lemur_ann.adapters.ray.calls import WRITER, Actors, Calls, gathered
 
 from lemur_ann import _validate as validate
 from lemur_ann.ids import IdColumn, IdMap
 from lemur_ann.inputs import DocumentBatch, tokens_from_arrow
 from lemur_ann.intake import joined_metadata, rows_of
 from lemur_ann.tokens import TokenStore
+
+from .calls import WRITER, Actors, Calls, gathered
 
 BYTES_PER_PART = 2**22  # of tokens that go to a shard at a time,
 PARTS_IN_FLIGHT = 2  # and so many of them to each shard before the first must have arrived

@@ -18,14 +18,6 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 import ray
-from lemur_ann.adapters.ray.building import Build, Marks, default_tasks, partitions_of
-from lemur_ann.adapters.ray.calls import WRITER, Actors, Calls, Target, agathered, gathered
-from lemur_ann.adapters.ray.documents import Columns, Sender, Staged, shard_of, shards_of
-from lemur_ann.adapters.ray.errors import PartsLost, ShardUnavailable
-from lemur_ann.adapters.ray.hits import merged
-from lemur_ann.adapters.ray.learning import Sample, learn
-from lemur_ann.adapters.ray.shard import from_bytes, start, to_bytes
-from lemur_ann.adapters.ray.storage import Place
 from ray.exceptions import RayTaskError
 
 from lemur_ann import CorruptIndex, LemurEncoder, LemurIndex, NotFitted
@@ -37,6 +29,15 @@ from lemur_ann.progress import progress as progress_lines
 from lemur_ann.sources import is_stream, opened
 from lemur_ann.stats import Part, Stats
 from lemur_ann.tuning import Tuned
+
+from .building import Build, Marks, default_tasks, partitions_of
+from .calls import WRITER, Actors, Calls, Target, agathered, gathered
+from .documents import Columns, Sender, Staged, shard_of, shards_of
+from .errors import PartsLost, ShardUnavailable
+from .hits import merged
+from .learning import Sample, learn
+from .shard import from_bytes, start, to_bytes
+from .storage import Place
 
 SHARDS, FORMAT = "shards.json", "lemur_ann shards 1"
 TRIES = 3  # to send documents to a shard that loses its disk meanwhile
@@ -116,6 +117,7 @@ class ShardedLemurIndex:
             "options": self._options,
             "cache": None if cache is None else os.fspath(cache),
             "num_threads": self._num_threads,
+            "timeout": self._timeout,
             "num_searches": num_searches,
             "actor_options": {"num_cpus": num_cpus, **(actor_options or {})},
         }
@@ -183,8 +185,11 @@ class ShardedLemurIndex:
         return [target for shard in (range(len(actors)) if shards is None else shards) for target in actors.readers(shard)]
 
     def _refresh(self, shards: Sequence[int]) -> None:
-        """Readers show what was changed before the change returns."""
-        self._call("refresh", dict.fromkeys(self._readers(shards), ()))
+        """Readers show what was changed before the change returns; those that are gone for good show nothing."""
+        actors = self._open_actors()
+        calls = gathered(Calls(actors, "refresh", dict.fromkeys(self._readers(shards), ()), timeout=self._timeout))
+        calls.missing = [target for target in calls.missing if not actors.are_gone(target)]
+        calls.result()
 
     def _look(self) -> None:
         """What the documents that are there have in common."""
@@ -472,7 +477,7 @@ class ShardedLemurIndex:
             ) from None
 
     def _discard(self, change: str) -> None:
-        with suppress(ShardUnavailable):  # the next who opens the index forgets it
+        with suppress(RuntimeError):  # away or closed: the next who opens the index forgets it
             self._call("discard", dict.fromkeys(self._open_actors().writers(), (change,)), timeout=1.0)
 
     def delete(self, ids: Any = None, *, filter: Any = None) -> int:
@@ -921,7 +926,8 @@ def _described(place: Place, num_shards: int | None, options: dict[str, Any]) ->
         foreign = [name for name in place.names() if name != "shard-000" and not name.startswith(".")]
         if foreign:
             raise FileExistsError(f"{place.url} holds {foreign[0]!r} and no {SHARDS}; choose another path or move that away")
-        LemurIndex(**options)  # refuses bad ones
+        chosen = LemurIndex(**options).options
+        options = {name: getattr(chosen, name) for name in options}  # checked, and plain values
         count = 2 if num_shards is None else validate.positive_int(num_shards, "num_shards")
         return _describe(place, [f"shard-{shard:03}" for shard in range(count)], options)
     try:

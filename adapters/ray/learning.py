@@ -9,11 +9,12 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
-from lemur_ann.adapters.ray.calls import Actors, Calls, gathered
-from lemur_ann.adapters.ray.shard import to_bytes
 
 from lemur_ann import LemurEncoder
 from lemur_ann import _validate as validate
+
+from .calls import Actors, Calls, gathered
+from .shard import to_bytes
 
 DOCUMENTS_PER_CALL = 512
 

@@ -17,16 +17,18 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 import ray
-from lemur_ann.adapters.ray.documents import ROW, matching_ids
-from lemur_ann.adapters.ray.errors import PartsLost
-from lemur_ann.adapters.ray.storage import Place, Published
 
 from lemur_ann import Hits, IndexLocked, LemurEncoder, LemurIndex
 from lemur_ann.stats import Stats
 from lemur_ann.storage import MANIFEST
 from lemur_ann.tuning import Tuned
 
-LOCK_S = 10.0  # to wait for the process that had the shard before to be gone
+from .calls import WRITER
+from .documents import ROW, matching_ids
+from .errors import PartsLost
+from .storage import Place, Published
+
+LOCK_S = 10.0  # to wait, at most, for the process that had the shard before to be gone
 
 Found = tuple[npt.NDArray[Any], npt.NDArray[np.float32]]  # ids and scores of a query
 
@@ -39,11 +41,11 @@ class Shard:
     Args:
         place: of the whole index.
         name: of the shard there.
-        writes: whether this is the writer.
-        replica: its number.
+        replica: its number, which says whether it is the writer.
         options: of a new index.
         cache: the folder for what is under a URL.
         num_threads: of each call that does not say; None means all cores.
+        timeout: seconds to wait for another process to let go of the shard, if that is less than LOCK_S.
     """
 
     def __init__(
@@ -54,8 +56,10 @@ class Shard:
         options: dict[str, Any],
         cache: str | None,
         num_threads: int | None,
+        timeout: float,
     ) -> None:
-        self._writes, self._options, self._num_threads = replica == 0, options, num_threads
+        self._writes, self._options, self._num_threads = replica == WRITER, options, num_threads
+        self._lock_s = min(timeout, LOCK_S)
         if place.is_url:
             whole = blake2b(place.url.encode(), digest_size=8).hexdigest()
             base = Path(cache or Path(tempfile.gettempdir(), "lemur_ann"), whole)
@@ -90,7 +94,7 @@ class Shard:
         if not self._writes:
             return LemurIndex.open(self._folder, read_only=True)
         options = {} if (self._folder / MANIFEST).exists() else self._options
-        until = time.monotonic() + LOCK_S
+        until = time.monotonic() + self._lock_s
         while True:
             try:
                 index = LemurIndex.open(self._folder, **options)
@@ -107,7 +111,7 @@ class Shard:
         """One process alone uses a cache: two would each take away the other's files."""
         if self._cache_lock is None:
             self._folder.parent.mkdir(parents=True, exist_ok=True)
-            lock = filelock.FileLock(f"{self._folder}.lock", timeout=LOCK_S, thread_local=False)
+            lock = filelock.FileLock(f"{self._folder}.lock", timeout=self._lock_s, thread_local=False)
             try:
                 lock.acquire()
             except filelock.Timeout:
@@ -349,10 +353,11 @@ def start(
     options: dict[str, Any],
     cache: str | None,
     num_threads: int | None,
+    timeout: float,
     num_searches: int,
     actor_options: dict[str, Any],
 ) -> Any:
     """Start an actor, which Ray starts again whenever it dies."""
     groups = {"search": num_searches, "read": 2, "stage": 2, "change": 1, "rebuild": 1}
     settings = {"concurrency_groups": groups, "max_restarts": -1, "max_task_retries": 0, **actor_options}
-    return ray.remote(**settings)(Shard).remote(place, name, replica, options, cache, num_threads)
+    return ray.remote(**settings)(Shard).remote(place, name, replica, options, cache, num_threads, timeout)

@@ -475,7 +475,7 @@ def test_opening(index, tmp_path, make_matrices):
     index.save(tmp_path / "copy")
     assert LemurIndex.load(tmp_path / "copy" / "shard-000").ids().to_pylist() == ids_in(index, 0)
     with pytest.raises(IndexLocked):
-        ShardedLemurIndex(tmp_path / "index")
+        ShardedLemurIndex(tmp_path / "index", timeout=0.5)
     index.close()
     with pytest.raises(RuntimeError, match="closed"):
         len(index)
@@ -640,39 +640,99 @@ def test_workers_and_shards_die_during_a_build(session, tmp_path, documents):
         LemurIndex.load(tmp_path / "index" / f"shard-{shard:03}").check()
 
 
+def dies_in(index, shard, step, replica=0) -> None:
+    """The next time that the actor comes to this step, its process ends."""
+
+    def prepare(self):
+        setattr(self, step, lambda *_: os._exit(1))
+
+    ray.get(actor(index, shard, replica).__ray_call__.remote(prepare))
+
+
+@pytest.mark.parametrize("step", ["_changeable", "_publish"])  # before a change, and after it
+def test_a_change_whose_actor_dies_is_made_once(index, make_matrices, step):
+    documents, queries = make_matrices(30), make_matrices(10)
+    single = LemurIndex(num_features=64, epochs=0, rank=15)
+
+    def change(method, *arguments, **settings):
+        dies_in(index, 0, step)
+        done = getattr(index, method)(*arguments, **settings)
+        expected = getattr(single, method)(*arguments, **settings)
+        assert sorted(index) == sorted(single)
+        same_hits(index.search(documents, exact=True), single.search(documents, exact=True))
+        return done, expected
+
+    change("add", documents[:20])
+    change("upsert", documents[20:25], ids=range(5))
+    done, expected = change("delete", [1, 3, 4, 17])
+    assert done == expected == 4
+    done, expected = change("delete", filter=pc.field("id") > 12)
+    assert done == expected
+    change("fit", queries=queries)
+    assert index.is_fitted
+    change("compact")
+    assert index.stats().num_deleted == 0
+
+
+def test_another_replica_answers(session, tmp_path, make_matrices):
+    documents = make_matrices(30)
+    with ShardedLemurIndex(tmp_path / "index", num_shards=1, replicas=3, timeout=5.0) as index:
+        index.add(documents)
+        expected = index.search(documents)
+        ray.kill(actor(index, 0, 1))  # for good
+        assert all(index.search(documents) == expected for _ in range(6))
+        index.add(documents[:1], ids=[77])
+        assert all(77 in index.search(documents[0]).ids for _ in range(6))
+        ray.kill(actor(index, 0, 0))  # the one that writes
+        assert all(77 in index.search(documents[0]).ids for _ in range(6))
+        with pytest.raises(ShardUnavailable):
+            index.delete(77)
+        assert asyncio.run(index.asearch(documents[0])) == index.search(documents[0])
+
+
 def test_under_a_url(session, object_store, tmp_path, one, documents, demo_data, queries):
     """Actors die and their disks with them: what is in the object store comes back."""
     url, options = object_store
     settings = {"storage_options": options, "cache": tmp_path / "cache"}
-    with ShardedLemurIndex(f"{url}/index", replicas=2, **settings, **QUICK) as index:
+    with ShardedLemurIndex(f"{url}/index", num_shards=1, replicas=2, **settings, **QUICK) as index:
         index.fit(documents[:400], demo_data.training_queries)
         index.add(documents[400:])
         index.delete(documents.column("id")[0].as_py())
         expected = index.search(queries), index.search(queries, exact=True)
         assert len(index) == 599
-
-        def lose_the_disk():
-            for shard in range(2):
-                for replica in range(2):
-                    os.kill(process_of(index, shard, replica), signal.SIGKILL)
-            shutil.rmtree(tmp_path / "cache")
-
-        lose_the_disk()
+        for replica in (0, 1):
+            os.kill(process_of(index, 0, replica), signal.SIGKILL)
+        shutil.rmtree(tmp_path / "cache")
         assert (index.search(queries), index.search(queries, exact=True)) == expected
-        lose_the_disk()
+        dies_in(index, 0, "_publish")  # the change is in the folder of the actor, and nowhere else
         index.upsert(documents[:1])
-        assert all(index.search(queries[0], exact=True, k=600).ids.size == 600 for _ in range(4))
+        assert all(len(index.search(queries[0], exact=True, k=600)) == 600 for _ in range(4))
         index.compact()
         index.save(f"{url}/copy", storage_options=options)
         index.save(tmp_path / "copy")
     shutil.rmtree(tmp_path / "cache")
     exact = one.search(queries, exact=True)
-    for place, how in ((f"{url}/index", settings), (f"{url}/copy", settings), (tmp_path / "copy", {})):
-        with ShardedLemurIndex.load(place, **how) as index:
+    same_hits(LemurIndex.load(tmp_path / "copy" / "shard-000").search(queries, exact=True), exact)
+    for place in (f"{url}/index", f"{url}/copy"):
+        with ShardedLemurIndex.load(place, **settings) as index:
             assert index.is_fitted
             same_hits(index.search(queries, exact=True), exact)
     with pytest.raises(FileNotFoundError):
         ShardedLemurIndex.load(f"{url}/nothing", **settings)
+
+
+def test_a_change_that_cannot_be_published_is_undone_by_the_next(session, tmp_path, make_matrices):
+    documents, store = make_matrices(6), tmp_path / "store"
+    with ShardedLemurIndex(store.as_uri(), num_shards=1, cache=tmp_path / "cache") as index:
+        index.add(documents[:2])
+        (store / "shard-000").rename(tmp_path / "away")
+        (store / "shard-000").write_text("in the way")
+        with pytest.raises(OSError, match="shard-000"):
+            index.add(documents[2:4])
+        (store / "shard-000").unlink()
+        (tmp_path / "away").rename(store / "shard-000")
+        index.add(documents[4:], ids=[7, 8])
+        assert sorted(index) == [0, 1, 7, 8]
 
 
 def test_documents_that_were_sent_and_lost_are_sent_again(session, tmp_path, make_matrices):
