@@ -25,6 +25,7 @@ from lemur_ann import _validate as validate
 from lemur_ann.filters import booleans
 from lemur_ann.inputs import QueryBatch, ids_of, is_single_query, iterate_documents, read_documents, read_queries
 from lemur_ann.options import Options
+from lemur_ann.progress import Progress, Show
 from lemur_ann.progress import progress as progress_lines
 from lemur_ann.sources import is_stream, opened
 from lemur_ann.stats import Part, Stats
@@ -321,8 +322,9 @@ class ShardedLemurIndex:
         num_threads: int | None = None,
         resume: bool = False,
         max_tasks: int | None = None,
+        progress: Show = None,
     ) -> ShardedLemurIndex:
-        """Add documents, in any form that :meth:`fit` takes; the learned map stays as it is.
+        """Add documents, with the arguments of :meth:`fit`; the learned map stays as it is.
 
         All are checked before any shard takes its own, and each shard takes all of its own or none. Of partitions (see
         :meth:`fit`) that holds for each, one after the other.
@@ -336,7 +338,7 @@ class ShardedLemurIndex:
             ShardUnavailable: a shard is away. What the others have taken is there, and ``upsert``, or ``resume=True`` with
                 partitions, brings the rest.
         """
-        return self._add(documents, ids, offsets, num_threads, resume, max_tasks, replaces=False)
+        return self._add(documents, ids, offsets, num_threads, resume, max_tasks, progress, replaces=False)
 
     def upsert(
         self,
@@ -347,6 +349,7 @@ class ShardedLemurIndex:
         num_threads: int | None = None,
         resume: bool = False,
         max_tasks: int | None = None,
+        progress: Show = None,
     ) -> ShardedLemurIndex:
         """Add documents in the place of those that had their ids before; otherwise as :meth:`add`.
 
@@ -354,7 +357,7 @@ class ShardedLemurIndex:
             ValueError, TypeError: bad documents, an id twice among them, or documents without ids; nothing has changed.
             ShardUnavailable: as for :meth:`add`.
         """
-        return self._add(documents, ids, offsets, num_threads, resume, max_tasks, replaces=True)
+        return self._add(documents, ids, offsets, num_threads, resume, max_tasks, progress, replaces=True)
 
     def _add(
         self,
@@ -364,10 +367,10 @@ class ShardedLemurIndex:
         num_threads: int | None,
         resume: bool,
         max_tasks: int | None,
+        progress: Show,
         *,
         replaces: bool,
         query_dim: int | None = None,
-        progress: bool | None = False,
     ) -> ShardedLemurIndex:
         place = self._writable()
         if num_threads is not None:
@@ -381,7 +384,7 @@ class ShardedLemurIndex:
         def commit(staged: Staged, replaces: bool) -> None:
             self._commit(staged, replaces, num_threads)
 
-        with self._changing:
+        with progress_lines(progress) as lines, self._changing:
             partitions = partitions_of(documents) if ids is None and offsets is None else None
             if partitions is not None:
                 build = Build(
@@ -396,14 +399,13 @@ class ShardedLemurIndex:
                     timeout=self._timeout,
                     task_options=self._task_options,
                 )
-                with progress_lines(progress) as lines:
-                    build.run(partitions, self._next_id, lines.task("partitions", None))
+                build.run(partitions, self._next_id, lines.task("partitions", None))
             elif resume:
                 raise TypeError(
                     "resume=True goes with partitions: a folder of files, a list of paths, a dataset of Lance or Ray"
                 )
             else:
-                self._take(opened(documents), ids, offsets, replaces, check, commit)
+                self._take(opened(documents), ids, offsets, replaces, check, commit, lines)
         return self
 
     def _take(
@@ -414,6 +416,7 @@ class ShardedLemurIndex:
         replaces: bool,
         check: Callable[[Staged, bool], None],
         commit: Callable[[Staged, bool], None],
+        lines: Progress,
     ) -> None:
         """Send documents to the shards, check them there, and commit them."""
         change = uuid.uuid4().hex
@@ -427,8 +430,10 @@ class ShardedLemurIndex:
                 sender = Sender(
                     self._open_actors(), change, columns, next_id=self._next_id, replaces=replaces, timeout=self._timeout
                 )
+                task = lines.task("documents", None if once else sum(map(len, documents)))
                 for batch in iterate_documents(documents, ids=ids, offsets=offsets, dim=columns.dim) if once else documents:
                     sender.send(batch)
+                    task.advance(len(batch))
                 staged = sender.finish()
                 try:
                     if not is_checked:
@@ -529,7 +534,7 @@ class ShardedLemurIndex:
         max_tasks: int | None = None,
         memory_limit: int | str | None = None,
         num_threads: int | None = None,
-        progress: bool | None = None,
+        progress: Show = None,
     ) -> ShardedLemurIndex:
         """Add documents, learn one map for all shards, and index the documents with it.
 
@@ -567,7 +572,7 @@ class ShardedLemurIndex:
         dim = None if encoder is None else _map_dim(encoder)
         if training is not None and len(training):
             dim = training.tokens.shape[1]
-        with self._rebuilding:
+        with self._rebuilding, progress_lines(progress) as lines:
             if documents is not None:
                 with self._changing:
                     count = len(self)
@@ -583,20 +588,22 @@ class ShardedLemurIndex:
                         num_threads,
                         resume,
                         max_tasks,
+                        lines,
                         replaces=False,
                         query_dim=dim,
-                        progress=progress,
                     )
             elif dim is not None and self._columns.dim not in (None, dim):
                 raise ValueError(f"queries have dim {dim}, documents have dim {self._columns.dim}")
             if encoder is None:
                 how = {"encode_query": encode_query, "text_column": text_column, "memory_limit": memory_limit}
                 options = {name: value for name, value in self._options.items() if name in LEARNING}
-                data = self._learned(training, num_learning_documents, num_threads, {**how, **options}, progress)
+                data = self._learned(training, num_learning_documents, num_threads, {**how, **options}, lines)
             else:
                 data = ray.put(to_bytes(encoder))
             every = self._open_actors().writers()
+            task = lines.task("shards", len(every))
             self._change("learn", dict.fromkeys(every, (data, num_threads)))
+            task.advance(len(every))
         return self
 
     def _learned(
@@ -605,7 +612,7 @@ class ShardedLemurIndex:
         num_documents: int,
         num_threads: int | None,
         how: dict[str, Any],
-        progress: bool | None,
+        lines: Progress,
     ) -> Any:
         """A map for the documents there are, as a reference to its bytes."""
         sizes = np.array(self._each("size"))
@@ -617,14 +624,13 @@ class ShardedLemurIndex:
         sample = Sample(self._open_actors(), list(drawn.values()), self._timeout)
         queries = (None, None) if training is None else (training.tokens, training.offsets)
         task: Any = ray.remote(**{**self._task_options, "num_returns": 2})(learn)
-        with progress_lines(progress) as lines:
-            line = lines.task("learning", 1)
-            data, warned = task.remote(sample, *queries, num_threads, how)
-            try:
-                found = ray.get(warned)
-            except RayTaskError as error:
-                raise error.cause from None
-            line.advance()
+        line = lines.task("learning", 1)
+        data, warned = task.remote(sample, *queries, num_threads, how)
+        try:
+            found = ray.get(warned)
+        except RayTaskError as error:
+            raise error.cause from None
+        line.advance()
         for message, category in found:
             warnings.warn(message, category, stacklevel=3)
         return data
@@ -638,7 +644,7 @@ class ShardedLemurIndex:
         num_learning_documents: int = 60_000,
         memory_limit: int | str | None = None,
         num_threads: int | None = None,
-        progress: bool | None = None,
+        progress: Show = None,
         **options: Any,
     ) -> ShardedLemurIndex:
         """Learn anew from the stored documents, and index these one shard after the other.
@@ -664,7 +670,7 @@ class ShardedLemurIndex:
             raise TypeError(f"refit got unknown options {', '.join(unknown)}; expected any of {', '.join(sorted(LEARNING))}")
         if encoder is not None and (queries is not None or options):
             raise TypeError("encoder= takes the place of learning: no queries or options beside it")
-        with self._rebuilding:
+        with self._rebuilding, progress_lines(progress) as lines:
             if not self.is_fitted:
                 raise NotFitted("the index has no learned map yet: call fit(documents, queries=...) first")
             changed = {**{name: value for name, value in self._options.items() if name in LEARNING}, **options}
@@ -686,12 +692,19 @@ class ShardedLemurIndex:
                             "refit needs at least one query, got none; queries=None learns from the old map's sample"
                         )
                 how = {**changed, "memory_limit": memory_limit}
-                data = self._learned(training, num_learning_documents, num_threads, how, progress)
-            for writer in self._open_actors().writers():
-                self._change("learn", {writer: (data, num_threads)})
+                data = self._learned(training, num_learning_documents, num_threads, how, lines)
+            self._one_by_one("learn", (data, num_threads), lines)
         return self
 
-    def compact(self, *, num_threads: int | None = None) -> ShardedLemurIndex:
+    def _one_by_one(self, method: str, arguments: tuple[Any, ...], lines: Progress) -> None:
+        """Change one shard after the other."""
+        writers = self._open_actors().writers()
+        task = lines.task("shards", len(writers))
+        for writer in writers:
+            self._change(method, {writer: arguments})
+            task.advance()
+
+    def compact(self, *, num_threads: int | None = None, progress: Show = None) -> ShardedLemurIndex:
         """Take back the space of deleted documents, one shard after the other; searches and changes go on meanwhile.
 
         Raises:
@@ -699,9 +712,8 @@ class ShardedLemurIndex:
             ShardUnavailable: a shard is away.
         """
         self._writable()
-        with self._rebuilding:
-            for writer in self._open_actors().writers():
-                self._change("compact", {writer: (num_threads,)})
+        with self._rebuilding, progress_lines(progress) as lines:
+            self._one_by_one("compact", (num_threads,), lines)
         return self
 
     def tune(
@@ -712,6 +724,7 @@ class ShardedLemurIndex:
         *,
         seed: int = 0,
         num_threads: int | None = None,
+        progress: Show = None,
     ) -> list[Tuned]:
         """Have each shard find the quickest search of a wanted recall of its own best k, for ``search(target_recall=...)``.
 
@@ -724,8 +737,10 @@ class ShardedLemurIndex:
         batch = read_queries([queries] if is_single_query(queries) else opened(queries), dim=self._columns.dim)
         how = {"target_recall": target_recall, "k": k, "seed": seed, "num_threads": num_threads}
         writers = self._open_actors().writers()
-        with self._rebuilding:
+        with self._rebuilding, progress_lines(progress) as lines:
+            task = lines.task("shards", len(writers))
             tuned = self._call("tune", dict.fromkeys(writers, (batch.tokens, batch.offsets, how)), patient=True)
+            task.advance(len(writers))
             self._refresh([shard for shard, _ in writers])
         return list(tuned.values())
 

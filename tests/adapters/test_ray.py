@@ -515,7 +515,10 @@ def test_partitions(session, tmp_path, one, documents, demo_data, queries, form)
         data = {"folder": folder, "paths": paths, "arrow": pa.dataset.dataset(folder)}[form]
     with ShardedLemurIndex(tmp_path / "index", **QUICK) as index:
         if form == "folder":
-            index.fit(data, demo_data.training_queries, max_tasks=2, progress=False)
+            stages = []
+            index.fit(data, demo_data.training_queries, max_tasks=2, progress=lambda *told: stages.append(told))
+            assert ("partitions", 8, None) in stages
+            assert ("shards", 2, 2) in stages
             assert recall(index.search(queries), one.search(queries, exact=True)) >= recall(
                 one.search(queries), one.search(queries, exact=True)
             )
