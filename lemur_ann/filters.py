@@ -30,14 +30,14 @@ def excluded_by(filter: Any, snapshot: Snapshot) -> RowSet:
         return snapshot.deleted  # there may be no columns yet for it to fit
     if isinstance(filter, pc.Expression):
         matching = _by_expression(filter, snapshot)
-    elif (booleans := _booleans(filter)) is not None:
-        if len(booleans) != snapshot.num_documents:
+    elif (mask := booleans(filter)) is not None:
+        if len(mask) != snapshot.num_documents:
             raise ValueError(
-                f"filter has {len(booleans)} booleans, expected one for each of {snapshot.num_documents} documents, "
+                f"filter has {len(mask)} booleans, expected one for each of {snapshot.num_documents} documents, "
                 "in the order of ids()"
             )
         matching = np.zeros(snapshot.num_rows, np.bool_)
-        matching[snapshot.live[booleans]] = True
+        matching[snapshot.live[mask]] = True
     else:
         matching = _by_ids(filter, snapshot)
     return RowSet.of(snapshot.deleted.mask | ~matching)
@@ -61,7 +61,7 @@ def _by_expression(expression: pc.Expression, snapshot: Snapshot) -> Mask:
     return matching
 
 
-def _booleans(filter: Any) -> Mask | None:
+def booleans(filter: Any) -> Mask | None:
     """The mask that ``filter`` is, None where it is something else."""
     array: Mask
     if isinstance(filter, (pa.Array, pa.ChunkedArray)):

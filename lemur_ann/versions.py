@@ -81,7 +81,10 @@ def read_version(
             storage.check_files(
                 folder, {name: e for name, e in manifest["files"].items() if known.get(name) != e}, verify=verify
             )
-            return assembled(folder, manifest, device, {} if before is None else before.objects, scratch=scratch)
+            # an index that was emptied begins anew with the names of its files
+            is_anew = any(entry != manifest["files"].get(name, entry) for name, entry in known.items())
+            objects = {} if before is None or is_anew else before.objects
+            return assembled(folder, manifest, device, objects, scratch=scratch)
         except (CorruptIndex, FileNotFoundError):
             now = storage.read_manifest(folder)
             if now == manifest:

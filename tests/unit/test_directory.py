@@ -104,6 +104,21 @@ def test_one_writer(opened, tmp_path):
     LemurIndex.open(path).close()
 
 
+def test_a_reader_follows_an_index_that_was_emptied_and_filled_anew(make_matrices, tmp_path):
+    """Its files have the names of those before then, and other content."""
+    old, new = make_matrices(2, dim=8)
+    with LemurIndex.open(tmp_path / "index") as index:
+        index.add([old], ids=["old"])
+        reader = LemurIndex.open(tmp_path / "index", read_only=True)
+        names = files_of(index)
+        index.delete("old")
+        index.compact()
+        index.add([new], ids=["new"])
+        assert files_of(index) == names
+        assert reader.refresh()
+        same(reader, index, [old, new])
+
+
 def test_readers_keep_their_version_until_they_refresh(opened, make_matrices, tmp_path):
     index, documents, queries = opened
     reader = LemurIndex.open(tmp_path / "index", read_only=True)
