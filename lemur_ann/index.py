@@ -305,8 +305,8 @@ class LemurIndex:
     def to_arrow(self, *, tokens: bool = True, vectors: bool = True) -> pa.RecordBatchReader:
         """All documents as a stream, for another index or another engine, in the order of :meth:`ids`.
 
-        It is of one moment, whatever changes while it is read. With tokens and without vectors, it goes into ``fit`` or ``add`` as it
-        is; with vectors too, these become a metadata column there.
+        It is of one moment, whatever changes while it is read. With tokens and without vectors, it goes into ``fit`` or ``add``
+        as it is; with vectors too, these become a metadata column there.
 
         Args:
             tokens: with the column ``tokens``, large_list<fixed_size_list<float32 or float16>[dim]>.
