@@ -7,6 +7,7 @@ import threading
 import time
 from collections.abc import Collection, Mapping
 from concurrent.futures import FIRST_COMPLETED, Future, wait
+from contextlib import suppress
 from typing import Any
 
 from ray.exceptions import ActorDiedError, RayError, RayTaskError
@@ -59,16 +60,20 @@ class Actors:
         """The other replicas of a shard."""
         return [(shard, replica) for replica in range(len(self.shards[shard])) if replica != WRITER]
 
-    def send(self, target: Target, method: str, arguments: tuple[Any, ...], bounded: bool) -> tuple[int, Any]:
+    def send(
+        self, target: Target, method: str, arguments: tuple[Any, ...], bounded: bool, besides: int | None = None
+    ) -> tuple[int, Any]:
         """Call an actor; gives the replica and the future of its answer.
 
-        Among the replicas it takes the one with the fewest calls to answer, and last those that have failed a moment ago.
+        Among the replicas it takes the one with the fewest calls to answer, and last those that have failed a moment ago, and
+        ``besides``, which has been asked already.
         """
         shard, now = target[0], time.monotonic()
         pending, away_until = self._pending[shard], self._away_until[shard]
         with self._lock:
             self._turn += 1
-            order = ((away_until[r] > now, count, (r + self._turn) % len(pending), r) for r, count in enumerate(pending))
+            turn, counts = self._turn, enumerate(pending)
+            order = ((r == besides, away_until[r] > now, count, (r + turn) % len(pending), r) for r, count in counts)
             replica = min(order)[-1] if target[1] is None else target[1]
             if bounded and pending[replica] >= self.max_pending:
                 raise Overloaded(
@@ -111,6 +116,7 @@ class Calls:
             takes, and these are the seconds that an actor may be away.
         bounded: raise Overloaded where ``actors.max_pending`` calls are under way already.
         allow_partial: take the answers that there are, though some are missing.
+        hedge_after: seconds after which another replica is asked too, where any may answer; the first answer counts.
     """
 
     def __init__(
@@ -123,6 +129,7 @@ class Calls:
         patient: bool = False,
         bounded: bool = False,
         allow_partial: bool = False,
+        hedge_after: float | None = None,
     ) -> None:
         self._allow_partial = allow_partial
         self._actors, self._method, self._arguments = actors, method, arguments
@@ -135,13 +142,26 @@ class Calls:
         self.answers: dict[Target, Any] = {}
         self.errors: dict[Target, BaseException] = {}
         self.missing: list[Target] = []  # those who did not answer in time
+        self._hedges: dict[Target, float] = {}  # when to ask another replica too
         for target in arguments:
             self._send(target, method, bounded)
+            if hedge_after is not None and target[1] is None and len(actors.shards[target[0]]) > 1:
+                self._hedges[target] = time.monotonic() + hedge_after
 
-    def _send(self, target: Target, method: str, bounded: bool = False) -> None:
+    def _send(self, target: Target, method: str, bounded: bool = False, besides: int | None = None) -> None:
         arguments = self._arguments[target] if method == self._method else ()
-        replica, future = self._actors.send(target, method, arguments, bounded)
+        replica, future = self._actors.send(target, method, arguments, bounded, besides)
         self._sent[future] = target, replica, method
+
+    def _asked(self, target: Target) -> list[Any]:
+        """The futures of a target: two, where another replica was asked too."""
+        return [future for future, (other, _, _) in self._sent.items() if other == target]
+
+    def _settle(self, target: Target) -> None:
+        """Wait for nothing more of a target."""
+        for future in self._asked(target):
+            del self._sent[future]
+        self._hedges.pop(target, None)
 
     @property
     def waiting(self) -> Collection[Any]:
@@ -157,19 +177,24 @@ class Calls:
     def seconds(self) -> float | None:
         """How long to wait before :meth:`take` has something to do, if no answer comes."""
         open_targets = [target for target, _, _ in self._sent.values()] + list(self._again)
-        until = min([*self._again.values()] + [self._deadlines[target] for target in open_targets])
+        until = min([*self._again.values(), *self._hedges.values()] + [self._deadlines[target] for target in open_targets])
         return None if until == float("inf") else max(until - time.monotonic(), 0.0)
 
     def take(self) -> None:
         """Take the answers that have come, and send again what failed with its actor."""
         for future in [future for future in self._sent if future.done()]:
+            if future not in self._sent:  # another replica has answered
+                continue
             target, replica, method = self._sent.pop(future)
             error = future.exception()
             is_away = isinstance(error, RayError) and not isinstance(error, RayTaskError)
             self._actors.heard_of(target[0], replica, error if is_away else None)
             if is_away:
                 self._last_error = error
+                if self._asked(target):  # another replica is at it
+                    continue
                 if self._actors.are_gone(target):
+                    self._hedges.pop(target, None)
                     self.missing.append(target)
                     continue
                 if self._patient and method == self._method:
@@ -179,21 +204,29 @@ class Calls:
                 pause = 0.0 if self._failures[target] < others else PAUSE_S
                 self._again[target] = time.monotonic() + pause
             elif error is not None:
+                self._settle(target)
                 self.errors[target] = error.cause if isinstance(error, RayTaskError) else error
             elif method == self._method:
+                self._settle(target)
                 self.answers[target] = future.result()
             else:  # an actor that was away is back
                 self._deadlines[target] = float("inf")
                 self._send(target, self._method)
         now = time.monotonic()
-        for future, (target, _, _) in list(self._sent.items()):
+        for target in {target for target, _, _ in self._sent.values()}:
             if now >= self._deadlines[target]:
-                del self._sent[future]
+                self._settle(target)
                 self.missing.append(target)
+        for target in [target for target, when in self._hedges.items() if now >= when]:
+            del self._hedges[target]
+            for future in self._asked(target):
+                with suppress(Overloaded):  # then the first must do
+                    self._send(target, self._method, True, besides=self._sent[future][1])
         for target, when in list(self._again.items()):
             if now >= min(when, self._deadlines[target]):
                 del self._again[target]
                 if now >= self._deadlines[target]:
+                    self._hedges.pop(target, None)
                     self.missing.append(target)
                 else:
                     self._send(target, "ping" if self._patient else self._method)

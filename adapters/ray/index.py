@@ -71,6 +71,9 @@ class ShardedLemurIndex:
         num_searches: searches that a replica works on at a time.
         max_pending: searches that may wait for a replica, those it works on included, before more raise ``Overloaded``.
         timeout: seconds to wait for a shard that is away.
+        hedge_after: seconds after which a search that a replica has not answered is asked of another too, and the first answer
+            counts: against late answers, at the price of some more work. A little above the time of most searches is good;
+            None never asks twice.
         num_cpus: that Ray reserves for each replica. Ray's tasks wait for ever where replicas have reserved all.
         actor_options: of Ray for all replicas, such as resources and scheduling_strategy.
         task_options: of Ray for tasks that read partitions and learn, such as num_cpus, num_gpus and memory.
@@ -95,6 +98,7 @@ class ShardedLemurIndex:
         num_searches: int = 4,
         max_pending: int = 64,
         timeout: float = 60.0,
+        hedge_after: float | None = None,
         num_cpus: float = 0,
         actor_options: dict[str, Any] | None = None,
         task_options: dict[str, Any] | None = None,
@@ -107,6 +111,7 @@ class ShardedLemurIndex:
         num_searches = validate.positive_int(num_searches, "num_searches")
         self._num_threads = None if num_threads is None else validate.num_threads(num_threads)
         self._timeout = _seconds(timeout)
+        self._hedge_after = None if hedge_after is None else _seconds(hedge_after, "hedge_after")
         self._place: Place | None = Place(directory, storage_options)
         self._task_options = dict(task_options or {})
         self._changing = threading.RLock()  # held by one change at a time
@@ -160,7 +165,8 @@ class ShardedLemurIndex:
 
     def __reduce__(self) -> Any:
         """Elsewhere it searches the same shards, and changes nothing."""
-        return _attached, (self._open_actors(), self._names, self._options, self._timeout, self._num_threads)
+        settings = self._timeout, self._hedge_after, self._num_threads
+        return _attached, (self._open_actors(), self._names, self._options, *settings)
 
     # Calls
 
@@ -828,7 +834,15 @@ class ShardedLemurIndex:
         arguments: Arguments = {
             (shard, None): (tokens, batch.offsets, k, {**how, "filter": filter}, columns) for shard, filter in filters.items()
         }
-        calls = Calls(actors, "search", arguments, timeout=timeout, bounded=True, allow_partial=allow_partial)
+        calls = Calls(
+            actors,
+            "search",
+            arguments,
+            timeout=timeout,
+            bounded=True,
+            allow_partial=allow_partial,
+            hedge_after=self._hedge_after,
+        )
         answers = yield calls
         missing = tuple(sorted(shard for shard, _ in calls.missing))
         found = [answers[target] for target in arguments if target in answers]
@@ -925,12 +939,17 @@ async def _arun(steps: Steps) -> Any:
 
 
 def _attached(
-    actors: Actors, names: list[str], options: dict[str, Any], timeout: float, num_threads: int | None
+    actors: Actors,
+    names: list[str],
+    options: dict[str, Any],
+    timeout: float,
+    hedge_after: float | None,
+    num_threads: int | None,
 ) -> ShardedLemurIndex:
     """An index over actors that another process has started."""
     index = ShardedLemurIndex.__new__(ShardedLemurIndex)
     index._actors, index._names, index._options, index._timeout = actors, names, options, timeout
-    index._num_threads, index._place, index._columns = num_threads, None, Columns()
+    index._hedge_after, index._num_threads, index._place, index._columns = hedge_after, num_threads, None, Columns()
     return index
 
 
@@ -964,9 +983,9 @@ def _describe(place: Place, names: list[str], options: dict[str, Any]) -> dict[s
     return described
 
 
-def _seconds(value: Any) -> float:
+def _seconds(value: Any, name: str = "timeout") -> float:
     if isinstance(value, bool) or not isinstance(value, (int, float)) or not value > 0:
-        raise ValueError(f"timeout must be a number of seconds above 0, got {value!r}")
+        raise ValueError(f"{name} must be a number of seconds above 0, got {value!r}")
     return float(value)
 
 

@@ -172,6 +172,8 @@ def test_errors_are_those_of_one_index(sharded, one, queries):
         assert str(raised.value) == str(expected.value)
     with pytest.raises(ValueError, match="does not fit the columns"):
         sharded.search(queries[0], filter=pc.field("nothing") > 1)
+    with pytest.raises(ValueError, match="hedge_after must be a number of seconds above 0, got 0"):
+        ShardedLemurIndex("never made", hedge_after=0)
     for timeout in (0, -1.0, "1", True):
         with pytest.raises(ValueError, match="timeout"):
             sharded.search(queries[0], timeout=timeout)
@@ -315,6 +317,25 @@ def test_learning(index, make_matrices, recwarn):
     tuned = index.tune(queries, target_recall=0.8, k=5)
     assert [t.target_recall for t in tuned] == [0.8, 0.8]
     assert recall(index.search(queries, k=5, target_recall=0.8), index.search(queries, k=5, exact=True)) > 0.6
+
+
+def test_a_late_replica_is_not_waited_for(sharded, queries, monkeypatch):
+    """One replica of each shard stands still: a hedged search comes back with what the other says, long before the timeout."""
+    expected = [sharded.search(query, exact=True) for query in queries[:4]]
+    monkeypatch.setattr(sharded, "_hedge_after", 0.3)
+    stopped = [process_of(sharded, shard, 1) for shard in range(2)]
+    try:
+        for process in stopped:
+            os.kill(process, signal.SIGSTOP)
+        found = [sharded.search(query, exact=True, timeout=30.0) for query in queries[:4]]
+        assert [pending[1] for pending in sharded._actors._pending] == [1, 1]  # asked, and answered by the others
+    finally:
+        for process in stopped:
+            os.kill(process, signal.SIGCONT)
+    assert found == expected
+    while any(pending[1] for pending in sharded._actors._pending):  # what came late counts for nothing
+        time.sleep(0.05)
+    assert sharded.search(queries[0], exact=True) == expected[0]
 
 
 def test_refit_while_it_is_searched(sharded, queries, demo_data):
