@@ -411,7 +411,7 @@ class LemurIndex:
         threads, limit = validate.num_threads(num_threads), parse_bytes(memory_limit)
         self._check_writable()
         if sum(given is not None for given in (queries, encode_query, encoder)) > 1:
-            raise TypeError("encode_query= and encoder= take the place of queries; pass one of them")
+            raise TypeError("encode_query= or encoder= takes the place of queries; pass one of them")
         if encoder is not None:
             _check_map(encoder, self._snapshot.store.dim)
         if documents is None and (ids is not None or offsets is not None):

@@ -2,7 +2,37 @@ from __future__ import annotations
 
 import uuid
 
+import numpy as np
+import pyarrow as pa
 import pytest
+
+from lemur_ann import Hits, LemurEncoder, LemurIndex
+from lemur_ann.inputs import tokens_from_arrow
+
+
+@pytest.fixture(scope="session")
+def documents(demo_data) -> pa.Table:
+    """The demo's, with a column to filter by."""
+    return demo_data.documents.append_column("year", pa.array(np.arange(600) % 30 + 1990, pa.int32()))
+
+
+@pytest.fixture(scope="session")
+def queries(demo_data) -> list[np.ndarray]:
+    """The demo's, in float16."""
+    tokens, offsets = tokens_from_arrow(demo_data.queries.column("tokens").combine_chunks(), "tokens")
+    return np.split(tokens, offsets[1:-1])
+
+
+@pytest.fixture(scope="session")
+def exact(documents, queries) -> list[Hits]:
+    """The exact top 10 of each query."""
+    return LemurIndex().add(documents).search(queries, k=10)
+
+
+@pytest.fixture(scope="session")
+def encoder(demo_data) -> LemurEncoder:
+    """A map of the demo's documents that is quickly learned."""
+    return LemurEncoder.fit(demo_data.documents, demo_data.training_queries, num_features=512, epochs=0, num_sample_tokens=1024)
 
 
 @pytest.fixture(scope="session")

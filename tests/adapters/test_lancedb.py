@@ -34,27 +34,6 @@ def maxsim(query: np.ndarray, document: np.ndarray) -> float:
     return float((query.astype(np.float64) @ document.astype(np.float64).T).max(axis=1).sum())
 
 
-@pytest.fixture(scope="module")
-def documents(demo_data) -> pa.Table:
-    """The demo's, with a column to filter by."""
-    return demo_data.documents.append_column("year", pa.array(np.arange(600) % 30 + 1990, pa.int32()))
-
-
-@pytest.fixture(scope="module")
-def queries(demo_data) -> list[np.ndarray]:
-    return matrices_of(demo_data.queries)
-
-
-@pytest.fixture(scope="module")
-def exact(documents, queries):
-    return LemurIndex().add(documents).search(queries, k=10)
-
-
-@pytest.fixture(scope="module")
-def encoder(demo_data) -> LemurEncoder:
-    return LemurEncoder.fit(demo_data.documents, demo_data.training_queries, **QUICK)
-
-
 @pytest.fixture
 def table(tmp_path, encoder, documents) -> LemurTable:
     return LemurTable.create(lancedb.connect(tmp_path), "demo", encoder, documents)

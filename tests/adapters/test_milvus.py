@@ -39,12 +39,6 @@ def small_table(ids: list, matrices: list, **columns) -> pa.Table:
 
 
 @pytest.fixture(scope="module")
-def documents(demo_data) -> pa.Table:
-    """The demo's, with a column to filter by."""
-    return demo_data.documents.append_column("year", pa.array(np.arange(600) % 30 + 1990, pa.int32()))
-
-
-@pytest.fixture(scope="module")
 def queries(demo_data) -> list[np.ndarray]:
     return matrices_of(demo_data.queries)[:25]
 
@@ -52,11 +46,6 @@ def queries(demo_data) -> list[np.ndarray]:
 @pytest.fixture(scope="module")
 def exact(documents, queries):
     return LemurIndex().add(documents).search(queries, k=10)
-
-
-@pytest.fixture(scope="module")
-def encoder(demo_data) -> LemurEncoder:
-    return LemurEncoder.fit(demo_data.documents, demo_data.training_queries, **QUICK)
 
 
 @pytest.fixture(scope="module")

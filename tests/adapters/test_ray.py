@@ -52,11 +52,6 @@ def session(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def documents(demo_data) -> pa.Table:
-    return demo_data.documents.append_column("year", pa.array(np.arange(600) % 30 + 1990, pa.int32()))
-
-
-@pytest.fixture(scope="module")
 def queries(demo_data) -> list[np.ndarray]:
     tokens, offsets = tokens_from_arrow(demo_data.queries.column("tokens").combine_chunks(), "tokens")
     return np.split(tokens, offsets[1:-1])

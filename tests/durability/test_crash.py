@@ -961,9 +961,9 @@ class Trial:
 
 @pytest.mark.parametrize("sequence", SEQUENCES)
 def test_faults_at_every_step(sequence, tmp_path, monkeypatch):
-    with small_limits():
-        monkeypatch.setattr(lemur_ann.index, "MIN_DELETED", 1024)  # compactions of their own would come between
-        Trial(sequence, tmp_path, monkeypatch).run()
+    with small_limits(), monkeypatch.context() as patch:
+        patch.setattr(lemur_ann.index, "MIN_DELETED", 1024)  # compactions of their own would come between
+        Trial(sequence, tmp_path, patch).run()
 
 
 # Disks that are full in earnest
