@@ -36,8 +36,16 @@ except ImportError as error:
 
 from lemur_ann import Hits, LemurEncoder, LemurIndex, maxsim
 from lemur_ann import _validate as validate
-from lemur_ann.inputs import DocumentBatch, ids_of, is_single_query, read_documents, read_queries, to_offsets, tokens_from_arrow
-from lemur_ann.sources import opened
+from lemur_ann.documents.inputs import (
+    DocumentBatch,
+    ids_of,
+    is_single_query,
+    read_documents,
+    read_queries,
+    to_offsets,
+    tokens_from_arrow,
+)
+from lemur_ann.documents.sources import opened
 
 URI = "data:application/octet-stream;base64,"
 HNSW = {"space": "ip", "max_neighbors": 32, "ef_construction": 200, "ef_search": 800}

@@ -35,8 +35,15 @@ except ImportError as error:
 
 from lemur_ann import Hits, LemurEncoder, maxsim
 from lemur_ann import _validate as validate
-from lemur_ann.inputs import DocumentBatch, ids_of, is_single_query, iterate_documents, read_queries, tokens_from_arrow
-from lemur_ann.sources import opened
+from lemur_ann.documents.inputs import (
+    DocumentBatch,
+    ids_of,
+    is_single_query,
+    iterate_documents,
+    read_queries,
+    tokens_from_arrow,
+)
+from lemur_ann.documents.sources import opened
 
 MADE_BY = b"lemur_ann encoder"  # in the metadata of the field vector, so that each version of a table names its own encoder
 DOCUMENTS_PER_BATCH = 1024  # written at a time, of which LanceDB reads as many again when it learns a column

@@ -29,14 +29,14 @@ from torch import nn
 
 from lemur_ann import _core
 from lemur_ann import _validate as validate
+from lemur_ann.documents.inputs import to_offsets
+from lemur_ann.documents.tokens import TokenStore
 from lemur_ann.errors import NotFitted
-from lemur_ann.features import FeatureMap
-from lemur_ann.inputs import to_offsets
+from lemur_ann.learning.features import FeatureMap
+from lemur_ann.learning.targets import Targets
+from lemur_ann.learning.training import train_feature_map
+from lemur_ann.learning.weights import WeightSolver
 from lemur_ann.progress import progress
-from lemur_ann.targets import Targets
-from lemur_ann.tokens import TokenStore
-from lemur_ann.training import train_feature_map
-from lemur_ann.weights import WeightSolver
 
 QUERY_SCALE = 32  # the reference divides the sum over a query's tokens by this, whatever their number
 MAX_TEST_TOKENS = 32_000

@@ -38,8 +38,8 @@ except ImportError as error:
 
 from lemur_ann import Hits, LemurEncoder, maxsim
 from lemur_ann import _validate as validate
-from lemur_ann.inputs import DocumentBatch, ids_of, is_single_query, iterate_documents, read_queries, to_offsets
-from lemur_ann.sources import opened
+from lemur_ann.documents.inputs import DocumentBatch, ids_of, is_single_query, iterate_documents, read_queries, to_offsets
+from lemur_ann.documents.sources import opened
 
 LARGEST_RESULT = 16_384  # Milvus returns no more rows
 LONGEST_TEXT = 65_535  # bytes of a VARCHAR

@@ -32,8 +32,8 @@ import pyarrow as pa
 
 from lemur_ann import Hits, LemurEncoder, maxsim
 from lemur_ann import _validate as validate
-from lemur_ann.inputs import DocumentBatch, ids_of, is_single_query, iterate_documents, read_queries, to_offsets
-from lemur_ann.sources import opened
+from lemur_ann.documents.inputs import DocumentBatch, ids_of, is_single_query, iterate_documents, read_queries, to_offsets
+from lemur_ann.documents.sources import opened
 
 try:
     import psycopg

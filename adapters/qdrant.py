@@ -33,8 +33,8 @@ import numpy.typing as npt
 
 from lemur_ann import Hits, LemurEncoder, maxsim
 from lemur_ann import _validate as validate
-from lemur_ann.inputs import DocumentBatch, ids_of, is_single_query, iterate_documents, read_queries, to_offsets
-from lemur_ann.sources import opened
+from lemur_ann.documents.inputs import DocumentBatch, ids_of, is_single_query, iterate_documents, read_queries, to_offsets
+from lemur_ann.documents.sources import opened
 
 try:
     from qdrant_client import models

@@ -21,7 +21,7 @@ import numpy as np
 import pyarrow.parquet as pq
 import torch
 
-from lemur_ann.inputs import read_queries
+from lemur_ann.documents.inputs import read_queries
 
 NUM_FEATURES, SAMPLE_TOKENS = 2048, 16_384
 CONTENDERS = ("lemur_ann index", "lemur_ann adapter", "reference")

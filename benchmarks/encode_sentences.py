@@ -15,8 +15,8 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from lemur_ann.learning.pseudo_queries import from_sentences
 from lemur_ann.progress import progress
-from lemur_ann.pseudo_queries import from_sentences
 
 
 def main() -> None:

@@ -29,9 +29,9 @@ from rich.table import Table
 
 import lemur_ann
 from lemur_ann import _core
-from lemur_ann.inputs import read_queries
-from lemur_ann.metrics import recall
-from lemur_ann.weights import WeightSolver
+from lemur_ann.documents.inputs import read_queries
+from lemur_ann.insight.metrics import recall
+from lemur_ann.learning.weights import WeightSolver
 
 # (ef, candidates reranked): the graph's beam may be wider than what the rerank reads
 SETTINGS = (

@@ -22,7 +22,7 @@ from rich.console import Console
 from rich.table import Table
 
 import lemur_ann
-from lemur_ann.inputs import read_queries
+from lemur_ann.documents.inputs import read_queries
 
 SHARES = (1.0, 0.5, 0.1, 0.01, 0.001)
 NEAREST, ALL_BUT_NEAREST = (0.1, 0.01), (0.1, 0.5)

@@ -86,8 +86,8 @@ def run(corpus: Path, work: Path, options: dict, share: int, pieces: int, learn_
     """In a process of its own: fit, then measure."""
     import lemur_ann
     from lemur_ann.candidates.exact import ExactCandidates
-    from lemur_ann.inputs import read_queries
-    from lemur_ann.metrics import recall
+    from lemur_ann.documents.inputs import read_queries
+    from lemur_ann.insight.metrics import recall
 
     peak = [0]
     watch_memory(peak)

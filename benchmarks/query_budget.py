@@ -31,7 +31,7 @@ import lemur_ann
 from lemur_ann import _core
 from lemur_ann.candidates import hnsw
 from lemur_ann.candidates.hnsw import HnswCandidates
-from lemur_ann.inputs import read_queries
+from lemur_ann.documents.inputs import read_queries
 
 NUM_WALKED = 20  # queries whose walk is done again in Python, to count what it reads
 SEARCH_ONLY = """

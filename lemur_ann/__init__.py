@@ -11,10 +11,10 @@ except ImportError as error:  # a source tree without the compiled extension, or
 from lemur_ann import maxsim
 from lemur_ann.encoder import LemurEncoder
 from lemur_ann.errors import CorruptIndex, IndexLocked, NotFitted
-from lemur_ann.evaluation import Evaluation
-from lemur_ann.health import Health
 from lemur_ann.hits import Hits
 from lemur_ann.index import LemurIndex
+from lemur_ann.insight.evaluation import Evaluation
+from lemur_ann.insight.health import Health
 from lemur_ann.texts import TextIndex
 
 __all__ = [

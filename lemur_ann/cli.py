@@ -15,14 +15,15 @@ from rich.table import Table
 
 import lemur_ann
 from lemur_ann import _validate as validate
-from lemur_ann import run_files, storage
+from lemur_ann.documents.inputs import read_queries
+from lemur_ann.documents.sources import open_path, record_batches
 from lemur_ann.errors import CorruptIndex
-from lemur_ann.evaluation import Evaluation
-from lemur_ann.health import Health, MapFit
-from lemur_ann.inputs import read_queries
+from lemur_ann.insight import run_files
+from lemur_ann.insight.evaluation import Evaluation
+from lemur_ann.insight.health import Health, MapFit
 from lemur_ann.options import Options
 from lemur_ann.progress import progress
-from lemur_ann.sources import open_path, record_batches
+from lemur_ann.saved import storage
 
 app = typer.Typer(
     no_args_is_help=True,

@@ -13,9 +13,9 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from lemur_ann.documents.inputs import tokens_from_arrow
 from lemur_ann.encoders import Encoder
 from lemur_ann.index import LemurIndex
-from lemur_ann.inputs import tokens_from_arrow
 from lemur_ann.progress import Show
 
 NUM_CANDIDATES = 60  # a tenth of the sample, so that the demo shows a choice being made

@@ -17,20 +17,20 @@ import numpy.typing as npt
 
 from lemur_ann import _core
 from lemur_ann import _validate as validate
+from lemur_ann.documents.inputs import is_single_query, iterate_documents, read_queries
+from lemur_ann.documents.sources import opened
+from lemur_ann.documents.tokens import TokenStore
 from lemur_ann.errors import CorruptIndex
-from lemur_ann.inputs import is_single_query, iterate_documents, read_queries
+from lemur_ann.learning.query_features import FeatureWeights
+from lemur_ann.learning.reduction import augment
+from lemur_ann.learning.targets import Targets
 from lemur_ann.options import Options
 from lemur_ann.progress import Show, Task
 from lemur_ann.progress import progress as progress_lines
-from lemur_ann.query_features import FeatureWeights
-from lemur_ann.reduction import augment
-from lemur_ann.sources import opened
-from lemur_ann.storage import map_arrays, read_metadata, write_arrays
-from lemur_ann.targets import Targets
-from lemur_ann.tokens import TokenStore
+from lemur_ann.saved.storage import map_arrays, read_metadata, write_arrays
 
 if TYPE_CHECKING:
-    from lemur_ann.features import FeatureMap
+    from lemur_ann.learning.features import FeatureMap
 
 FORMAT = "lemur_ann encoder 1"
 ROWS_PER_PRODUCT = 4096
@@ -298,7 +298,7 @@ class LemurEncoder:
     ) -> LemurEncoder:
         """What :meth:`arrays` gave; it encodes a document as the one before did."""
         if options.device != "cpu":
-            from lemur_ann.features import check_device
+            from lemur_ann.learning.features import check_device
 
             check_device(options.device)
             arrays = {name: np.array(array) for name, array in arrays.items()}  # torch wants arrays that could be written

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from lemur_ann.inputs import QueryBatch, read_documents, read_queries, to_offsets
+from lemur_ann.documents.inputs import QueryBatch, read_documents, read_queries, to_offsets
 
 
 @dataclass(frozen=True)

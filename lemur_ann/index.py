@@ -16,39 +16,40 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from lemur_ann import _core, metrics
+from lemur_ann import _core
 from lemur_ann import _validate as validate
 from lemur_ann.candidates import kind_of
-from lemur_ann.directory import Directory
-from lemur_ann.directory import save as save_directory
+from lemur_ann.documents.inputs import QueryBatch, ids_of, is_single_query, read_queries, to_offsets
+from lemur_ann.documents.intake import take_in
+from lemur_ann.documents.rows import Rows, RowSet
+from lemur_ann.documents.sources import opened
+from lemur_ann.documents.tokens import TokenStore
 from lemur_ann.errors import NotFitted
-from lemur_ann.evaluation import Evaluation
 from lemur_ann.events import event, log, timed
-from lemur_ann.filters import excluded_by
-from lemur_ann.health import Health, measure, own_queries
 from lemur_ann.hits import Hits
-from lemur_ann.inputs import QueryBatch, ids_of, is_single_query, read_queries, to_offsets
-from lemur_ann.intake import take_in
-from lemur_ann.memory import parse_bytes, release
+from lemur_ann.insight import metrics
+from lemur_ann.insight.evaluation import Evaluation
+from lemur_ann.insight.health import Health, measure, own_queries
+from lemur_ann.insight.stats import Stats, measured
+from lemur_ann.insight.tuning import Tuned, Tuner
+from lemur_ann.learning.memory import parse_bytes, release
 from lemur_ann.notebook import facts
 from lemur_ann.options import Options
 from lemur_ann.progress import Progress, Show
 from lemur_ann.progress import progress as progress_lines
-from lemur_ann.rows import Rows, RowSet
-from lemur_ann.searching import exact_scores, search, search_options
-from lemur_ann.snapshot import Learned, Snapshot, check
-from lemur_ann.sources import opened
-from lemur_ann.stats import Stats, measured
-from lemur_ann.tokens import TokenStore
-from lemur_ann.tuning import Tuned, Tuner
-from lemur_ann.versions import read_version
+from lemur_ann.saved.directory import Directory
+from lemur_ann.saved.directory import save as save_directory
+from lemur_ann.saved.versions import read_version
+from lemur_ann.searching.filters import excluded_by
+from lemur_ann.searching.search import exact_scores, search, search_options
+from lemur_ann.searching.snapshot import Learned, Snapshot, check
 
 if TYPE_CHECKING:
-    from lemur_ann.device_search import DeviceSearch
     from lemur_ann.encoder import Encoded, LemurEncoder
-    from lemur_ann.explanation import Case, Explanation
-    from lemur_ann.features import FeatureMap
-    from lemur_ann.miss import Miss
+    from lemur_ann.insight.explanation import Case, Explanation
+    from lemur_ann.insight.miss import Miss
+    from lemur_ann.learning.features import FeatureMap
+    from lemur_ann.searching.device import DeviceSearch
 
 ROWS_PER_BATCH = 1024  # of a stream that goes out
 MIN_DELETED = 1024  # fewer deleted documents never make an index compact itself
@@ -338,7 +339,7 @@ class LemurIndex:
         return pa.RecordBatchReader.from_batches(block(rows[:0]).schema, blocks)
 
     def stats(self) -> Stats:
-        """How many documents, and the memory they take, by part; see :class:`~lemur_ann.stats.Stats`."""
+        """How many documents, and the memory they take, by part; see :class:`~lemur_ann.insight.stats.Stats`."""
         return measured(self._snapshot)
 
     def check(self) -> None:
@@ -499,7 +500,7 @@ class LemurIndex:
             raise ValueError(f"queries have dim {training.tokens.shape[1]}, documents have dim {store.dim}")
         texts = [] if encode_query is None else _texts(base.metadata, text_column, live)
 
-        from lemur_ann.learning import fit_encoder
+        from lemur_ann.learning.fitting import fit_encoder
 
         return fit_encoder(
             store,
@@ -953,7 +954,7 @@ class LemurIndex:
 
     def _on_device(self, snapshot: Snapshot, learned: Learned) -> DeviceSearch:
         """The documents on the device, copied there when a search first needs them and again after every change."""
-        from lemur_ann.device_search import DeviceSearch
+        from lemur_ann.searching.device import DeviceSearch
 
         known = self._device_search
         if known is None or known[0] is not snapshot:
@@ -1042,7 +1043,7 @@ class LemurIndex:
             progress: as for :meth:`fit`.
 
         Returns:
-            :class:`~lemur_ann.tuning.Tuned`; print it.
+            :class:`~lemur_ann.insight.tuning.Tuned`; print it.
 
         Raises:
             NotFitted: before fit.
@@ -1179,14 +1180,14 @@ class LemurIndex:
             num_threads: None means all cores.
 
         Returns:
-            :class:`~lemur_ann.explanation.Explanation`; print it, show it in a notebook, or draw it with its ``picture``.
+            :class:`~lemur_ann.insight.explanation.Explanation`; print it, show it in a notebook, or draw its ``picture``.
             Before :meth:`fit` it has no estimate.
 
         Raises:
             KeyError: there is no such document.
             ValueError, TypeError: a bad query, or more or fewer strings than tokens.
         """
-        from lemur_ann.explanation import explain
+        from lemur_ann.insight.explanation import explain
 
         case = self._case(query_tokens, doc_id, None, num_threads)
         k = validate.positive_int(k, "k")
@@ -1215,13 +1216,13 @@ class LemurIndex:
             k, num_candidates, ef_search, target_recall, filter, num_threads: of that search, as for :meth:`search`.
 
         Returns:
-            :class:`~lemur_ann.miss.Miss`; print it, or search again with its ``settings``.
+            :class:`~lemur_ann.insight.miss.Miss`; print it, or search again with its ``settings``.
 
         Raises:
             KeyError: there is no such document, or no longer.
             ValueError, TypeError: a bad query, or bad settings.
         """
-        from lemur_ann.miss import explain_miss
+        from lemur_ann.insight.miss import explain_miss
 
         case = self._case(query_tokens, doc_id, filter, num_threads)
         k = validate.positive_int(k, "k")
@@ -1230,7 +1231,7 @@ class LemurIndex:
         return explain_miss(case, k, count, beam, asked)
 
     def _case(self, query_tokens: Any, doc_id: Any, filter: Any, num_threads: int | None) -> Case:
-        from lemur_ann.explanation import Case
+        from lemur_ann.insight.explanation import Case
 
         snapshot = self._snapshot
         learned = snapshot.learned

@@ -13,17 +13,17 @@ import pyarrow as pa
 
 from lemur_ann import _validate as validate
 from lemur_ann._validate import Tokens
+from lemur_ann.documents.inputs import ids_of
+from lemur_ann.documents.sources import opened, record_batches
 from lemur_ann.encoders import as_encoder, encoded
 from lemur_ann.events import event
 from lemur_ann.index import LemurIndex
-from lemur_ann.inputs import ids_of
 from lemur_ann.progress import Progress, Show, Task
 from lemur_ann.progress import progress as progress_lines
-from lemur_ann.sources import opened, record_batches
 
 if TYPE_CHECKING:
-    from lemur_ann.explanation import Explanation
-    from lemur_ann.miss import Miss
+    from lemur_ann.insight.explanation import Explanation
+    from lemur_ann.insight.miss import Miss
 
 TEXTS_IN_MEMORY = 4096  # whose tokens are; those of more go to the index as a stream
 
@@ -165,7 +165,7 @@ class TextIndex:
             doc_id, k, num_threads: as for :meth:`lemur_ann.LemurIndex.explain`.
 
         Returns:
-            :class:`~lemur_ann.explanation.Explanation`; print it, show it in a notebook, or draw it with its ``picture``.
+            :class:`~lemur_ann.insight.explanation.Explanation`; print it, show it in a notebook, or draw its ``picture``.
 
         Raises:
             KeyError: there is no such document.
@@ -192,7 +192,7 @@ class TextIndex:
             **how: num_candidates, ef_search, target_recall, filter, num_threads, of that search.
 
         Returns:
-            :class:`~lemur_ann.miss.Miss`; print it, or search again: ``texts.search(query, **miss.settings)``.
+            :class:`~lemur_ann.insight.miss.Miss`; print it, or search again: ``texts.search(query, **miss.settings)``.
 
         Raises:
             KeyError: there is no such document.

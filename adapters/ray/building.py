@@ -12,9 +12,9 @@ from typing import Any
 import ray
 from ray.exceptions import RayTaskError
 
-from lemur_ann.inputs import iterate_documents
+from lemur_ann.documents.inputs import iterate_documents
+from lemur_ann.documents.sources import BYTES_READ_AHEAD, IPC_SUFFIXES, ROWS_PER_READ, open_path
 from lemur_ann.progress import Task
-from lemur_ann.sources import BYTES_READ_AHEAD, IPC_SUFFIXES, ROWS_PER_READ, open_path
 
 from .calls import Actors
 from .documents import Columns, Sender, Staged

@@ -14,10 +14,10 @@ import pyarrow.compute as pc
 import ray
 
 from lemur_ann import _validate as validate
-from lemur_ann.ids import IdColumn, IdMap
-from lemur_ann.inputs import DocumentBatch, tokens_from_arrow
-from lemur_ann.intake import joined_metadata, rows_of
-from lemur_ann.tokens import TokenStore
+from lemur_ann.documents.ids import IdColumn, IdMap
+from lemur_ann.documents.inputs import DocumentBatch, tokens_from_arrow
+from lemur_ann.documents.intake import joined_metadata, rows_of
+from lemur_ann.documents.tokens import TokenStore
 
 from .calls import WRITER, Actors, Calls, gathered
 

@@ -19,9 +19,9 @@ import pyarrow.compute as pc
 import ray
 
 from lemur_ann import Hits, IndexLocked, LemurEncoder, LemurIndex
-from lemur_ann.stats import Stats
-from lemur_ann.storage import MANIFEST
-from lemur_ann.tuning import Tuned
+from lemur_ann.insight.stats import Stats
+from lemur_ann.insight.tuning import Tuned
+from lemur_ann.saved.storage import MANIFEST
 
 from .calls import WRITER
 from .documents import ROW, matching_ids

@@ -16,7 +16,7 @@ import fsspec
 from fsspec.implementations.local import LocalFileSystem
 
 from lemur_ann import CorruptIndex, IndexLocked
-from lemur_ann import storage as files
+from lemur_ann.saved import storage as files
 
 TRIES = 20  # to fetch a version while a writer publishes one after the other
 KEPT = 2  # versions under a URL: the newest, and the one before, which a replica may be fetching

@@ -10,7 +10,7 @@ from typing import Any, Protocol
 import numpy as np
 import numpy.typing as npt
 
-from lemur_ann.rows import RowSet
+from lemur_ann.documents.rows import RowSet
 
 Vectors = npt.NDArray[np.float32]
 Indices = npt.NDArray[np.int64]

@@ -10,7 +10,7 @@ import numpy.typing as npt
 
 from lemur_ann import _core
 from lemur_ann.candidates import Indices, Structure, Vectors, joined, take_from
-from lemur_ann.rows import RowSet
+from lemur_ann.documents.rows import RowSet
 
 QUERIES_PER_SCAN = 64
 FILES: dict[str, str] = {}

@@ -23,10 +23,11 @@ import hnswlib
 import numpy as np
 import numpy.typing as npt
 
-from lemur_ann import _core, storage
+from lemur_ann import _core
 from lemur_ann.candidates import Indices, Structure, Vectors, joined, take_from, too_many
+from lemur_ann.documents.rows import RowSet
 from lemur_ann.errors import CorruptIndex
-from lemur_ann.rows import RowSet
+from lemur_ann.saved import storage
 
 ROWS_PER_BLOCK = 16_384
 # Of the links that are searched, see links.hpp; hnswlib's graph need not be good for these to be.

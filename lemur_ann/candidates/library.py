@@ -12,10 +12,10 @@ from typing import Any, Protocol
 import numpy as np
 import numpy.typing as npt
 
-from lemur_ann import storage
 from lemur_ann.candidates import Indices, Structure, Vectors, joined, take_from, too_many
+from lemur_ann.documents.rows import RowSet
 from lemur_ann.errors import CorruptIndex
-from lemur_ann.rows import RowSet
+from lemur_ann.saved import storage
 
 ROWS_PER_SCAN = 16_384
 SCANNED_SHARE = 0.1  # where fewer of the rows than this pass a filter, those are scanned

@@ -17,16 +17,17 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from lemur_ann import _core, metrics
+from lemur_ann import _core
 from lemur_ann import _validate as validate
+from lemur_ann.documents.inputs import QueryBatch, is_single_query, read_queries, to_offsets
+from lemur_ann.documents.rows import Rows
+from lemur_ann.documents.sources import opened, record_batches
 from lemur_ann.index import LemurIndex
-from lemur_ann.inputs import QueryBatch, is_single_query, read_queries, to_offsets
+from lemur_ann.insight import metrics
 from lemur_ann.progress import Progress, Show, Task
 from lemur_ann.progress import progress as progress_lines
-from lemur_ann.rows import Rows
-from lemur_ann.searching import exact_scores, search_options
-from lemur_ann.snapshot import Learned, Snapshot
-from lemur_ann.sources import opened, record_batches
+from lemur_ann.searching.search import exact_scores, search_options
+from lemur_ann.searching.snapshot import Learned, Snapshot
 
 ROUNDS = 2  # of all timings, some time apart; of each query the quicker counts, since what else the machine does only adds
 SHARES = (1 / 8, 1 / 4, 1 / 2, 1, 2, 4, 8)  # of the candidates in use: the settings of the curve

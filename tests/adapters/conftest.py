@@ -7,7 +7,7 @@ import pyarrow as pa
 import pytest
 
 from lemur_ann import Hits, LemurEncoder, LemurIndex
-from lemur_ann.inputs import tokens_from_arrow
+from lemur_ann.documents.inputs import tokens_from_arrow
 
 
 @pytest.fixture(scope="session")

@@ -20,7 +20,7 @@ from chromadb.errors import ChromaError
 from lemur_ann.adapters.chroma import LemurCollection
 
 from lemur_ann import LemurEncoder, LemurIndex
-from lemur_ann.inputs import tokens_from_arrow
+from lemur_ann.documents.inputs import tokens_from_arrow
 
 pytestmark = pytest.mark.filterwarnings("ignore:legacy embedding function config:DeprecationWarning")
 

@@ -16,7 +16,7 @@ from lancedb.index import HnswFlat, IvfFlat, IvfSq
 from lemur_ann.adapters.lancedb import LemurTable
 
 from lemur_ann import LemurEncoder, LemurIndex
-from lemur_ann.inputs import tokens_from_arrow
+from lemur_ann.documents.inputs import tokens_from_arrow
 
 QUICK = {"num_features": 512, "epochs": 0, "num_sample_tokens": 1024}
 

@@ -15,7 +15,7 @@ from lemur_ann.adapters.milvus import LemurCollection
 from pymilvus import DataType, MilvusClient, MilvusException
 
 from lemur_ann import LemurEncoder, LemurIndex
-from lemur_ann.inputs import tokens_from_arrow
+from lemur_ann.documents.inputs import tokens_from_arrow
 
 QUICK = {"num_features": 512, "epochs": 0, "num_sample_tokens": 1024}
 

@@ -17,7 +17,7 @@ from psycopg import sql  # noqa: E402
 from psycopg.rows import dict_row  # noqa: E402
 
 from lemur_ann import LemurEncoder, maxsim  # noqa: E402
-from lemur_ann.inputs import tokens_from_arrow  # noqa: E402
+from lemur_ann.documents.inputs import tokens_from_arrow  # noqa: E402
 
 
 @pytest.fixture(scope="module")

@@ -27,7 +27,7 @@ from lemur_ann.adapters.ray import Overloaded, ShardedHits, ShardedLemurIndex, S
 from lemur_ann.adapters.ray.documents import shard_of
 
 from lemur_ann import IndexLocked, LemurEncoder, LemurIndex, NotFitted
-from lemur_ann.inputs import tokens_from_arrow
+from lemur_ann.documents.inputs import tokens_from_arrow
 
 START = {
     "address": "local",

@@ -28,7 +28,8 @@ import pyarrow.compute as pc
 import pyarrow.dataset as ds
 import pyarrow.parquet as pq
 
-from lemur_ann import CorruptIndex, LemurIndex, candidates, storage
+from lemur_ann import CorruptIndex, LemurIndex, candidates
+from lemur_ann.saved import storage
 
 SECONDS = 20  # that one try may take, far more than it does
 MEMORY = 6 * 2**30  # of addresses, beyond what the process has when it starts

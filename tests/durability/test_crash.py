@@ -50,9 +50,10 @@ import pyarrow.compute as pc
 import pytest
 
 import lemur_ann.index
-from lemur_ann import IndexLocked, LemurIndex, candidates, storage
+from lemur_ann import IndexLocked, LemurIndex, candidates
 from lemur_ann.candidates import hnsw
-from lemur_ann.tokens import TokenStore
+from lemur_ann.documents.tokens import TokenStore
+from lemur_ann.saved import storage
 
 pytestmark = pytest.mark.skipif(os.name == "nt", reason="Windows has no fork, SIGKILL or unlinked open files")
 

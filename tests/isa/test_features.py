@@ -7,8 +7,8 @@ import pytest
 import torch
 
 from lemur_ann import _core
-from lemur_ann.features import ACTIVATIONS, FeatureMap
-from lemur_ann.query_features import FeatureWeights
+from lemur_ann.learning.features import ACTIVATIONS, FeatureMap
+from lemur_ann.learning.query_features import FeatureWeights
 
 LENGTHS = [1, 2, 3, 11, 12, 13, 32, 48, 49, 100]
 

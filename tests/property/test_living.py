@@ -209,7 +209,7 @@ def small_limits(monkeypatch):
     """So that graphs are made, chunks are merged and indexes compact themselves with few documents."""
     monkeypatch.setattr("lemur_ann.candidates.MIN_SCANNED", 8)
     monkeypatch.setattr("lemur_ann.index.MIN_DELETED", 10)
-    monkeypatch.setattr("lemur_ann.tokens.BYTES_TO_MERGE", 600)
+    monkeypatch.setattr("lemur_ann.documents.tokens.BYTES_TO_MERGE", 600)
 
 
 @pytest.mark.parametrize("kind", [LivingIndex, DurableIndex])

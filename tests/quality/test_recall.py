@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from lemur_ann import LemurIndex, _core
-from lemur_ann.inputs import read_queries
+from lemur_ann.documents.inputs import read_queries
 
 
 def candidate_recall(index, queries, count, top=10):

@@ -10,10 +10,11 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 
-from lemur_ann import Hits, LemurIndex, TextIndex, sources
+from lemur_ann import Hits, LemurIndex, TextIndex
 from lemur_ann import _validate as validate
-from lemur_ann.inputs import read_documents, read_queries
-from lemur_ann.sources import is_stream, record_batches
+from lemur_ann.documents import sources
+from lemur_ann.documents.inputs import read_documents, read_queries
+from lemur_ann.documents.sources import is_stream, record_batches
 
 DIM = 8
 COUNT = 150  # more than two reads

@@ -11,7 +11,7 @@ import pytest
 from lemur_ann import _core
 from lemur_ann.candidates import OWN_KINDS, hnsw, kind_of
 from lemur_ann.candidates.hnsw import read_links
-from lemur_ann.rows import RowSet
+from lemur_ann.documents.rows import RowSet
 
 OPTIONS = {"M": 16, "ef_construction": 100, "seed": 0}
 

@@ -85,7 +85,7 @@ def test_upsert_of_a_stream(make_matrices, tmp_path):
 @pytest.mark.parametrize("candidates", ["hnsw", "exact"])
 def test_compact(small_index, make_matrices, candidates, monkeypatch):
     monkeypatch.setattr("lemur_ann.candidates.MIN_SCANNED", 50)
-    monkeypatch.setattr("lemur_ann.tokens.BYTES_TO_MERGE", 1000)
+    monkeypatch.setattr("lemur_ann.documents.tokens.BYTES_TO_MERGE", 1000)
     index, documents, queries = small_index(candidates=candidates)
     new = make_matrices(40)
     index.add(table_of(new, [f"new-{i}" for i in range(40)], number=list(range(40))))
@@ -128,7 +128,7 @@ def test_it_compacts_itself(small_index, make_matrices, monkeypatch):
 
 def test_close_gives_up_a_compaction(small_index, monkeypatch):
     monkeypatch.setattr("lemur_ann.index.MIN_DELETED", 50)
-    monkeypatch.setattr("lemur_ann.snapshot.ROWS_PER_BLOCK", 10)
+    monkeypatch.setattr("lemur_ann.searching.snapshot.ROWS_PER_BLOCK", 10)
     index, *_ = small_index()
     started, go_on = threading.Event(), threading.Event()
     take = type(index._snapshot.learned.candidates).take

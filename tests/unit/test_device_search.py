@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 import torch
 
-import lemur_ann.device_search
+import lemur_ann.searching.device
 from lemur_ann import Hits
-from lemur_ann.device_search import DeviceSearch
-from lemur_ann.inputs import read_queries
+from lemur_ann.documents.inputs import read_queries
+from lemur_ann.searching.device import DeviceSearch
 
 
 def on_cpu_tensors(index, queries, k, num_candidates, excluded=None):
@@ -22,8 +22,8 @@ def on_cpu_tensors(index, queries, k, num_candidates, excluded=None):
 
 @pytest.mark.parametrize("step", [1, 2**26])
 def test_same_hits(small_index, make_matrices, monkeypatch, step):
-    monkeypatch.setattr(lemur_ann.device_search, "SCORES_PER_STEP", step)
-    monkeypatch.setattr(lemur_ann.device_search, "TOKENS_PER_COPY", max(step // 2**20, 1))
+    monkeypatch.setattr(lemur_ann.searching.device, "SCORES_PER_STEP", step)
+    monkeypatch.setattr(lemur_ann.searching.device, "TOKENS_PER_COPY", max(step // 2**20, 1))
     index, _, queries = small_index(candidates="exact")
     index.delete(["doc-3", "doc-77"])
     index.add(make_matrices(9, dim=16), ids=[f"new-{i}" for i in range(9)])

@@ -14,7 +14,8 @@ import numpy as np
 import pyarrow.compute as pc
 import pytest
 
-from lemur_ann import CorruptIndex, IndexLocked, LemurIndex, storage
+from lemur_ann import CorruptIndex, IndexLocked, LemurIndex
+from lemur_ann.saved import storage
 
 OPTIONS = {"num_features": 64, "epochs": 0, "rank": 15, "num_candidates": 40, "ef_search": None}
 

@@ -16,9 +16,9 @@ from rich.console import Console
 
 from lemur_ann import LemurIndex, reference
 from lemur_ann.demo import demo_encoder
-from lemur_ann.device_search import DeviceSearch
-from lemur_ann.explanation import Case
-from lemur_ann.miss import explain_miss
+from lemur_ann.insight.explanation import Case
+from lemur_ann.insight.miss import explain_miss
+from lemur_ann.searching.device import DeviceSearch
 
 QUERY = np.array([[1, 0, 0], [0, 2, 0]], np.float32)
 DOCUMENTS = [  # scores 1.5 + 0.4, 1 + 2, 0.5 + 2
@@ -334,7 +334,7 @@ def test_without_matplotlib(page, monkeypatch):
 def test_it_imports_what_it_needs_when_it_needs_it():
     program = (
         "import sys, numpy, lemur_ann; m = numpy.ones((2, 3)); i = lemur_ann.LemurIndex().add([m]);"
-        "before = 'lemur_ann.explanation' in sys.modules; e = i.explain(m, 0);"
+        "before = 'lemur_ann.insight.explanation' in sys.modules; e = i.explain(m, 0);"
         "print(before, *(name in sys.modules for name in ('rich', 'matplotlib', 'torch')), len(str(e)) > 0)"
     )
     done = subprocess.run([sys.executable, "-I", "-c", program], capture_output=True, text=True, check=True)

@@ -8,7 +8,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from lemur_ann import LemurIndex, storage
+from lemur_ann import LemurIndex
+from lemur_ann.saved import storage
 
 FORMATS = Path(__file__).parent.parent / "formats"
 

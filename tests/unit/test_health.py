@@ -7,9 +7,11 @@ import json
 import numpy as np
 import pytest
 
-from lemur_ann import Health, LemurIndex, NotFitted, metrics, reference, storage
-from lemur_ann.health import MapFit, own_queries
-from lemur_ann.inputs import read_queries
+from lemur_ann import Health, LemurIndex, NotFitted, reference
+from lemur_ann.documents.inputs import read_queries
+from lemur_ann.insight import metrics
+from lemur_ann.insight.health import MapFit, own_queries
+from lemur_ann.saved import storage
 
 DIM = 32
 

@@ -9,7 +9,7 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 
-from lemur_ann.inputs import read_documents, read_queries, tokens_from_arrow
+from lemur_ann.documents.inputs import read_documents, read_queries, tokens_from_arrow
 
 
 def arrow_tokens(matrices, list_type=pa.LargeListArray, offset_type=np.int64):

@@ -6,16 +6,17 @@ import numpy as np
 import pytest
 import torch
 
-from lemur_ann import LemurIndex, _core, pseudo_queries, reference
-from lemur_ann.distillation import candidate_documents, distil
-from lemur_ann.features import FeatureMap
+from lemur_ann import LemurIndex, _core, reference
+from lemur_ann.documents.tokens import TokenStore
+from lemur_ann.learning import pseudo_queries
+from lemur_ann.learning.distillation import candidate_documents, distil
+from lemur_ann.learning.features import FeatureMap
+from lemur_ann.learning.reduction import HEADROOM, Reduction, augment, radius_for
+from lemur_ann.learning.targets import Targets
+from lemur_ann.learning.torch_targets import torch_token_maxima
+from lemur_ann.learning.training import train_feature_map
+from lemur_ann.learning.weights import WeightSolver, draw_sample
 from lemur_ann.progress import Progress
-from lemur_ann.reduction import HEADROOM, Reduction, augment, radius_for
-from lemur_ann.targets import Targets
-from lemur_ann.tokens import TokenStore
-from lemur_ann.torch_targets import torch_token_maxima
-from lemur_ann.training import train_feature_map
-from lemur_ann.weights import WeightSolver, draw_sample
 
 
 def store_of(matrices):
@@ -26,7 +27,7 @@ def store_of(matrices):
 @pytest.mark.parametrize("dtype", [np.float32, np.float16])
 def test_targets_on_a_device_are_those_of_the_kernels(make_matrices, rng, monkeypatch, dtype):
     """Run here on CPU tensors: the int8 codes and their sums are the same, so the maxima are, to the last bit."""
-    monkeypatch.setattr("lemur_ann.torch_targets.PRODUCTS_PER_STEP", 1000)
+    monkeypatch.setattr("lemur_ann.learning.torch_targets.PRODUCTS_PER_STEP", 1000)
     x = rng.normal(size=(33, 16)).astype(np.float32)
     x[5] = 0
     matrices = [m.astype(dtype) for m in make_matrices(20, high=60)]
@@ -179,7 +180,7 @@ def test_random_map_is_gelu_scaled_layernorm_without_parameters(rng):
 
 @pytest.mark.parametrize("batch", [1, 3, 8192])
 def test_query_features_are_sums_over_tokens(make_matrices, monkeypatch, batch):
-    monkeypatch.setattr("lemur_ann.features.TOKENS_PER_BATCH", batch)
+    monkeypatch.setattr("lemur_ann.learning.features.TOKENS_PER_BATCH", batch)
     psi = FeatureMap(16, 8).requires_grad_(False)
     queries = make_matrices(9)
     offsets = np.concatenate([[0], np.cumsum([len(q) for q in queries])])
@@ -234,7 +235,7 @@ def test_a_worse_last_epoch_is_not_kept(make_matrices, rng, monkeypatch):
         states.append({k: v.clone() for k, v in model.state_dict().items()})
         return next(losses)
 
-    monkeypatch.setattr("lemur_ann.training._loss", fake_loss)
+    monkeypatch.setattr("lemur_ann.learning.training._loss", fake_loss)
     psi = FeatureMap(16, 8)
     tokens = rng.normal(size=(300, 16)).astype(np.float32)
     train_feature_map(tokens, store_of(make_matrices(5)), np.arange(5), psi, validation_tokens=tokens[:10], epochs=3)

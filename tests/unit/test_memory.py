@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from lemur_ann import LemurIndex
-from lemur_ann.memory import DOCUMENTS_PER_BLOCK, NUM_KEPT_DOCUMENTS, parse_bytes, plan
+from lemur_ann.learning.memory import DOCUMENTS_PER_BLOCK, NUM_KEPT_DOCUMENTS, parse_bytes, plan
 from lemur_ann.options import Options
 
 

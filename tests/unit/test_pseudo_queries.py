@@ -9,7 +9,7 @@ import pyarrow as pa
 import pytest
 
 from lemur_ann import LemurIndex
-from lemur_ann.pseudo_queries import MAX_WORDS, sentences
+from lemur_ann.learning.pseudo_queries import MAX_WORDS, sentences
 
 WORDS = [f"word{i}" for i in range(200)]
 OPTIONS = {"num_features": 64, "epochs": 1, "rank": 15, "num_candidates": 20, "ef_search": 40}

@@ -15,7 +15,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from lemur_ann import LemurIndex, metrics
+from lemur_ann import LemurIndex
+from lemur_ann.insight import metrics
 from lemur_ann.report import report
 
 NASTY = "<script>alert(1)</script> & \"quotes' </svg></title>"

@@ -11,7 +11,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from lemur_ann import Hits, LemurIndex, run_files
+from lemur_ann import Hits, LemurIndex
+from lemur_ann.insight import run_files
 
 
 def hits(*pairs):

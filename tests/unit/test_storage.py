@@ -8,7 +8,8 @@ import sys
 import numpy as np
 import pytest
 
-from lemur_ann import CorruptIndex, LemurIndex, storage
+from lemur_ann import CorruptIndex, LemurIndex
+from lemur_ann.saved import storage
 
 FILES = ["deleted", "documents", "graph", "learned", "links", "tokens"]
 

@@ -14,9 +14,10 @@ import pyarrow.dataset as ds
 import pyarrow.parquet as pq
 import pytest
 
-from lemur_ann import LemurIndex, sources
-from lemur_ann import inputs as inputs_module
-from lemur_ann import tokens as tokens_module
+from lemur_ann import LemurIndex
+from lemur_ann.documents import inputs as inputs_module
+from lemur_ann.documents import sources
+from lemur_ann.documents import tokens as tokens_module
 
 OPTIONS = {"num_features": 64, "epochs": 0, "rank": 15, "num_sample_tokens": 256, "num_candidates": 40, "ef_search": None}
 STREAMS = ["reader", "small batches", "foreign", "dataset", "scanner", "filtered", "file", "folder", "arrow file", "generator"]
@@ -414,8 +415,8 @@ def test_a_killed_process_leaves_no_file(folder):
     program = """
 import os, signal, sys
 import numpy as np
-import lemur_ann, lemur_ann.tokens
-lemur_ann.tokens.VALUES_PER_BATCH = 2**12
+import lemur_ann, lemur_ann.documents.tokens
+lemur_ann.documents.tokens.VALUES_PER_BATCH = 2**12
 
 def documents():
     for i in range(1000):
@@ -435,8 +436,8 @@ def test_a_full_disk(folder):
     program = """
 import os, resource, sys
 import numpy as np
-import lemur_ann, lemur_ann.tokens
-lemur_ann.tokens.VALUES_PER_BATCH = 2**12
+import lemur_ann, lemur_ann.documents.tokens
+lemur_ann.documents.tokens.VALUES_PER_BATCH = 2**12
 resource.setrlimit(resource.RLIMIT_FSIZE, (10**6, 10**6))
 index = lemur_ann.LemurIndex().add([np.ones((2, 16), np.float32)])
 try:

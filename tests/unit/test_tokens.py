@@ -5,9 +5,9 @@ import pyarrow as pa
 import pytest
 
 from lemur_ann import CorruptIndex, _core
-from lemur_ann import tokens as tokens_module
-from lemur_ann.inputs import read_documents
-from lemur_ann.tokens import TokenStore
+from lemur_ann.documents import tokens as tokens_module
+from lemur_ann.documents.inputs import read_documents
+from lemur_ann.documents.tokens import TokenStore
 
 
 def store_of(matrices, sizes, coded=False):

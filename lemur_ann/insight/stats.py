@@ -11,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from lemur_ann.snapshot import Snapshot
+from lemur_ann.searching.snapshot import Snapshot
 
 MAPS, PAGEMAP = Path("/proc/self/maps"), Path("/proc/self/pagemap")
 

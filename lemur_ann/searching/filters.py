@@ -9,9 +9,9 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from lemur_ann.inputs import ids_of
-from lemur_ann.rows import Mask, RowSet
-from lemur_ann.snapshot import Snapshot
+from lemur_ann.documents.inputs import ids_of
+from lemur_ann.documents.rows import Mask, RowSet
+from lemur_ann.searching.snapshot import Snapshot
 
 ROW = "lemur_ann row c39f1b"  # the name of a column beside the caller's, while an expression is evaluated
 

@@ -13,8 +13,8 @@ import numpy as np
 import numpy.typing as npt
 
 from lemur_ann import _core
-from lemur_ann.memory import DOCUMENTS_PER_BLOCK
-from lemur_ann.tokens import TokenStore
+from lemur_ann.documents.tokens import TokenStore
+from lemur_ann.learning.memory import DOCUMENTS_PER_BLOCK
 
 if TYPE_CHECKING:
     import torch
@@ -101,7 +101,7 @@ def token_maxima(
     """float32 (len(indices), num_sample_tokens) on the device: by the C++ kernels for "cpu", by torch elsewhere."""
     import torch
 
-    from lemur_ann.torch_targets import torch_token_maxima
+    from lemur_ann.learning.torch_targets import torch_token_maxima
 
     if device == "cpu":
         return torch.from_numpy(_cpu_maxima(sample_tokens, store, indices, precision, num_threads))

@@ -15,9 +15,9 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from lemur_ann.features import FeatureMap
-from lemur_ann.targets import Targets
-from lemur_ann.tokens import TokenStore
+from lemur_ann.documents.tokens import TokenStore
+from lemur_ann.learning.features import FeatureMap
+from lemur_ann.learning.targets import Targets
 
 ROWS_PER_PRODUCT = 4096  # bounds the float64 copy of the features
 LEVERAGE_TOKENS = 32_768  # whose features decide the leverage of all

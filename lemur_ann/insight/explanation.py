@@ -15,17 +15,17 @@ import numpy.typing as npt
 
 from lemur_ann import _core
 from lemur_ann import _validate as validate
-from lemur_ann.inputs import QueryBatch, ids_of, is_single_query, read_queries
-from lemur_ann.rows import Rows, RowSet
-from lemur_ann.searching import exact_scores, search
-from lemur_ann.snapshot import Snapshot
+from lemur_ann.documents.inputs import QueryBatch, ids_of, is_single_query, read_queries
+from lemur_ann.documents.rows import Rows, RowSet
+from lemur_ann.searching.search import exact_scores, search
+from lemur_ann.searching.snapshot import Snapshot
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
     from rich.table import Table
     from rich.text import Text
 
-    from lemur_ann.device_search import DeviceSearch
+    from lemur_ann.searching.device import DeviceSearch
 
 NEIGHBOURS = 2  # tokens shown on each side of the best one
 CONTEXT_WIDTH, BAR_WIDTH = 30, 11  # characters

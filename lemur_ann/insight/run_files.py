@@ -9,8 +9,8 @@ from typing import Any
 
 import pyarrow as pa
 
+from lemur_ann.documents.inputs import ids_of
 from lemur_ann.hits import Hits
-from lemur_ann.inputs import ids_of
 
 TAG = "lemur_ann"
 

@@ -17,7 +17,7 @@ import pyarrow.compute as pc
 
 from lemur_ann import _validate as validate
 from lemur_ann._validate import Offsets, Tokens
-from lemur_ann.sources import is_stream, record_batches
+from lemur_ann.documents.sources import is_stream, record_batches
 
 DOCUMENTS_PER_BATCH = 4096  # sequences of matrices are laid end to end this many at a time,
 BYTES_PER_BATCH = 2**22  # and matrices of an iterator no more than this

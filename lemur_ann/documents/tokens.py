@@ -18,8 +18,8 @@ import pyarrow as pa
 
 from lemur_ann import _core
 from lemur_ann._validate import Offsets, Tokens
+from lemur_ann.documents.inputs import to_offsets, tokens_from_arrow
 from lemur_ann.errors import CorruptIndex
-from lemur_ann.inputs import to_offsets, tokens_from_arrow
 
 VALUES_PER_BATCH = 2**24  # of a token file: 64 MiB of float32, the memory it takes to write one
 CODE_COLUMNS = ("codes", "scales", "sums")

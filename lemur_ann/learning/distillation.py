@@ -12,8 +12,8 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
+from lemur_ann.learning.training import autocast
 from lemur_ann.progress import Progress
-from lemur_ann.training import autocast
 
 QUERIES_PER_STEP = 32
 CANDIDATES = 256  # of each query by the estimates, for which exact scores are computed

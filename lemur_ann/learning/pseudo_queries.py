@@ -9,10 +9,10 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from lemur_ann.documents.inputs import QueryBatch, to_offsets
+from lemur_ann.documents.tokens import TokenStore
 from lemur_ann.encoders import encoded
-from lemur_ann.inputs import QueryBatch, to_offsets
 from lemur_ann.progress import Progress
-from lemur_ann.tokens import TokenStore
 
 NUM_SENTENCES = 8192
 SENTENCES_PER_CALL = 256

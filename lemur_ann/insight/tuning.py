@@ -11,12 +11,13 @@ from typing import TYPE_CHECKING
 import numpy as np
 import numpy.typing as npt
 
-from lemur_ann import _core, metrics
+from lemur_ann import _core
 from lemur_ann.candidates import CandidateIndex
-from lemur_ann.inputs import QueryBatch, to_offsets
+from lemur_ann.documents.inputs import QueryBatch, to_offsets
+from lemur_ann.documents.rows import RowSet
+from lemur_ann.documents.tokens import TokenStore
+from lemur_ann.insight import metrics
 from lemur_ann.progress import Task
-from lemur_ann.rows import RowSet
-from lemur_ann.tokens import TokenStore
 
 if TYPE_CHECKING:
     from lemur_ann.encoder import LemurEncoder
@@ -34,7 +35,7 @@ class Tuned:
         target_recall, k: what was asked for: the share of the exact MaxSim top k that a search finds.
         num_candidates, ef_search: how to search for it.
         recall: what this found on queries that it was not chosen on.
-        recall_interval: its 95% confidence interval over queries, by :func:`lemur_ann.metrics.share_found`.
+        recall_interval: its 95% confidence interval over queries, by :func:`lemur_ann.insight.metrics.share_found`.
         num_queries: how many queries these were; as many were used to choose.
     """
 

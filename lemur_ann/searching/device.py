@@ -10,10 +10,10 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
+from lemur_ann.documents.inputs import QueryBatch
+from lemur_ann.documents.rows import RowSet
+from lemur_ann.documents.tokens import TokenStore
 from lemur_ann.encoder import LemurEncoder
-from lemur_ann.inputs import QueryBatch
-from lemur_ann.rows import RowSet
-from lemur_ann.tokens import TokenStore
 
 SCORES_PER_STEP = 2**26  # of the scan: 256 MiB
 TOKENS_PER_COPY = 2**20

@@ -15,10 +15,10 @@ import numpy.typing as npt
 import torch
 from torch import nn
 
-from lemur_ann.features import FeatureMap
+from lemur_ann.documents.tokens import TokenStore
+from lemur_ann.learning.features import FeatureMap
+from lemur_ann.learning.targets import token_maxima
 from lemur_ann.progress import Progress
-from lemur_ann.targets import token_maxima
-from lemur_ann.tokens import TokenStore
 
 TARGET_ROWS = 4096  # rows of targets computed at a time
 PATIENCE = 3  # epochs without a better validation loss after which training ends

@@ -12,13 +12,13 @@ import pyarrow as pa
 from lemur_ann._core import token_codes
 from lemur_ann._validate import BAD_VALUE, first_bad_row
 from lemur_ann.candidates import CandidateIndex, kind_of
+from lemur_ann.documents.ids import IdColumn, IdMap
+from lemur_ann.documents.inputs import DocumentBatch
+from lemur_ann.documents.intake import joined_metadata, rows_of
+from lemur_ann.documents.rows import Rows, RowSet
+from lemur_ann.documents.tokens import TokenStore
 from lemur_ann.errors import CorruptIndex
-from lemur_ann.ids import IdColumn, IdMap
-from lemur_ann.inputs import DocumentBatch
-from lemur_ann.intake import joined_metadata, rows_of
-from lemur_ann.rows import Rows, RowSet
-from lemur_ann.tokens import TokenStore
-from lemur_ann.tuning import Tuned
+from lemur_ann.insight.tuning import Tuned
 
 if TYPE_CHECKING:
     from lemur_ann.encoder import LemurEncoder

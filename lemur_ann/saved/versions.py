@@ -12,16 +12,16 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from lemur_ann import storage
 from lemur_ann.candidates import CandidateIndex, Structure, Vectors, kind_of
+from lemur_ann.documents.ids import IdColumn, IdMap
+from lemur_ann.documents.intake import joined_metadata, rows_of
+from lemur_ann.documents.rows import RowSet
+from lemur_ann.documents.tokens import Chunk, TokenStore
 from lemur_ann.errors import CorruptIndex
-from lemur_ann.ids import IdColumn, IdMap
-from lemur_ann.intake import joined_metadata, rows_of
+from lemur_ann.insight.tuning import Tuned
 from lemur_ann.options import Options
-from lemur_ann.rows import RowSet
-from lemur_ann.snapshot import Learned, Snapshot
-from lemur_ann.tokens import Chunk, TokenStore
-from lemur_ann.tuning import Tuned
+from lemur_ann.saved import storage
+from lemur_ann.searching.snapshot import Learned, Snapshot
 
 TRIES = 20  # to open a version while a writer makes one after the other
 

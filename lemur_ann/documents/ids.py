@@ -12,7 +12,7 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from lemur_ann.rows import Rows, RowSet
+from lemur_ann.documents.rows import Rows, RowSet
 
 IDS_TO_MERGE = 65_536  # chunks with fewer may be merged
 

@@ -12,12 +12,12 @@ import numpy.typing as npt
 from lemur_ann import _core
 
 if TYPE_CHECKING:
-    from lemur_ann.features import FeatureMap
+    from lemur_ann.learning.features import FeatureMap
 
 
 @dataclass(frozen=True)
 class FeatureWeights:
-    """What a :class:`~lemur_ann.features.FeatureMap` learned.
+    """What a :class:`~lemur_ann.learning.features.FeatureMap` learned.
 
     Attributes:
         config: that of the map.
@@ -36,7 +36,7 @@ class FeatureWeights:
         """The map again, on a device."""
         import torch
 
-        from lemur_ann.features import FeatureMap
+        from lemur_ann.learning.features import FeatureMap
 
         config = {**self.config, "hidden_dims": tuple(self.config["hidden_dims"])}
         feature_map = FeatureMap(config.pop("dim"), config.pop("num_features"), **config)

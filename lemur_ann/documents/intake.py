@@ -15,11 +15,11 @@ import numpy as np
 import pyarrow as pa
 
 from lemur_ann import _validate as validate
-from lemur_ann.ids import IdMap
-from lemur_ann.inputs import DocumentBatch, iterate_documents, read_documents
+from lemur_ann.documents.ids import IdMap
+from lemur_ann.documents.inputs import DocumentBatch, iterate_documents, read_documents
+from lemur_ann.documents.sources import is_stream, opened
+from lemur_ann.documents.tokens import TokenFile, TokenStore
 from lemur_ann.progress import Progress, Task
-from lemur_ann.sources import is_stream, opened
-from lemur_ann.tokens import TokenFile, TokenStore
 
 BATCHES_TO_JOIN = 256  # metadata of so many batches of a stream becomes one table
 CHUNKS_TO_JOIN = 256  # a table of more is made one piece

@@ -11,20 +11,21 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from lemur_ann import _core, pseudo_queries
-from lemur_ann.distillation import MIN_DOCUMENTS, MIN_QUERIES, candidate_documents, distil
+from lemur_ann import _core
+from lemur_ann.documents.inputs import QueryBatch
+from lemur_ann.documents.tokens import TokenStore
 from lemur_ann.encoder import Encoded, LemurEncoder, composed, reduced_weights
-from lemur_ann.features import FeatureMap, check_device
-from lemur_ann.inputs import QueryBatch
-from lemur_ann.memory import NUM_WEIGHED_DOCUMENTS, TEACHER_RANKS, plan
+from lemur_ann.learning import pseudo_queries
+from lemur_ann.learning.distillation import MIN_DOCUMENTS, MIN_QUERIES, candidate_documents, distil
+from lemur_ann.learning.features import FeatureMap, check_device
+from lemur_ann.learning.memory import NUM_WEIGHED_DOCUMENTS, TEACHER_RANKS, plan
+from lemur_ann.learning.query_features import FeatureWeights
+from lemur_ann.learning.reduction import Reduction, augment, radius_for, random_rotation
+from lemur_ann.learning.targets import Targets
+from lemur_ann.learning.training import TARGET_ROWS, Training, train_feature_map
+from lemur_ann.learning.weights import WeightSolver, draw_sample
 from lemur_ann.options import Options
 from lemur_ann.progress import Clock, Progress
-from lemur_ann.query_features import FeatureWeights
-from lemur_ann.reduction import Reduction, augment, radius_for, random_rotation
-from lemur_ann.targets import Targets
-from lemur_ann.tokens import TokenStore
-from lemur_ann.training import TARGET_ROWS, Training, train_feature_map
-from lemur_ann.weights import WeightSolver, draw_sample
 
 MAX_POOL_TOKENS = 131_072  # of the training queries, from which the samples are drawn
 VALIDATION_SHARE = 0.05  # of the training queries, at most

@@ -9,9 +9,10 @@ from typing import TYPE_CHECKING
 import numpy as np
 import numpy.typing as npt
 
-from lemur_ann import _core, metrics
-from lemur_ann.inputs import QueryBatch, to_offsets
-from lemur_ann.rows import RowSet
+from lemur_ann import _core
+from lemur_ann.documents.inputs import QueryBatch, to_offsets
+from lemur_ann.documents.rows import RowSet
+from lemur_ann.insight import metrics
 
 if TYPE_CHECKING:
     from lemur_ann.candidates import CandidateIndex
@@ -39,7 +40,8 @@ class MapFit:
         num_wanted: how many places of the queries' exact top k these documents hold: what ``recall`` rests on.
         recall: share of those that are among the candidates; None where num_wanted is 0. The rerank is exact, so this is also
             recall@k of whole searches.
-        recall_interval: its 95% confidence interval over queries, by :func:`lemur_ann.metrics.share_found`; None with recall.
+        recall_interval: its 95% confidence interval over queries, by :func:`lemur_ann.insight.metrics.share_found`; None with
+            recall.
         num_beyond_radius: documents whose vector is longer than the radius chosen when the map was learned. A graph has few
             links to them, so every search looks at all of them.
     """

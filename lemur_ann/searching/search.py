@@ -11,15 +11,15 @@ import numpy.typing as npt
 
 from lemur_ann import _core
 from lemur_ann import _validate as validate
+from lemur_ann.documents.inputs import QueryBatch, to_offsets
+from lemur_ann.documents.rows import Rows, RowSet
 from lemur_ann.hits import Hits
-from lemur_ann.inputs import QueryBatch, to_offsets
-from lemur_ann.rows import Rows, RowSet
-from lemur_ann.snapshot import Learned, Snapshot
+from lemur_ann.searching.snapshot import Learned, Snapshot
 
 if TYPE_CHECKING:
-    from lemur_ann.device_search import DeviceSearch
+    from lemur_ann.insight.tuning import Tuned
     from lemur_ann.options import Options
-    from lemur_ann.tuning import Tuned
+    from lemur_ann.searching.device import DeviceSearch
 
 Scored = tuple[Rows, npt.NDArray[np.float32]]  # best first
 

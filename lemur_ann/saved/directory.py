@@ -14,11 +14,11 @@ from typing import Any
 
 import filelock
 
-from lemur_ann import storage
 from lemur_ann.errors import IndexLocked
 from lemur_ann.options import Options
-from lemur_ann.snapshot import Snapshot
-from lemur_ann.versions import Version, assembled, read_version, write_version
+from lemur_ann.saved import storage
+from lemur_ann.saved.versions import Version, assembled, read_version, write_version
+from lemur_ann.searching.snapshot import Snapshot
 
 
 def _remove_strays(folder: Path, files: dict[str, Any], others: dict[str, Any] | None = None) -> None:
