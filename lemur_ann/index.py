@@ -53,34 +53,36 @@ class LemurIndex:
     Args:
         num_features: width of the learned features; more is more accurate and slower to fit.
         epochs: passes of training; 0 uses random features, and is the quick way: see num_sample_tokens and distillation_steps.
-        num_training_tokens: query tokens to train on, at most.
-        num_training_documents: documents whose token maxima training predicts, at most.
-        num_sample_tokens: query tokens over which document weights are solved, at most; None means 24,576, and 8,192 where
-            epochs is 0.
-        target_precision: "int8" computes the token maxima that are learned from in int8, with the same bits on every machine;
-            "float32" exactly, in three to four times the time. int8 fits tokens of unit length; where a few dimensions are
-            far larger than all others, compare both.
-        ridge: regularisation of that solve, relative to the mean diagonal of its Gram matrix.
-        rank: dimension of the vectors in the candidate index (plus one appended coordinate, so one less than a multiple of 16
-            is fastest); None keeps all num_features.
-        distillation_steps: steps that tune the reduction for the top of the ranking, where there are at least 1,000 queries
-            and 5,000 documents; 0 leaves the least-squares map. None means 1,000, and 0 where epochs is 0.
-        token_codes: "int8" keeps int8 codes of all tokens beside them, a byte a component. A search then reads the tokens
-            of its best few candidates only, with the same hits but for a document in ten thousand, several times faster.
-            None keeps the tokens alone.
         candidates: "hnsw" for a graph, "exact" for a scan of all vectors; or "faiss", "usearch" or "svs" for an index of
             that library, where it is installed. Theirs are made anew when many documents have come.
-        candidates_options: what such a library is to be given, see its module in ``lemur_ann.candidates``; plain values, which
-            are saved with the index.
-        M, ef_construction: the graph's, as in hnswlib, which makes it. Searches walk links of their own, up to 4 M from each
-            document, chosen among what a search with a beam of 3 ef_construction finds in hnswlib's.
         num_candidates: documents reranked per query, unless a search says otherwise.
         ef_search: beam of the graph search, widened to num_candidates where that is more; None means num_candidates. A beam
             wider than what the rerank reads is the cheaper way to a high recall.
-        compact_at: share of deleted documents past which the index compacts itself, in a thread of its own (see
-            :meth:`compact`); None leaves that to you.
         device: where to learn and to search: "cpu", "cuda" or "mps". On any device but a CPU, a search scans the vectors of all
             documents there and reranks there: fastest for batches, and ef_search counts for nothing.
+
+    Rarely:
+        rank: dimension of the vectors in the candidate index (plus one appended coordinate, so one less than a multiple of 16
+            is fastest); None keeps all num_features.
+        token_codes: "int8" keeps int8 codes of all tokens beside them, a byte a component. A search then reads the tokens
+            of its best few candidates only, with the same hits but for a document in ten thousand, several times faster.
+            None keeps the tokens alone.
+        compact_at: share of deleted documents past which the index compacts itself, in a thread of its own (see
+            :meth:`compact`); None leaves that to you.
+        candidates_options: what a library for candidates is to be given, see its module in ``lemur_ann.candidates``; plain
+            values, which are saved with the index.
+        M, ef_construction: the graph's, as in hnswlib, which makes it. Searches walk links of their own, up to 4 M from each
+            document, chosen among what a search with a beam of 3 ef_construction finds in hnswlib's.
+        num_training_tokens: query tokens to train on, at most.
+        num_training_documents: documents whose token maxima training predicts, at most. More buy nothing that we measured.
+        num_sample_tokens: query tokens over which document weights are solved, at most; None means 24,576, and 8,192 where
+            epochs is 0.
+        target_precision: "int8" computes the token maxima that are learned from in int8, with the same bits on every machine;
+            "float32" exactly, in three to four times the time, which buys nothing for tokens of unit length. Where a few
+            dimensions are far larger than all others, compare both.
+        ridge: regularisation of that solve, relative to the mean diagonal of its Gram matrix.
+        distillation_steps: steps that tune the reduction for the top of the ranking, where there are at least 1,000 queries
+            and 5,000 documents; 0 leaves the least-squares map. None means 1,000, and 0 where epochs is 0.
         seed: for everything random. On a CPU the learned map is the same for the same seed, data and number of threads.
 
     Example:
@@ -99,22 +101,22 @@ class LemurIndex:
         *,
         num_features: int = 2048,
         epochs: int = 3,
+        candidates: str = "hnsw",
+        num_candidates: int = 250,
+        ef_search: int | None = 300,
+        device: str = "cpu",
+        rank: int | None = 255,
+        token_codes: str | None = "int8",
+        compact_at: float | None = 0.3,
+        candidates_options: dict[str, Any] | None = None,
+        M: int = 16,
+        ef_construction: int = 100,
         num_training_tokens: int = 50_000,
         num_training_documents: int = 4096,
         num_sample_tokens: int | None = None,
         target_precision: str = "int8",
         ridge: float = 1e-6,
-        rank: int | None = 255,
         distillation_steps: int | None = None,
-        token_codes: str | None = "int8",
-        candidates: str = "hnsw",
-        candidates_options: dict[str, Any] | None = None,
-        M: int = 16,
-        ef_construction: int = 100,
-        num_candidates: int = 250,
-        ef_search: int | None = 300,
-        compact_at: float | None = 0.3,
-        device: str = "cpu",
         seed: int = 0,
     ) -> None:
         options = Options(
