@@ -74,12 +74,6 @@ class Documents:
 
     def __len__(self) -> int: ...
 
-    @property
-    def num_tokens(self) -> int: ...
-
-    @property
-    def dim(self) -> int: ...
-
 def token_maxima(tokens: Annotated[NDArray[numpy.float32], dict(shape=(None, None), order='C', device='cpu', writable=False)], documents: Documents, num_threads: int, precision: str = ..., by_document: bool = ...) -> Annotated[NDArray[numpy.float32], dict(shape=(None, None))]:
     """
     (num_tokens, num_documents), or the transpose if by_document: the largest inner product of each token with a token of each document.

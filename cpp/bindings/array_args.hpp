@@ -4,29 +4,42 @@
 #include <nanobind/nanobind.h>
 #include <nanobind/ndarray.h>
 
+#include <cstddef>
+#include <cstdint>
+
 #include "lemur/views.hpp"
 
 namespace lemur_bindings {
 
 namespace nb = nanobind;
 
-using FloatMatrix = nb::ndarray<const float, nb::ndim<2>, nb::c_contig, nb::device::cpu>;
-using Int64Vector = nb::ndarray<const std::int64_t, nb::ndim<1>, nb::c_contig, nb::device::cpu>;
+// An argument, read where it lies.
+template <class T, std::size_t kDims>
+using ArrayArg = nb::ndarray<const T, nb::ndim<kDims>, nb::c_contig, nb::device::cpu>;
+
+using FloatVector = ArrayArg<float, 1>;
+using FloatMatrix = ArrayArg<float, 2>;
+using Int32Vector = ArrayArg<std::int32_t, 1>;
+using Int64Vector = ArrayArg<std::int64_t, 1>;
+using Codes = ArrayArg<std::int8_t, 2>;  // (num_rows, int8_stride(dim))
 using AnyMatrix = nb::ndarray<nb::ro, nb::ndim<2>, nb::c_contig, nb::device::cpu>;
 
 lemur::TokenView token_view(const FloatMatrix& tokens);
 lemur::TokenView token_view(const AnyMatrix& tokens);  // float32 or float16, else nb::type_error
 lemur::RaggedView ragged_view(const lemur::TokenView& tokens, const Int64Vector& offsets);
 
-// A new (shape) array that owns its memory, float32 or int64.
+// A result, which owns its memory.
+template <class T, std::size_t kDims>
+using NewArray = nb::ndarray<nb::numpy, T, nb::ndim<kDims>>;
+
 template <class T, class... Sizes>
-auto new_array(Sizes... sizes) {
+NewArray<T, sizeof...(Sizes)> new_array(Sizes... sizes) {
   const std::size_t shape[] = {static_cast<std::size_t>(sizes)...};
   std::size_t size = 1;
   for (const std::size_t s : shape) size *= s;
   T* data = new T[size];
   nb::capsule owner(data, [](void* p) noexcept { delete[] static_cast<T*>(p); });
-  return nb::ndarray<nb::numpy, T, nb::ndim<sizeof...(Sizes)>>(data, sizeof...(Sizes), shape, owner);
+  return NewArray<T, sizeof...(Sizes)>(data, sizeof...(Sizes), shape, owner);
 }
 
 }  // namespace lemur_bindings

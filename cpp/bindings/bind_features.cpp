@@ -15,8 +15,6 @@ using namespace lemur_bindings;
 
 namespace {
 
-using FloatVector = nb::ndarray<const float, nb::ndim<1>, nb::c_contig, nb::device::cpu>;
-
 struct Layer {
   FloatMatrix weight;
   std::optional<FloatVector> bias, norm_weight, norm_bias;

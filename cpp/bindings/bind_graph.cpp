@@ -17,17 +17,10 @@ using namespace lemur_bindings;
 
 namespace {
 
-using Codes = nb::ndarray<const std::int8_t, nb::ndim<2>, nb::c_contig, nb::device::cpu>;
-using FloatVector = nb::ndarray<const float, nb::ndim<1>, nb::c_contig, nb::device::cpu>;
-using Int32Matrix = nb::ndarray<const std::int32_t, nb::ndim<2>, nb::c_contig, nb::device::cpu>;
-using Int32Vector = nb::ndarray<const std::int32_t, nb::ndim<1>, nb::c_contig, nb::device::cpu>;
-using Flags = nb::ndarray<const bool, nb::ndim<1>, nb::c_contig, nb::device::cpu>;
-using Int8Array = nb::ndarray<nb::numpy, std::int8_t, nb::ndim<2>>;
-using FloatArray = nb::ndarray<nb::numpy, float, nb::ndim<1>>;
-using Int32Array = nb::ndarray<nb::numpy, std::int32_t, nb::ndim<2>>;
-using Int64Array = nb::ndarray<nb::numpy, std::int64_t, nb::ndim<2>>;
+using Int32Matrix = ArrayArg<std::int32_t, 2>;
+using Flags = ArrayArg<bool, 1>;
 
-std::pair<Int8Array, FloatArray> int8_codes(const FloatMatrix& vectors, int num_threads) {
+std::pair<NewArray<std::int8_t, 2>, NewArray<float, 1>> int8_codes(const FloatMatrix& vectors, int num_threads) {
   const lemur::TokenView view = token_view(vectors);
   auto codes = new_array<std::int8_t>(view.num_tokens, lemur::int8_stride(view.dim));
   auto scales = new_array<float>(view.num_tokens);
@@ -47,9 +40,9 @@ lemur::CodedVectors coded_vectors(const Codes& codes, const FloatVector& scales,
   return {codes.data(), scales.data(), size, dim, stride};
 }
 
-Int32Array better_links(std::int64_t dim, const Codes& codes, const FloatVector& scales, const Int32Matrix& links,
-                        const Int32Vector& entries, std::int64_t first, std::int64_t degree, std::int64_t beam,
-                        float alpha, int num_threads) {
+NewArray<std::int32_t, 2> better_links(std::int64_t dim, const Codes& codes, const FloatVector& scales,
+                                       const Int32Matrix& links, const Int32Vector& entries, std::int64_t first,
+                                       std::int64_t degree, std::int64_t beam, float alpha, int num_threads) {
   lemur::LinkChoice choice;
   choice.vectors = coded_vectors(codes, scales, dim);
   const std::int64_t size = choice.vectors.size, before = static_cast<std::int64_t>(links.shape(1));
@@ -93,8 +86,9 @@ class CodedGraph {
 
   std::int64_t size() const { return search_.size(); }
 
-  Int64Array search(const FloatMatrix& queries, const std::optional<Flags>& excluded, std::int64_t num_excluded,
-                    std::int64_t num_candidates, std::int64_t beam, int num_threads) const {
+  NewArray<std::int64_t, 2> search(const FloatMatrix& queries, const std::optional<Flags>& excluded,
+                                   std::int64_t num_excluded, std::int64_t num_candidates, std::int64_t beam,
+                                   int num_threads) const {
     if (static_cast<std::int64_t>(queries.shape(1)) != search_.nodes.dim)
       throw nb::value_error("queries and vectors differ in dim");
     lemur::CandidateSearch search = search_;

@@ -16,40 +16,10 @@
 #include "lemur/maxsim.hpp"
 #include "lemur/rerank.hpp"
 
-namespace lemur_bindings {
-
-lemur::TokenView token_view(const FloatMatrix& tokens) {
-  return {tokens.data(), lemur::TokenType::kFloat32, static_cast<std::int64_t>(tokens.shape(0)),
-          static_cast<std::int64_t>(tokens.shape(1))};
-}
-
-lemur::TokenView token_view(const AnyMatrix& tokens) {
-  lemur::TokenType type;
-  if (tokens.dtype() == nb::dtype<float>()) {
-    type = lemur::TokenType::kFloat32;
-  } else if (tokens.dtype().code == static_cast<std::uint8_t>(nb::dlpack::dtype_code::Float) &&
-             tokens.dtype().bits == 16) {
-    type = lemur::TokenType::kFloat16;
-  } else {
-    throw nb::type_error("tokens must be float32 or float16");
-  }
-  return {tokens.data(), type, static_cast<std::int64_t>(tokens.shape(0)), static_cast<std::int64_t>(tokens.shape(1))};
-}
-
-lemur::RaggedView ragged_view(const lemur::TokenView& tokens, const Int64Vector& offsets) {
-  if (offsets.shape(0) < 1) throw nb::value_error("offsets must have at least one element");
-  return {tokens, offsets.data(), static_cast<std::int64_t>(offsets.shape(0)) - 1};
-}
+using namespace lemur_bindings;
 
 namespace {
 
-using FloatArray1 = nb::ndarray<nb::numpy, float, nb::ndim<1>>;
-using FloatArray2 = nb::ndarray<nb::numpy, float, nb::ndim<2>>;
-using Int64Array1 = nb::ndarray<nb::numpy, std::int64_t, nb::ndim<1>>;
-
-using Codes = nb::ndarray<const std::int8_t, nb::ndim<2>, nb::c_contig, nb::device::cpu>;
-using FloatVector = nb::ndarray<const float, nb::ndim<1>, nb::c_contig, nb::device::cpu>;
-using Int32Vector = nb::ndarray<const std::int32_t, nb::ndim<1>, nb::c_contig, nb::device::cpu>;
 using CodesOfTokens = std::tuple<Codes, FloatVector, Int32Vector>;
 using Chunk = std::pair<AnyMatrix, Int64Vector>;
 
@@ -88,9 +58,8 @@ class Documents {
 };
 
 // int8 codes, scales and sums of codes of a matrix of tokens.
-std::tuple<nb::ndarray<nb::numpy, std::int8_t, nb::ndim<2>>, FloatArray1,
-           nb::ndarray<nb::numpy, std::int32_t, nb::ndim<1>>>
-token_codes(const AnyMatrix& tokens, int num_threads) {
+std::tuple<NewArray<std::int8_t, 2>, NewArray<float, 1>, NewArray<std::int32_t, 1>> token_codes(const AnyMatrix& tokens,
+                                                                                                int num_threads) {
   const lemur::TokenView view = token_view(tokens);
   const std::int64_t stride = lemur::int8_stride(view.dim);
   auto codes = new_array<std::int8_t>(view.num_tokens, stride);
@@ -110,8 +79,8 @@ lemur::Precision precision_named(const std::string& name) {
   throw nb::value_error(("precision must be 'float32' or 'int8', got '" + name + "'").c_str());
 }
 
-FloatArray2 token_maxima(const FloatMatrix& tokens, const Documents& documents, int num_threads,
-                         const std::string& precision, bool by_document) {
+NewArray<float, 2> token_maxima(const FloatMatrix& tokens, const Documents& documents, int num_threads,
+                                const std::string& precision, bool by_document) {
   const lemur::Precision kind = precision_named(precision);
   const lemur::TokenView x = token_view(tokens);
   const std::int64_t size = documents.view().size();
@@ -123,8 +92,8 @@ FloatArray2 token_maxima(const FloatMatrix& tokens, const Documents& documents, 
   return out;
 }
 
-FloatArray2 scores(const FloatMatrix& queries, const Int64Vector& query_offsets, const Documents& documents,
-                   int num_threads) {
+NewArray<float, 2> scores(const FloatMatrix& queries, const Int64Vector& query_offsets, const Documents& documents,
+                          int num_threads) {
   const lemur::RaggedView q = ragged_view(token_view(queries), query_offsets);
   auto out = new_array<float>(q.size, documents.view().size());
   float* data = out.data();
@@ -142,8 +111,9 @@ void check_candidates(const lemur::RaggedView& queries, const Int64Vector& candi
     throw nb::value_error("candidate_offsets must ascend within the candidates");
 }
 
-FloatArray1 candidate_scores(const FloatMatrix& queries, const Int64Vector& query_offsets, const Documents& documents,
-                             const Int64Vector& candidates, const Int64Vector& candidate_offsets, int num_threads) {
+NewArray<float, 1> candidate_scores(const FloatMatrix& queries, const Int64Vector& query_offsets,
+                                    const Documents& documents, const Int64Vector& candidates,
+                                    const Int64Vector& candidate_offsets, int num_threads) {
   const lemur::RaggedView q = ragged_view(token_view(queries), query_offsets);
   check_candidates(q, candidates, candidate_offsets);
   auto out = new_array<float>(candidates.shape(0));
@@ -153,12 +123,10 @@ FloatArray1 candidate_scores(const FloatMatrix& queries, const Int64Vector& quer
   return out;
 }
 
-using Int64Array2 = nb::ndarray<nb::numpy, std::int64_t, nb::ndim<2>>;
+using Reranked = std::tuple<NewArray<std::int64_t, 2>, NewArray<float, 2>, NewArray<std::int64_t, 1>>;
 
-std::tuple<Int64Array2, FloatArray2, Int64Array1> rerank(const FloatMatrix& queries, const Int64Vector& query_offsets,
-                                                         const Documents& documents, const Int64Vector& candidates,
-                                                         const Int64Vector& candidate_offsets, std::int64_t k,
-                                                         int num_threads) {
+Reranked rerank(const FloatMatrix& queries, const Int64Vector& query_offsets, const Documents& documents,
+                const Int64Vector& candidates, const Int64Vector& candidate_offsets, std::int64_t k, int num_threads) {
   const lemur::RaggedView q = ragged_view(token_view(queries), query_offsets);
   check_candidates(q, candidates, candidate_offsets);
   if (k < 1) throw nb::value_error("k must be at least 1");
@@ -173,7 +141,7 @@ std::tuple<Int64Array2, FloatArray2, Int64Array1> rerank(const FloatMatrix& quer
   return {found, scores, counts};
 }
 
-Int64Array1 top_k(const nb::ndarray<const float, nb::ndim<1>, nb::c_contig, nb::device::cpu>& values, std::int64_t k) {
+NewArray<std::int64_t, 1> top_k(const FloatVector& values, std::int64_t k) {
   const std::vector<std::int64_t> order = lemur::top_k(values.data(), static_cast<std::int64_t>(values.shape(0)), k);
   auto out = new_array<std::int64_t>(order.size());
   std::copy(order.begin(), order.end(), out.data());
@@ -181,10 +149,8 @@ Int64Array1 top_k(const nb::ndarray<const float, nb::ndim<1>, nb::c_contig, nb::
 }
 
 }  // namespace
-}  // namespace lemur_bindings
 
-void bind_maxsim(nanobind::module_& m) {
-  using namespace lemur_bindings;
+void bind_maxsim(nb::module_& m) {
   nb::class_<Documents>(
       m, "Documents",
       "Documents in one or more chunks of (tokens, offsets), and what token_codes gave for the tokens "
@@ -194,9 +160,7 @@ void bind_maxsim(nanobind::module_& m) {
                    "numpy.typing.NDArray[numpy.int64]]], codes: collections.abc.Sequence["
                    "tuple[numpy.typing.NDArray[numpy.int8], numpy.typing.NDArray[numpy.float32], "
                    "numpy.typing.NDArray[numpy.int32]]] = ()) -> None"))
-      .def("__len__", [](const Documents& d) { return d.view().size(); })
-      .def_prop_ro("num_tokens", [](const Documents& d) { return d.view().num_tokens(); })
-      .def_prop_ro("dim", [](const Documents& d) { return d.view().dim(); });
+      .def("__len__", [](const Documents& d) { return d.view().size(); });
   m.def("token_maxima", &token_maxima, nb::arg("tokens").noconvert(), nb::arg("documents"), nb::arg("num_threads"),
         nb::arg("precision") = "float32", nb::arg("by_document") = false,
         "(num_tokens, num_documents), or the transpose if by_document: the largest inner product of each token with a "

@@ -8,7 +8,7 @@ using namespace lemur_bindings;
 
 namespace {
 
-nb::ndarray<nb::numpy, double, nb::ndim<2>> products(const FloatMatrix& a, const lemur::Columns& b, int num_threads) {
+NewArray<double, 2> products(const FloatMatrix& a, const lemur::Columns& b, int num_threads) {
   if (static_cast<std::int64_t>(a.shape(1)) != b.depth())
     throw nb::value_error("a must have as many columns as b has rows");
   const auto num_a = static_cast<std::int64_t>(a.shape(0));

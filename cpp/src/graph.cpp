@@ -8,6 +8,7 @@
 #include "lemur/int8.hpp"
 #include "lemur/kernels/prefetch.hpp"
 #include "lemur/parallel.hpp"
+#include "lemur/scored.hpp"
 
 namespace lemur {
 namespace {
@@ -18,7 +19,8 @@ constexpr std::int64_t kRowsPerGather = 16;  // in a scan of chosen rows, while 
 // than a scan of all that may be found would cost, that is scanned.
 constexpr std::int64_t kRowsPerPlace = 16;
 
-// A scan keeps so many rows sorted as it goes.
+// A scan keeps so many rows sorted as it goes. An insert moves all that it comes before, so more than that are
+// collected and sorted at the end.
 constexpr std::int64_t kMaxInserted = 1024;
 
 // The rows that are not excluded, where these are few enough to be worth a list.
@@ -37,15 +39,12 @@ struct Chosen {
   std::vector<std::int32_t> recent;
 };
 
-struct Scored {
-  float score;
-  std::int32_t row;
-  bool expanded;
+// A row in view.
+struct Place : Scored<std::int32_t> {
+  bool expanded;  // whether its neighbours were looked at
 };
 
-bool better(const Scored& a, const Scored& b) { return a.score > b.score || (a.score == b.score && a.row < b.row); }
-
-// The best rows so far, sorted, at most `capacity`.
+// The best rows so far, sorted, at most `capacity`. A vector and not a heap, since a walk goes by their order.
 class Best {
  public:
   void start(std::int64_t capacity) {
@@ -55,36 +54,37 @@ class Best {
   }
 
   bool full() const { return static_cast<std::int64_t>(rows_.size()) == capacity_; }
-  bool admits(const Scored& item) const { return !full() || better(item, rows_.back()); }
+  bool admits(const Place& item) const { return !full() || Better()(item, rows_.back()); }
 
-  // For many rows in any order, to be sorted once by `settle`.
-  void collect(const Scored& item) {
+  // For many rows in any order, to be sorted once by `settle`. Up to twice `capacity` are kept meanwhile, so that what
+  // drops half of them, in linear time, is rare.
+  void collect(const Place& item) {
     rows_.push_back(item);
     if (static_cast<std::int64_t>(rows_.size()) >= 2 * capacity_) keep();
   }
   void settle() {
     keep();
-    std::sort(rows_.begin(), rows_.end(), better);
+    std::sort(rows_.begin(), rows_.end(), Better());
   }
 
-  // Where it came to stand.
-  std::int64_t insert(const Scored& item) {
+  // Where it came to stand. For what is admitted.
+  std::int64_t insert(const Place& item) {
     if (full()) rows_.pop_back();
-    const auto place = std::upper_bound(rows_.begin(), rows_.end(), item, better);
+    const auto place = std::upper_bound(rows_.begin(), rows_.end(), item, Better());
     return rows_.insert(place, item) - rows_.begin();
   }
 
-  std::vector<Scored>& rows() { return rows_; }
+  std::vector<Place>& rows() { return rows_; }
 
  private:
   void keep() {
     if (static_cast<std::int64_t>(rows_.size()) <= capacity_) return;
-    std::nth_element(rows_.begin(), rows_.begin() + capacity_, rows_.end(), better);
+    std::nth_element(rows_.begin(), rows_.begin() + capacity_, rows_.end(), Better());
     rows_.resize(static_cast<std::size_t>(capacity_));
   }
 
   std::int64_t capacity_ = 0;
-  std::vector<Scored> rows_;
+  std::vector<Place> rows_;
 };
 
 // One thread's search; owns its scratch memory.
@@ -100,11 +100,12 @@ class Searcher {
         fresh_(static_cast<std::size_t>(search.graph.degree)) {}
 
   void operator()(const float* query, std::int64_t* out) {
-    quantise(query, search_.nodes.dim, code_.data());
+    quantise(query, search_.nodes.dim, code_.data());  // its scale is positive, and so of no matter to any order
     const std::int64_t rows = search_.size(), wanted = search_.num_found(), left = rows - search_.num_excluded;
     const std::int64_t scannable =
         chosen_.listed ? static_cast<std::int64_t>(chosen_.nodes.size()) : search_.nodes.size;
     // Excluded rows take places of the beam, so it is wider where there are many, and widened while too few are found.
+    // At last it is so wide that a scan is cheaper, and a scan finds them all.
     double share = left > 0 ? static_cast<double>(rows) / static_cast<double>(left) : 1.0;
     for (;; share *= 2) {
       const auto beam = static_cast<std::int64_t>(std::max(search_.beam, wanted) * share);
@@ -118,9 +119,9 @@ class Searcher {
       scan(search_.recent, search_.nodes.size, chosen_.recent);
       if (collects_) best_.settle();
       std::int64_t found = 0;
-      for (const Scored& item : best_.rows()) {
+      for (const Place& item : best_.rows()) {
         if (found == wanted) break;
-        if (!excluded(item.row)) out[found++] = item.row;
+        if (!excluded(item.index)) out[found++] = item.index;
       }
       if (found == wanted) return;
       if (!walks) throw std::invalid_argument("num_excluded is not the number of excluded rows");
@@ -134,6 +135,8 @@ class Searcher {
     return static_cast<float>(product) * search_.nodes.scales[row];
   }
 
+  // Whether it was not visited before. One bit a node: for a million nodes 122 KiB, which stay in the second-level
+  // cache.
   bool visit(std::int32_t node) {
     std::uint64_t& word = visited_[static_cast<std::size_t>(node) / 64];
     const std::uint64_t bit = std::uint64_t{1} << (node % 64);
@@ -142,38 +145,41 @@ class Searcher {
     return !seen;
   }
 
+  // Where links are read, and not before: they may be a mapped file, of which a search needs few pages.
   void check(std::int32_t node) const {
     if (node >= search_.graph.num_nodes) throw std::invalid_argument("a link of the graph is not a node");
   }
 
-  // Expands the best node that is not expanded yet, until the best of the beam all are.
+  // Expands the best node that is not expanded yet, until the best of the beam all are. All before `next` are expanded.
   void walk() {
     const Graph& graph = search_.graph;
     const CodedVectors& vectors = search_.nodes;
     std::fill(visited_.begin(), visited_.end(), 0);
     kernels_.int8_dots(code_.data(), vectors.codes, vectors.stride, graph.entries, graph.num_entries, products_.data());
     for (std::int64_t i = 0; i < graph.num_entries; ++i) {
-      const Scored start{score(graph.entries[i], products_[i]), graph.entries[i], false};
-      if (visit(start.row) && best_.admits(start)) best_.insert(start);
+      const Place start{{score(graph.entries[i], products_[i]), graph.entries[i]}, false};
+      if (visit(start.index) && best_.admits(start)) best_.insert(start);
     }
     std::int64_t next = 0;
     while (next < static_cast<std::int64_t>(best_.rows().size())) {
-      Scored& node = best_.rows()[next];
+      Place& node = best_.rows()[next];
       if (node.expanded) {
         ++next;
         continue;
       }
       node.expanded = true;
-      next = std::min(next + 1, expand(node.row));
+      next = std::min(next + 1, expand(node.index));
     }
   }
 
-  // The foremost place that a neighbour took.
+  // Looks at a node's neighbours. Returns the foremost place that one of them took, or one beyond all places.
   std::int64_t expand(std::int32_t node) {
     const Graph& graph = search_.graph;
     const CodedVectors& vectors = search_.nodes;
     const std::int32_t* links = graph.links + node * graph.degree;
     std::int64_t num_fresh = 0;
+    // All are asked for before the first is multiplied: each lies elsewhere in memory, and so they are waited for at
+    // once.
     for (std::int64_t i = 0; i < graph.degree && links[i] >= 0; ++i) {
       check(links[i]);
       if (!visit(links[i])) continue;
@@ -185,9 +191,9 @@ class Searcher {
     kernels_.int8_dots(code_.data(), vectors.codes, vectors.stride, fresh_.data(), num_fresh, products_.data());
     std::int64_t foremost = static_cast<std::int64_t>(best_.rows().size()) + num_fresh;
     for (std::int64_t i = 0; i < num_fresh; ++i) {
-      const Scored item{score(fresh_[i], products_[i]), fresh_[i], false};
+      const Place item{{score(fresh_[i], products_[i]), fresh_[i]}, false};
       if (!best_.admits(item)) continue;
-      prefetch(graph.links + item.row * graph.degree);
+      prefetch(graph.links + item.index * graph.degree);  // it may be the next to be expanded
       foremost = std::min(foremost, best_.insert(item));
     }
     return foremost;
@@ -200,7 +206,7 @@ class Searcher {
     for (std::int64_t begin = 0; begin < size; begin += step) {
       const std::int64_t count = std::min(step, size - begin);
       const std::int32_t* rows = chosen_.listed ? chosen.data() + begin : nullptr;
-      if (chosen_.listed) {
+      if (chosen_.listed) {  // rows in sequence need no asking: processors foresee them
         for (std::int64_t i = begin + step; i < std::min(begin + 2 * step, size); ++i)
           for (std::int64_t byte = 0; byte < part.stride; byte += kCacheLine)
             prefetch(part.codes + chosen[i] * part.stride + byte);
@@ -209,11 +215,12 @@ class Searcher {
       kernels_.int8_dots(code_.data(), codes, part.stride, rows, count, products_.data());
       for (std::int64_t i = 0; i < count; ++i) {
         const std::int64_t row = chosen_.listed ? rows[i] : begin + i;
-        const Scored item{static_cast<float>(products_[i]) * part.scales[row], static_cast<std::int32_t>(first + row),
-                          true};
+        const Place item{{static_cast<float>(products_[i]) * part.scales[row], static_cast<std::int32_t>(first + row)},
+                         true};
+        // Few rows are admitted, so that few flags are read where that is asked first.
         if (collects_) {
-          if (!excluded(item.row)) best_.collect(item);
-        } else if (best_.admits(item) && !excluded(item.row)) {
+          if (!excluded(item.index)) best_.collect(item);
+        } else if (best_.admits(item) && !excluded(item.index)) {
           best_.insert(item);
         }
       }

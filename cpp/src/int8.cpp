@@ -21,6 +21,7 @@ float quantise(const float* row, std::int64_t dim, std::int8_t* codes) {
     std::fill_n(codes, dim, std::int8_t{0});
     return 1.0f;
   }
+  // Codes are within -127 .. 127: never -128, whose negative the kernels' 8-bit arithmetic does not have.
   const float inverse = kLargestCode / largest;
   // In float64 the product is exact, so that a compiler may fuse it with the sum, as GCC does for Arm, and change no
   // code.
@@ -63,6 +64,7 @@ void quantise_tokens(const TokenView& tokens, const CodedRows& out, int num_thre
 }
 
 void Int8Rows::append(const float* rows, std::int64_t num_rows) {
+  // Rows beyond the last are read along with it and thrown away: any value will do, but they must be there.
   const std::int64_t total = num_rows_ + num_rows, readable = total + kInt8Padding;
   codes_.resize(static_cast<std::size_t>(readable * stride_));
   scales_.resize(static_cast<std::size_t>(readable));

@@ -10,12 +10,14 @@
 namespace lemur {
 namespace {
 
-constexpr std::int64_t kNodesPerTask = 64;
+constexpr std::int64_t kNodesPerTask = 64;  // so many searches share the scratch memory that one call sets up
 
 struct Near {
-  float distance;  // squared
+  float distance;  // squared, from the node whose links are chosen
   std::int32_t node;
-  float shadow;  // the largest factor by which a chosen neighbour is nearer to it
+  // The largest factor, of squared distances, by which a chosen neighbour is nearer to it than the node is. Above 1, a
+  // walk can come to it by way of that neighbour. It only grows: what is beyond alpha once can be dropped.
+  float shadow;
 };
 
 bool nearer(const Near& a, const Near& b) {
@@ -51,7 +53,9 @@ class Chooser {
   }
 
  private:
-  // Of a chosen neighbour, on the candidates that are further from the node.
+  // Of a chosen neighbour, on the candidates that are further from the node: those before `begin` are nearer than the
+  // neighbour, and stay as they are. A candidate with the neighbour's own codes, at distance 0, is dropped. The order
+  // is kept.
   void cast_shadow(std::int32_t chosen, std::size_t begin) {
     rest_.clear();
     for (std::size_t i = begin; i < near_.size(); ++i) rest_.push_back(near_[i].node);
@@ -92,69 +96,95 @@ std::int64_t num_links(const std::int32_t* links, std::int64_t degree) {
   return std::find(links, links + degree, -1) - links;
 }
 
-}  // namespace
-
-void LinkChoice::run(std::int32_t* links, int num_threads) const {
-  const std::int64_t size = vectors.size, stride = vectors.stride;
+std::vector<float> squared_lengths(const CodedVectors& vectors) {
   const KernelTable& kernels = active_kernels();
-  for (std::int64_t i = 0; i < size * graph.degree; ++i)
-    if (graph.links[i] >= size) throw std::invalid_argument("a link of the graph is not a node");
-  std::vector<float> squares(static_cast<std::size_t>(size));
-  for (std::int64_t node = 0; node < size; ++node) {
-    const std::int8_t* codes = vectors.codes + node * stride;
+  std::vector<float> squares(static_cast<std::size_t>(vectors.size));
+  for (std::int64_t node = 0; node < vectors.size; ++node) {
+    const std::int8_t* codes = vectors.codes + node * vectors.stride;
     std::int32_t product = 0;
-    kernels.int8_dots(codes, codes, stride, nullptr, 1, &product);
+    kernels.int8_dots(codes, codes, vectors.stride, nullptr, 1, &product);
     squares[node] = static_cast<float>(product) * vectors.scales[node] * vectors.scales[node];
   }
+  return squares;
+}
 
+// Links of the nodes before `first`, as they are.
+void keep_links(const LinkChoice& choice, std::int32_t* links) {
+  const Graph& graph = choice.graph;
+  for (std::int64_t node = 0; node < choice.first; ++node) {
+    const std::int32_t* known = graph.links + node * graph.degree;
+    std::fill(std::copy(known, known + std::min(graph.degree, choice.degree), links + node * choice.degree),
+              links + (node + 1) * choice.degree, -1);
+  }
+}
+
+// Links of the nodes from `first` on, among those they have and what a search finds near each.
+void choose_links(const LinkChoice& choice, const std::vector<float>& squares, std::int32_t* links, int num_threads) {
+  const CodedVectors& vectors = choice.vectors;
+  const Graph& graph = choice.graph;
   CandidateSearch search;
   search.nodes = vectors;
   search.graph = graph;
-  search.num_candidates = search.beam = std::min(beam, size);
-  const std::int64_t found = search.num_found(), num_tasks = (size - first + kNodesPerTask - 1) / kNodesPerTask;
-  parallel_for(num_tasks, num_threads, [&] {
-    return [&, choose = Chooser(*this, squares), queries = std::vector<float>(), near = std::vector<std::int64_t>(),
+  search.num_candidates = search.beam = std::min(choice.beam, vectors.size);
+  const std::int64_t found = search.num_found();
+  parallel_for((vectors.size - choice.first + kNodesPerTask - 1) / kNodesPerTask, num_threads, [&] {
+    return [&, choose = Chooser(choice, squares), queries = std::vector<float>(), near = std::vector<std::int64_t>(),
             candidates = std::vector<std::int32_t>()](std::int64_t task) mutable {
-      const std::int64_t begin = first + task * kNodesPerTask, end = std::min(begin + kNodesPerTask, size);
+      const std::int64_t begin = choice.first + task * kNodesPerTask;
+      const std::int64_t end = std::min(begin + kNodesPerTask, vectors.size);
       queries.resize(static_cast<std::size_t>((end - begin) * vectors.dim));
       near.resize(static_cast<std::size_t>((end - begin) * found));
       for (std::int64_t node = begin; node < end; ++node)
         for (std::int64_t k = 0; k < vectors.dim; ++k)  // an own code is its own query: the scale does not matter
-          queries[(node - begin) * vectors.dim + k] = vectors.codes[node * stride + k];
+          queries[(node - begin) * vectors.dim + k] = vectors.codes[node * vectors.stride + k];
       search.run(queries.data(), end - begin, near.data(), 1);
       for (std::int64_t node = begin; node < end; ++node) {
         const std::int64_t* own = near.data() + (node - begin) * found;
         const std::int32_t* known = graph.links + node * graph.degree;
         candidates.assign(known, known + num_links(known, graph.degree));
         candidates.insert(candidates.end(), own, own + found);
-        choose(static_cast<std::int32_t>(node), candidates, links + node * degree);
+        choose(static_cast<std::int32_t>(node), candidates, links + node * choice.degree);
       }
     };
   });
-  for (std::int64_t node = 0; node < first; ++node) {
-    const std::int32_t* known = graph.links + node * graph.degree;
-    std::fill(std::copy(known, known + std::min(graph.degree, degree), links + node * degree),
-              links + (node + 1) * degree, -1);
-  }
+}
 
-  // Who links to whom, by node: those of node n from ends[n] to ends[n + 1].
-  std::vector<std::int64_t> ends(static_cast<std::size_t>(size + 1), 0);
-  for (std::int64_t i = first * degree; i < size * degree; ++i)
-    if (links[i] >= 0) ++ends[links[i] + 1];
-  for (std::int64_t node = 0; node < size; ++node) ends[node + 1] += ends[node];
-  std::vector<std::int32_t> linking(static_cast<std::size_t>(ends[size]));
-  std::vector<std::int64_t> next(ends.begin(), ends.end() - 1);
-  for (std::int64_t i = first * degree; i < size * degree; ++i)
-    if (links[i] >= 0) linking[next[links[i]]++] = static_cast<std::int32_t>(i / degree);
+// Who of the nodes from `first` on links to whom: those that link to node n are nodes[ends[n] .. ends[n + 1]),
+// ascending.
+struct Linking {
+  std::vector<std::int64_t> ends;
+  std::vector<std::int32_t> nodes;
+};
+
+// Sorted by counting.
+Linking linking_nodes(const LinkChoice& choice, const std::int32_t* links) {
+  const std::int64_t size = choice.vectors.size, begin = choice.first * choice.degree, end = size * choice.degree;
+  Linking linking{std::vector<std::int64_t>(static_cast<std::size_t>(size + 1), 0), {}};
+  for (std::int64_t i = begin; i < end; ++i)
+    if (links[i] >= 0) ++linking.ends[links[i] + 1];
+  for (std::int64_t node = 0; node < size; ++node) linking.ends[node + 1] += linking.ends[node];
+  linking.nodes.resize(static_cast<std::size_t>(linking.ends[size]));
+  std::vector<std::int64_t> next(linking.ends.begin(), linking.ends.end() - 1);
+  for (std::int64_t i = begin; i < end; ++i)
+    if (links[i] >= 0) linking.nodes[next[links[i]]++] = static_cast<std::int32_t>(i / choice.degree);
+  return linking;
+}
+
+// Links each node back to those that link to it, and chooses anew where these are too many. Who links to whom was
+// listed before, so that a task reads and writes its own nodes' links alone: the same whatever the threads.
+void link_back(const LinkChoice& choice, const std::vector<float>& squares, const Linking& linking, std::int32_t* links,
+               int num_threads) {
+  const std::int64_t size = choice.vectors.size, degree = choice.degree;
   parallel_for((size + kNodesPerTask - 1) / kNodesPerTask, num_threads, [&] {
-    return [&, choose = Chooser(*this, squares), all = std::vector<std::int32_t>()](std::int64_t task) mutable {
+    return [&, choose = Chooser(choice, squares), all = std::vector<std::int32_t>()](std::int64_t task) mutable {
       for (std::int64_t node = task * kNodesPerTask; node < std::min((task + 1) * kNodesPerTask, size); ++node) {
-        if (ends[node] == ends[node + 1]) continue;
+        const std::int64_t begin = linking.ends[node], end = linking.ends[node + 1];
+        if (begin == end) continue;
         std::int32_t* own = links + node * degree;
-        std::int64_t count = num_links(own, degree);
+        const std::int64_t count = num_links(own, degree);
         all.assign(own, own + count);
-        for (std::int64_t i = ends[node]; i < ends[node + 1]; ++i)
-          if (std::find(own, own + count, linking[i]) == own + count) all.push_back(linking[i]);
+        for (std::int64_t i = begin; i < end; ++i)
+          if (std::find(own, own + count, linking.nodes[i]) == own + count) all.push_back(linking.nodes[i]);
         if (static_cast<std::int64_t>(all.size()) > degree)
           choose(static_cast<std::int32_t>(node), all, own);
         else
@@ -162,6 +192,17 @@ void LinkChoice::run(std::int32_t* links, int num_threads) const {
       }
     };
   });
+}
+
+}  // namespace
+
+void LinkChoice::run(std::int32_t* links, int num_threads) const {
+  for (std::int64_t i = 0; i < vectors.size * graph.degree; ++i)
+    if (graph.links[i] >= vectors.size) throw std::invalid_argument("a link of the graph is not a node");
+  const std::vector<float> squares = squared_lengths(vectors);
+  choose_links(*this, squares, links, num_threads);
+  keep_links(*this, links);
+  link_back(*this, squares, linking_nodes(*this, links), links, num_threads);
 }
 
 }  // namespace lemur

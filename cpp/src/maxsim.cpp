@@ -8,6 +8,7 @@
 #include "lemur/cpu.hpp"
 #include "lemur/int8.hpp"
 #include "lemur/parallel.hpp"
+#include "lemur/scored.hpp"
 #include "lemur/scorer.hpp"
 
 namespace lemur {
@@ -74,7 +75,8 @@ std::vector<std::int64_t> cut_into_tasks(const DocumentsView& documents) {
 constexpr std::int64_t kGroupPanels = 2;  // panels that stay in the first-level cache over a run of documents
 constexpr std::int64_t kGroupTokens = kGroupPanels * kPanelTokens;
 
-// Copies the maxima of one group of panels, best[i * width + t], to where they belong.
+// Copies the maxima of one group of panels, best[i * width + t], to where they belong; writes along the rows of the
+// result, whichever way these run.
 void store_group(const float* best, std::int64_t width, std::int64_t num_tokens, std::int64_t num_documents,
                  const MaximaLayout& out) {
   if (out.token_stride == 1) {
@@ -134,6 +136,7 @@ void token_maxima_int8(const float* x, std::int64_t num_x, std::int64_t dim, con
         const std::int64_t width = num_panels * kPanelTokens;
         best.resize(static_cast<std::size_t>(size * width));
         kernels.int8_maxima(panels.panel(t / kPanelTokens), num_panels, codes, best.data());
+        // A query token's scale is positive and the same for all that it meets, so it can wait for the maximum.
         for (std::int64_t i = 0; i < size; ++i)
           for (std::int64_t j = 0; j < num_tokens; ++j) best[i * width + j] *= panels.scale(t + j);
         store_group(best.data(), width, num_tokens, size, part(out, t, begin));
@@ -159,6 +162,7 @@ void scores(const RaggedView& queries, const DocumentsView& documents, float* ou
   parallel_for(static_cast<std::int64_t>(cuts.size()) - 1, num_threads, [&] {
     return [&, run = FloatRun(), best = std::vector<float>()](std::int64_t task) mutable {
       const std::int64_t begin = cuts[task];
+      // The run is read, and widened, once for all queries.
       const auto& matrices = run.read(kernels, documents, begin, cuts[task + 1]);
       for (std::int64_t i = 0; i < queries.size; ++i) {
         const PackedQuery& query = packed[i];
@@ -179,7 +183,7 @@ void candidate_scores(const RaggedView& queries, const DocumentsView& documents,
   check_dim(queries.tokens.dim, documents);
   const std::vector<PackedQuery> packed = pack_queries(queries);
   const KernelTable& kernels = active_kernels();
-  constexpr std::int64_t kTaskCandidates = 16;
+  constexpr std::int64_t kTaskCandidates = 16;  // of one query, so that each can fetch the next
   struct Task {
     std::int64_t query, begin, end;
   };
@@ -206,7 +210,7 @@ std::vector<std::int64_t> top_k(const float* values, std::int64_t size, std::int
   for (std::int64_t i = 0; i < size; ++i)
     if (values[i] > kNone) order.push_back(i);
   const auto better = [values](std::int64_t a, std::int64_t b) {
-    return values[a] > values[b] || (values[a] == values[b] && a < b);
+    return Better()(Scored<std::int64_t>{values[a], a}, Scored<std::int64_t>{values[b], b});
   };
   const auto end =
       order.begin() + std::min<std::int64_t>(std::max<std::int64_t>(k, 0), static_cast<std::int64_t>(order.size()));

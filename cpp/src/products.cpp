@@ -13,7 +13,7 @@ constexpr std::int64_t kDepth = 512;           // of a run: a group of panels of
 constexpr std::int64_t kStride = kDepth + 16;  // not a power of two, so that the rows of a tile do not share cache sets
 constexpr std::int64_t kGroupPanels = 2;
 constexpr std::int64_t kWidth = kGroupPanels * kPanelTokens;
-constexpr std::int64_t kRows = 192;
+constexpr std::int64_t kRows = 192;  // of a block: a multiple of every kernel's tile, 396 KiB at this stride
 
 }  // namespace
 
@@ -48,6 +48,7 @@ void products(const float* a, std::int64_t num_a, const Columns& b, double* out,
       const std::int64_t first = task % shares * groups / shares, last = (task % shares + 1) * groups / shares;
       for (std::int64_t k = 0; k < depth; k += kDepth) {
         const std::int64_t run = std::min(kDepth, depth - k);
+        // Copied once for all groups of columns, to rows kStride apart whatever the depth is.
         for (std::int64_t j = 0; j < num_rows; ++j)
           std::copy_n(a + (row + j) * depth + k, run, rows.data() + j * kStride);
         for (std::int64_t group = first; group < last; ++group) {

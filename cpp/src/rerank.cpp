@@ -8,24 +8,18 @@
 #include "lemur/int8.hpp"
 #include "lemur/kernels/prefetch.hpp"
 #include "lemur/parallel.hpp"
+#include "lemur/scored.hpp"
 #include "lemur/scorer.hpp"
 
 namespace lemur {
 namespace {
 
-constexpr double kMargin = 6.0;
+constexpr double kMargin = 6.0;          // standard deviations
 constexpr std::int64_t kFirstRound = 8;  // documents scored both ways, at least, before their difference is believed
-constexpr std::int64_t kLaterRound = 4;  // at a time, by each thread
-constexpr std::int64_t kTaskCandidates = 32;
+constexpr std::int64_t kLaterRound = 4;  // at a time, by each thread: few, since what they show may end it
+constexpr std::int64_t kTaskCandidates = 32;  // of the first pass: in a task, each fetches the next one's codes
 
-struct Scored {
-  float score;
-  std::int64_t document;
-};
-
-bool better(const Scored& a, const Scored& b) {
-  return a.score > b.score || (a.score == b.score && a.document < b.document);
-}
+using ScoredDocument = Scored<std::int64_t>;
 
 struct CodedQuery {
   CodedQuery(const RaggedView& queries, std::int64_t i, const PackedQuery& packed)
@@ -49,15 +43,17 @@ class FirstPass {
     if (document.range.size() == 0) return kNone;
     const std::int64_t dim = document.chunk->tokens.dim, stride = int8_stride(dim), row = document.range.begin;
     const TokenCodes& ahead = next.chunk->codes;
-    prefetch(ahead.scales + next.range.begin);
-    prefetch(ahead.sums + next.range.begin);
+    if (ahead.codes != nullptr) {
+      prefetch(ahead.scales + next.range.begin);
+      prefetch(ahead.sums + next.range.begin);
+    }
     best_.resize(static_cast<std::size_t>(query.panels.num_panels() * kPanelTokens));
     kernels_.int8_document(query.panels.panel(0), query.panels.num_panels(),
                            {codes.codes + row * stride, codes.scales + row, codes.sums + row, document.range.size(),
                             dim, stride, ahead.codes == nullptr ? nullptr : ahead.codes + next.range.begin * stride,
                             ahead.codes == nullptr ? 0 : next.range.size() * stride},
                            best_.data());
-    float total = 0.0f;
+    float total = 0.0f;  // float32 will do: what it rounds is part of the difference that is measured
     for (std::int64_t t = 0; t < query.exact.num_tokens; ++t) total += best_[t] * query.panels.scale(t);
     return total;
   }
@@ -68,7 +64,8 @@ class FirstPass {
   std::vector<float> best_;
 };
 
-// What exact scores are above coded ones: mean and standard deviation so far.
+// What exact scores are above coded ones: mean and standard deviation so far, by Welford's updates, which do not cancel
+// where scores are large beside their differences.
 class Difference {
  public:
   void add(double value) {
@@ -89,10 +86,10 @@ class Reranker {
       : kernels_(active_kernels()), queries_(queries), packed_(pack_queries(queries)), documents_(documents), k_(k) {}
 
   // The best k candidates of query i, at most; the work is shared out to `num_threads`.
-  std::vector<Scored> operator()(std::int64_t i, const std::int64_t* candidates, std::int64_t num_candidates,
-                                 int num_threads) const {
+  std::vector<ScoredDocument> operator()(std::int64_t i, const std::int64_t* candidates, std::int64_t num_candidates,
+                                         int num_threads) const {
     const CodedQuery query(queries_, i, packed_[i]);
-    std::vector<Scored> coded(static_cast<std::size_t>(num_candidates));
+    std::vector<ScoredDocument> coded(static_cast<std::size_t>(num_candidates));
     parallel_for((num_candidates + kTaskCandidates - 1) / kTaskCandidates, num_threads, [&] {
       return [&, score = FirstPass(kernels_)](std::int64_t task) mutable {
         const std::int64_t end = std::min(num_candidates, (task + 1) * kTaskCandidates);
@@ -104,35 +101,39 @@ class Reranker {
         }
       };
     });
-    coded.erase(std::remove_if(coded.begin(), coded.end(), [](const Scored& s) { return s.score == kNone; }),
+    coded.erase(std::remove_if(coded.begin(), coded.end(), [](const ScoredDocument& s) { return s.score == kNone; }),
                 coded.end());
-    std::sort(coded.begin(), coded.end(), better);
+    std::sort(coded.begin(), coded.end(), Better());
 
+    // `exact` has the first documents of `coded`, which are scored exactly a round at a time.
     const auto size = static_cast<std::int64_t>(coded.size()), wanted = std::min(k_, size);
-    std::vector<Scored> exact;
+    std::vector<ScoredDocument> exact;
     Difference difference;
     std::int64_t round = std::max(wanted, kFirstRound);
     while (static_cast<std::int64_t>(exact.size()) < size) {
       const auto begin = static_cast<std::int64_t>(exact.size());
       if (begin > 0) {
-        std::nth_element(exact.begin(), exact.begin() + (wanted - 1), exact.end(), better);
+        // The best of the others has coded[begin].score: where even that will not do, none of them will.
+        std::nth_element(exact.begin(), exact.begin() + (wanted - 1), exact.end(), Better());
         if (coded[begin].score + difference.limit() < exact[wanted - 1].score) break;
       }
       const std::int64_t end = std::min(size, begin + round);
       exact.resize(static_cast<std::size_t>(end));
       parallel_for(end - begin, num_threads, [&] {
         return [&, score = Scorer(kernels_)](std::int64_t task) mutable {
-          const std::int64_t document = coded[begin + task].document;
-          const std::int64_t next = coded[std::min(begin + task + num_threads, end - 1)].document;
+          const std::int64_t document = coded[begin + task].index;
+          // Threads take tasks in turns, so that one's next task is about num_threads further.
+          const std::int64_t next = coded[std::min(begin + task + num_threads, end - 1)].index;
           exact[begin + task] = {score(query.exact, documents_.document(document), documents_.document(next)),
                                  document};
         };
       });
+      // In this round's places alone both are of the same document: nth_element moves those before.
       for (std::int64_t c = begin; c < end; ++c)
         difference.add(static_cast<double>(exact[c].score) - static_cast<double>(coded[c].score));
       round = kLaterRound * num_threads;
     }
-    std::partial_sort(exact.begin(), exact.begin() + wanted, exact.end(), better);
+    std::partial_sort(exact.begin(), exact.begin() + wanted, exact.end(), Better());
     exact.resize(static_cast<std::size_t>(wanted));
     return exact;
   }
@@ -156,10 +157,10 @@ void rerank(const RaggedView& queries, const DocumentsView& documents, const std
   parallel_for(queries.size, by_query ? num_threads : 1, [&] {
     return [&](std::int64_t i) {
       const std::int64_t begin = candidate_offsets[i], size = candidate_offsets[i + 1] - begin;
-      const std::vector<Scored> best = rerank_one(i, candidates + begin, size, by_query ? 1 : num_threads);
+      const std::vector<ScoredDocument> best = rerank_one(i, candidates + begin, size, by_query ? 1 : num_threads);
       out.counts[i] = static_cast<std::int64_t>(best.size());
       for (std::size_t j = 0; j < best.size(); ++j) {
-        out.documents[i * k + static_cast<std::int64_t>(j)] = best[j].document;
+        out.documents[i * k + static_cast<std::int64_t>(j)] = best[j].index;
         out.scores[i * k + static_cast<std::int64_t>(j)] = best[j].score;
       }
     };

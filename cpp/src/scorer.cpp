@@ -59,6 +59,7 @@ float Scorer::operator()(const PackedQuery& query, const DocumentsView::Document
     const std::int64_t rows = std::min(kBlockRows, range.end - first);
     const char* const data = static_cast<const char*>(tokens.row(first));
     const char* const end = static_cast<const char*>(tokens.row(first + rows));
+    // As many bytes ahead as are read now: to ask for all at once would wait for memory.
     for (const char* p = data; p < end && ahead < ahead_end; p += kCacheLine, ahead += kCacheLine) prefetch(ahead);
     const float* floats = reinterpret_cast<const float*>(data);
     if (half) {

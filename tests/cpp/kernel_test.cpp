@@ -10,6 +10,7 @@
 #include <string>
 #include <vector>
 
+#include "lemur/checks.hpp"
 #include "lemur/cpu.hpp"
 #include "lemur/graph.hpp"
 #include "lemur/int8.hpp"
@@ -120,6 +121,28 @@ void add_to_digest(const std::vector<float>& values) {
   for (std::size_t i = 0; i < values.size() * sizeof(float); ++i) digest = (digest ^ bytes[i]) * 1099511628211u;
 }
 
+// One document at a time, from codes that are kept: expected is (num_documents, num_x).
+void test_kept_codes(const std::string& name, const lemur::TokenView& view, const std::vector<std::int64_t>& offsets,
+                     const std::vector<float>& x, std::int64_t num_x, const std::vector<float>& expected) {
+  const std::int64_t count = static_cast<std::int64_t>(offsets.size()) - 1, stride = lemur::int8_stride(view.dim);
+  std::vector<std::int8_t> kept(offsets.back() * stride);
+  std::vector<float> scales(offsets.back());
+  std::vector<std::int32_t> sums(offsets.back());
+  lemur::quantise_tokens(view, {kept.data(), scales.data(), sums.data()}, 2);
+  const lemur::Int8Panels panels(x.data(), num_x, view.dim);
+  std::vector<float> best(panels.num_panels() * lemur::kPanelTokens);
+  for (std::int64_t l = 0; l < count; ++l) {
+    const std::int64_t row = offsets[l];
+    lemur::active_kernels().int8_document(panels.panel(0), panels.num_panels(),
+                                          {kept.data() + row * stride, scales.data() + row, sums.data() + row,
+                                           offsets[l + 1] - row, view.dim, stride, nullptr, 0},
+                                          best.data());
+    bool same = true;
+    for (std::int64_t i = 0; i < num_x; ++i) same &= best[i] * panels.scale(i) == expected[l * num_x + i];
+    check(same, name + " one document");
+  }
+}
+
 // The same bits as the oracle, and so the same on every instruction set, in both layouts.
 void test_int8(const std::vector<std::int64_t>& lengths, std::int64_t dim, std::int64_t num_x, bool half) {
   std::mt19937 random(static_cast<unsigned>(dim * 1000 + num_x));  // no distribution: those differ between libraries
@@ -168,24 +191,7 @@ void test_int8(const std::vector<std::int64_t>& lengths, std::int64_t dim, std::
     check(std::memcmp(got.data(), expected.data(), bytes) == 0, name);
     lemur::token_maxima(x.data(), num_x, dim, documents, {got.data(), 1, num_x}, lemur::Precision::kInt8, 3);
     check(std::memcmp(got.data(), transposed.data(), bytes) == 0, name + " by document");
-    // One document at a time, from codes that are kept.
-    const std::int64_t stride = lemur::int8_stride(dim);
-    std::vector<std::int8_t> kept(offsets.back() * stride);
-    std::vector<float> scales(offsets.back());
-    std::vector<std::int32_t> sums(offsets.back());
-    lemur::quantise_tokens(view, {kept.data(), scales.data(), sums.data()}, 2);
-    const lemur::Int8Panels panels(x.data(), num_x, dim);
-    std::vector<float> best(panels.num_panels() * lemur::kPanelTokens);
-    for (std::int64_t l = 0; l < count; ++l) {
-      const std::int64_t row = offsets[l];
-      lemur::active_kernels().int8_document(panels.panel(0), panels.num_panels(),
-                                            {kept.data() + row * stride, scales.data() + row, sums.data() + row,
-                                             offsets[l + 1] - row, dim, stride, nullptr, 0},
-                                            best.data());
-      bool same = true;
-      for (std::int64_t i = 0; i < num_x; ++i) same &= best[i] * panels.scale(i) == transposed[l * num_x + i];
-      check(same, name + " one document");
-    }
+    test_kept_codes(name, view, offsets, x, num_x, transposed);
   }
 }
 
@@ -272,6 +278,27 @@ void test_products(const std::string& isa) {
     }
 }
 
+void test_first_bad_row() {
+  const float largest = 1e15f, infinity = std::numeric_limits<float>::infinity();
+  const std::int64_t rows = 5, dim = 37;
+  for (const float bad : {std::nextafter(largest, infinity), infinity, std::numeric_limits<float>::quiet_NaN()})
+    for (const float sign : {1.0f, -1.0f})
+      for (const std::int64_t at : {std::int64_t{-1}, std::int64_t{0}, 2 * dim + 36, 5 * dim - 1}) {
+        std::vector<float> tokens(rows * dim, sign * largest);
+        if (at >= 0) tokens[at] = sign * bad;
+        const auto row = lemur::first_bad_row({tokens.data(), lemur::TokenType::kFloat32, rows, dim});
+        check(row.value_or(-1) == (at < 0 ? -1 : at / dim), "first bad row");
+      }
+  for (const int bad : {0x7c00, 0xfc00, 0x7e01})  // infinities and a NaN; 0x7bff is the largest number
+    for (const std::int64_t at : {std::int64_t{-1}, std::int64_t{0}, 3 * dim + 5}) {
+      std::vector<std::uint16_t> tokens(rows * dim, 0x7bff);
+      if (at >= 0) tokens[at] = static_cast<std::uint16_t>(bad);
+      const auto row = lemur::first_bad_row({tokens.data(), lemur::TokenType::kFloat16, rows, dim});
+      check(row.value_or(-1) == (at < 0 ? -1 : at / dim), "first bad row of halves");
+    }
+  check(!lemur::first_bad_row({nullptr, lemur::TokenType::kFloat32, 0, dim}), "first bad row of none");
+}
+
 template <class Error, class Call>
 void check_throws(const Call& call, const std::string& what) {
   bool thrown = false;
@@ -325,6 +352,7 @@ int main() {
   test_int8({700, 1500, 0, 2100, 1, 999, 2047, 33}, 19, 33, false);
   test_int8({0, 0, 0, 0, 0, 0}, 5, 3, false);
   std::printf("int8 digest %016llx, ", static_cast<unsigned long long>(digest));
+  test_first_bad_row();
   test_errors();
   std::printf("%ld checks, %d failures\n", checks, failures);
   return failures == 0 ? 0 : 1;

@@ -18,6 +18,7 @@ PROGRAMS = ["kernel_test", "amx_model_test", "thread_test"]
 WARNINGS = ["-Wall", "-Wextra", "-Wpedantic", "-Wno-unknown-warning-option", "-Wno-uninitialized", "-Wno-maybe-uninitialized"]
 CORE = [
     *(
+        "checks.cpp",
         "cpu.cpp",
         "features.cpp",
         "graph.cpp",

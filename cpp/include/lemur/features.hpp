@@ -1,5 +1,6 @@
 // Query features for search: the forward pass of the learned map psi, summed over a query's tokens and reduced. The
-// definition is lemur_ann/learning/features.py; this agrees with it to float32 rounding, without the cost of a tensor library.
+// definition is lemur_ann/learning/features.py; this agrees with it to float32 rounding, without the cost of a tensor
+// library.
 #pragma once
 
 #include <cstdint>

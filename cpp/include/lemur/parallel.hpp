@@ -24,7 +24,7 @@ void parallel_for(std::int64_t num_tasks, int num_threads, const MakeBody& make_
       auto body = make_body();
       for (std::int64_t task = next++; task < num_tasks; task = next++) body(task);
     } catch (...) {
-      next = num_tasks;
+      next = num_tasks;  // the others stop after the task they have
       const std::lock_guard<std::mutex> lock(error_mutex);
       if (!error) error = std::current_exception();
     }

@@ -66,7 +66,6 @@ class DocumentsView {
                                     " and " + std::to_string(chunk.tokens.dim));
       first_.push_back(size_);
       size_ += chunk.size;
-      num_tokens_ += chunk.size == 0 ? 0 : chunk.offsets[chunk.size] - chunk.offsets[0];
     }
   }
 
@@ -76,7 +75,6 @@ class DocumentsView {
   };
 
   std::int64_t size() const { return size_; }
-  std::int64_t num_tokens() const { return num_tokens_; }
   std::int64_t dim() const { return chunks_.empty() ? 0 : chunks_.front().tokens.dim; }
 
   Document document(std::int64_t index) const {
@@ -98,7 +96,6 @@ class DocumentsView {
   std::vector<RaggedView> chunks_;
   std::vector<std::int64_t> first_;
   std::int64_t size_ = 0;
-  std::int64_t num_tokens_ = 0;
 };
 
 }  // namespace lemur

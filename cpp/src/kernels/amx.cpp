@@ -8,6 +8,7 @@ namespace lemur {
 namespace {
 
 struct Amx {
+  // Palette 1, and eight whole tiles: 16 rows of 64 bytes.
   static void configure() {
     struct alignas(64) Shape {
       std::uint8_t palette, start_row, reserved[14];
@@ -18,7 +19,7 @@ struct Amx {
     static const Shape kShape = {1, 0, {}, {64, 64, 64, 64, 64, 64, 64, 64}, {16, 16, 16, 16, 16, 16, 16, 16}};
     _tile_loadconfig(&kShape);
   }
-  static void release() { _tile_release(); }
+  static void release() { _tile_release(); }  // or the system saves 8 KiB of tiles at every switch of tasks
 
   // The intrinsics want the numbers of tiles spelled out.
   template <int t>

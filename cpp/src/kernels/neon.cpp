@@ -7,6 +7,7 @@ namespace lemur {
 namespace {
 
 struct PlainInt8 : NeonCodes {
+  // Products in 16 bits, pairs of them in 32, and pairs of those: one sum for each group of four.
   static int32x4_t dot(int32x4_t sum, int8x16_t q, int8x16_t d) {
     const int32x4_t low = vpaddlq_s16(vmull_s8(vget_low_s8(q), vget_low_s8(d)));
     const int32x4_t high = vpaddlq_s16(vmull_s8(vget_high_s8(q), vget_high_s8(d)));

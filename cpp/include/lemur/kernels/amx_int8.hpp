@@ -2,7 +2,8 @@
 //
 // Tile registers hold 16 rows of 64 bytes: sums of 2 x 2 blocks (16 document tokens by 16 query tokens each) are in
 // tiles 0 to 3, two blocks of document tokens in 4 and 5, two panels of query tokens in 6 and 7: sums 0 and 1 are of 4
-// and 5 by 6, sums 2 and 3 of 4 and 5 by 7. A panel of 64 components is laid out as the unit reads its second operand.
+// and 5 by 6, sums 2 and 3 of 4 and 5 by 7. So four tiles are loaded for four products; one block by one panel would
+// load two for one. A panel of 64 components is laid out as the unit reads its second operand.
 #pragma once
 
 #include "lemur/kernels/int8_product.hpp"
@@ -19,7 +20,7 @@ inline void amx_block(const std::int8_t* panels, const std::int8_t* rows, std::i
     T::template zero<2>();
     T::template zero<3>();
   }
-  for (std::int64_t k = 0; k < stride; k += kInt8Stride) {
+  for (std::int64_t k = 0; k < stride; k += kInt8Stride) {  // whole tiles: the codes from dim on are 0
     const std::int8_t* panel = panels + k * kPanelTokens;
     T::template load<4>(rows + k, stride);
     T::template load<5>(rows + 16 * stride + k, stride);

@@ -15,7 +15,8 @@ inline float float_of(std::int32_t bits) {
   return out.value;
 }
 
-// e^x to a relative error of 2e-7, for -87 <= x <= 88; smaller and larger x count as these.
+// e^x to a relative error of 2e-7, for -87 <= x <= 88; smaller and larger x count as these, so that n + 127 is the
+// exponent of a normal number. x is n ln 2 + r, and e^r a polynomial.
 inline float exponential(float x) {
   x = x < -87.0f ? -87.0f : x;
   x = x > 88.0f ? 88.0f : x;
@@ -44,6 +45,7 @@ inline float one_minus_erf(float z) {
   return p * t * exponential(-z * z);
 }
 
+// x times the normal distribution function, by its smaller tail: 1 + erf would cancel where x is well below 0.
 inline float gelu(float x) {
   const float magnitude = x < 0.0f ? -x : x;
   const float tail = 0.5f * one_minus_erf(magnitude * 0.70710678f);
@@ -52,6 +54,7 @@ inline float gelu(float x) {
 
 inline float relu(float x) { return x < 0.0f ? 0.0f : x; }
 inline float silu(float x) { return x / (1.0f + exponential(-x)); }
+// x tanh(ln(1 + e^x)) without the logarithm; from 20 on the quotient is 1 in float32.
 inline float mish(float x) {
   const float e = exponential(x < 20.0f ? x : 20.0f), n = e * (e + 2.0f);
   return x * (n / (n + 2.0f));
@@ -86,7 +89,7 @@ inline float square_root(float x) {  // Newton's method, since <cmath> stays out
 
 // To mean 0 and variance 1, then times `weight` plus `bias`, where these are not null.
 void normalise(float* x, std::int64_t size, const float* weight, const float* bias, float epsilon) {
-  constexpr int kParts = 32;
+  constexpr int kParts = 32;  // partial sums: compilers may not reorder one sum, and so not make vectors of it
   float sums[kParts] = {}, squares[kParts] = {};
   const std::int64_t whole = size / kParts * kParts;
   for (std::int64_t i = 0; i < whole; i += kParts)

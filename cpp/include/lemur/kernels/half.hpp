@@ -16,6 +16,7 @@ inline float half_to_float(std::uint16_t half) {
   if (magnitude >= 0x7c00u) {  // infinity or NaN
     out.bits = sign | 0x7f800000u | ((magnitude & 0x3ffu) << 13);
   } else if (magnitude >= 0x400u) {
+    // 13 more bits of fraction; exponents are stored with 15 added here, and with 127 there.
     out.bits = sign | ((magnitude << 13) + (112u << 23));
   } else {  // subnormal: an integer number of 2^-24
     out.value = static_cast<float>(magnitude) * 0x1p-24f;

@@ -2,7 +2,9 @@
 //
 // For MaxSim, query tokens lie across the lanes and document tokens are broadcast, so the running maximum over document
 // tokens is a plain vector maximum: no horizontal sums, and documents are read as they are stored. A tile keeps J rows
-// (document tokens) times P panels (query tokens) of inner products in registers for the whole of their length.
+// (document tokens) times P panels (query tokens) of inner products in registers for the whole of their length. There
+// are as many as have room: each load then serves more products, and a sum's additions, which wait for each other,
+// leave room for those of other sums.
 #pragma once
 
 #include "lemur/kernels/table.hpp"
@@ -58,6 +60,7 @@ inline void tiles(const float* panels, const float* rows, std::int64_t num_rows,
   }
 }
 
+// Where there are fewer rows than a whole tile has, tiles of 3 multiply at most 2 rows twice.
 template <class V, int P, class Use>
 inline void all_rows(const float* panels, const float* rows, std::int64_t num_rows, std::int64_t stride,
                      std::int64_t depth, const Use& use) {

@@ -18,7 +18,7 @@ inline float negative_infinity() {
   return out.value;
 }
 
-// Four codes as they lie in memory.
+// Four codes as they lie in memory; a union, since <cstring> stays outside.
 inline std::int32_t load_group(const std::int8_t* p) {
   union {
     std::int8_t bytes[4];
@@ -39,7 +39,7 @@ class RunMaxima {
 
   // The products of one row, in order of rows.
   void add(std::int64_t row, const std::int32_t* sums) {
-    while (row == run_.offsets[document_ + 1]) finish_document();
+    while (row == run_.offsets[document_ + 1]) finish_document();  // and documents without rows
     for (int v = 0; v < kVectors; ++v)
       maxima_[v] = V::max(maxima_[v], V::scale(V::load_sums(sums + v * V::lanes), run_.scales[row]));
   }
@@ -67,6 +67,8 @@ class RunMaxima {
 };
 
 // Maxima of P panels over a run, kRows rows at a time: block(rows, out) writes their sums of codes, (kRows, P * 16).
+// Blocks do not mind where documents end, so that short ones fill them too; the last may read up to kRows - 1 rows
+// beyond the run, which kInt8Padding allows for, and drops them.
 template <class V, int P, int kRows, class Block>
 inline void run_maxima(const Int8Run& run, float* best, std::int64_t best_stride, const Block& block) {
   constexpr int kWidth = P * static_cast<int>(kPanelTokens), kVectors = kWidth / V::lanes;
@@ -82,6 +84,7 @@ inline void run_maxima(const Int8Run& run, float* best, std::int64_t best_stride
 }
 
 // out[j * P * 16 + t] = <query token t, row j> for P panels and J rows, in registers for the whole of their length.
+// Only `groups` of four components are multiplied, those that dim has, and not the zeros up to the stride.
 template <class V, int P, int J>
 inline void int8_tile(const std::int8_t* panels, const std::int8_t* rows, const std::int32_t* row_sums,
                       std::int64_t stride, std::int64_t groups, std::int32_t* out) {
@@ -113,7 +116,9 @@ inline void int8_panels(const std::int8_t* panels, const Int8Run& run, float* be
                       });
 }
 
-// Two rows at a time, so that one's sum over the lanes hides behind the other's products.
+// Two rows at a time, so that one's sum over the lanes hides behind the other's products. One query leaves no tokens
+// for the lanes, so here components lie across them; and the rows, which are many, go through V::load, so that what its
+// offset adds is the same for all of them.
 template <class V>
 void int8_dots(const std::int8_t* query, const std::int8_t* codes, std::int64_t stride, const std::int32_t* rows,
                std::int64_t num_rows, std::int32_t* out) {
@@ -122,7 +127,7 @@ void int8_dots(const std::int8_t* query, const std::int8_t* codes, std::int64_t 
   if (V::offset != 0) {  // V::load adds it to every component of a row
     std::int32_t sum = 0;
     for (std::int64_t k = 0; k < stride; ++k) sum += query[k];
-    start = V::start_first(-V::offset * sum);
+    start = V::start_first(-V::offset * sum);  // in one lane, since all are added up
   }
   for (std::int64_t i = 0; i < num_rows; i += 2) {
     const std::int64_t j = i + 1 < num_rows ? i + 1 : i;
@@ -148,7 +153,8 @@ void int8_maxima(const std::int8_t* panels, std::int64_t num_panels, const Int8R
   for (; p < num_panels; ++p) int8_panels<V, 1>(panels + p * panel_bytes, run, best + p * kPanelTokens, width);
 }
 
-// J rows at a time; the last are taken early enough to be J, since a row seen twice changes no maximum.
+// J rows at a time; the last are taken early enough to be J, since a row seen twice changes no maximum. Codes that are
+// kept have no padding behind them.
 template <class V, int P, int J>
 inline void document_tiles(const std::int8_t* panels, const Int8Document& document, float* best) {
   constexpr int kWidth = P * static_cast<int>(kPanelTokens);

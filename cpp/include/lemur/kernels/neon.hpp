@@ -38,7 +38,7 @@ struct NeonCodes {
   static constexpr int lanes = 4;
   static constexpr std::int32_t offset = 0;
   static constexpr int tile_panels = 1;
-  static constexpr int tile_tokens = 4;
+  static constexpr int tile_tokens = 4;  // 4 x 4 sums, 4 query vectors, 1 broadcast: 21 of 32 registers
   static int8x16_t load(const std::int8_t* p) { return vld1q_s8(p); }
   static int8x16_t load_signed(const std::int8_t* p) { return load(p); }
   static int8x16_t broadcast(const std::int8_t* p) { return vreinterpretq_s8_s32(vdupq_n_s32(load_group(p))); }

@@ -9,8 +9,9 @@ namespace {
 struct Vnni : Avx512Codes {
   static constexpr std::int32_t offset = 128;
   static constexpr int tile_panels = 2;
-  static constexpr int tile_tokens = 12;
-  // VNNI multiplies unsigned with signed codes: `load` reads q as q + 128, and sums start at -128 * sum of d.
+  static constexpr int tile_tokens = 12;  // 12 x 2 sums, 2 query vectors, 1 broadcast: 27 of 32 registers
+  // VNNI multiplies unsigned with signed codes: `load` reads q as q + 128, which is its sign bit turned over, and sums
+  // start at -128 * sum of d. Sums wrap around rather than saturate, so nothing is lost on the way.
   static __m512i load(const std::int8_t* p) {
     return _mm512_xor_si512(_mm512_loadu_si512(p), _mm512_set1_epi8(static_cast<char>(0x80)));
   }
