@@ -33,7 +33,7 @@ def prose(page: Path) -> str:
 def sentences(page: Path) -> list[str]:
     """Of its paragraphs and the items of its lists, without headings."""
     text = re.sub(r"^#.*$", "", prose(page), flags=re.MULTILINE)
-    blocks = re.split(r"\n\s*\n|\n(?=- )", LINK.sub(r"\1", text))
+    blocks = re.split(r"\n\s*\n|\n(?= *(?:-|\d+\.) )", LINK.sub(r"\1", text))
     return [one for block in blocks for one in re.split(r"(?<=[.?!])\**\s+", block.strip().removeprefix("- ")) if one]
 
 
