@@ -39,6 +39,16 @@ with lemur_ann.LemurIndex.open("my_index", num_features=256, epochs=0):
 """,
 }
 
+# What must be so at the end.
+AFTER = {
+    "quickstart": """\
+from pathlib import Path
+
+assert Path("my_index/manifest.json").exists()
+assert len(hits) == 10
+""",
+}
+
 
 def program(page: str) -> str:
     """All that a page shows, in the order of the page; other commands than lemur-ann's, such as pip, are left out."""
@@ -48,7 +58,7 @@ def program(page: str) -> str:
             blocks.append(block)
         elif all(line.startswith("lemur-ann ") for line in block.splitlines()):
             blocks.append(COMMANDS.format(block))
-    return "\n".join(blocks).strip()
+    return "\n".join([*blocks, AFTER.get(page, "")]).strip()
 
 
 PAGES = [page.relative_to(DOCS).with_suffix("").as_posix() for page in sorted([*DOCS.glob("*.md"), *DOCS.glob("guides/*.md")])]
