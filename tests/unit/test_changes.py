@@ -121,7 +121,7 @@ def test_it_compacts_itself(small_index, make_matrices, monkeypatch):
     assert index.search(documents[150], k=1, num_candidates=100).ids[0] == "doc-150"
     never, *_ = small_index(compact_at=None)
     never.delete([f"doc-{i}" for i in range(199)])
-    assert never._compaction is None
+    assert never._changes.compaction is None
     with pytest.raises(ValueError, match="compact_at must be above 0 and at most 1, got 3"):
         LemurIndex(compact_at=3)
 

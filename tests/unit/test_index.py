@@ -497,7 +497,7 @@ def test_arrow_of_an_index_without_a_map_or_documents(make_matrices):
 
 
 def test_arrow_is_of_one_moment(small_index, monkeypatch):
-    monkeypatch.setattr("lemur_ann.index.ROWS_PER_BATCH", 50)
+    monkeypatch.setattr("lemur_ann.searching.tables.ROWS_PER_BATCH", 50)
     index, _, _ = small_index()
     reader = index.to_arrow()
     reader.read_next_batch()
