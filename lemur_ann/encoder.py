@@ -17,6 +17,7 @@ import numpy.typing as npt
 
 from lemur_ann import _core
 from lemur_ann import _validate as validate
+from lemur_ann.arrays import map_arrays, read_metadata, write_arrays
 from lemur_ann.documents.inputs import is_single_query, iterate_documents, read_queries
 from lemur_ann.documents.sources import opened
 from lemur_ann.documents.tokens import TokenStore
@@ -27,7 +28,6 @@ from lemur_ann.learning.targets import Targets
 from lemur_ann.options import Options
 from lemur_ann.progress import Show, Task
 from lemur_ann.progress import progress as progress_lines
-from lemur_ann.saved.storage import map_arrays, read_metadata, write_arrays
 
 if TYPE_CHECKING:
     from lemur_ann.learning.features import FeatureMap

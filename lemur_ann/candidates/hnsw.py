@@ -23,11 +23,10 @@ import hnswlib
 import numpy as np
 import numpy.typing as npt
 
-from lemur_ann import _core
+from lemur_ann import _core, arrays
 from lemur_ann.candidates import Indices, Structure, Vectors, joined, take_from, too_many
 from lemur_ann.documents.rows import RowSet
 from lemur_ann.errors import CorruptIndex
-from lemur_ann.saved import storage
 
 ROWS_PER_BLOCK = 16_384
 # Of the links that are searched, see links.hpp; hnswlib's graph need not be good for these to be.
@@ -114,9 +113,9 @@ class HnswGraph:
 
     def save(self, paths: dict[str, Path]) -> None:
         self.file.copy_to(paths["graph"])
-        arrays: dict[str, npt.NDArray[Any]]
-        arrays = {"codes": self.codes, "scales": self.scales, "links": self.links, "entries": self.entries}
-        storage.write_arrays(paths["links"], arrays)
+        searched: dict[str, npt.NDArray[Any]]
+        searched = {"codes": self.codes, "scales": self.scales, "links": self.links, "entries": self.entries}
+        arrays.write_arrays(paths["links"], searched)
 
     def load(self, dim: int, max_elements: int) -> hnswlib.Index:
         """hnswlib's own graph, with room for more."""
@@ -274,9 +273,9 @@ def builder(dim: int, options: dict[str, Any], capacity: int = 0, directory: str
 def load_structure(paths: dict[str, Path], dim: int, num_rows: int) -> HnswGraph:
     """See :class:`~lemur_ann.candidates.Kind`."""
     file = GraphFile(paths["graph"])
-    arrays = storage.map_arrays(paths["links"]) if "links" in paths else {}
-    if arrays and len(arrays["links"]) == num_rows:
-        graph = HnswGraph(file, *(arrays[name] for name in ("codes", "scales", "links", "entries")))
+    searched = arrays.map_arrays(paths["links"]) if "links" in paths else {}
+    if searched and len(searched["links"]) == num_rows:
+        graph = HnswGraph(file, *(searched[name] for name in ("codes", "scales", "links", "entries")))
         if _dim_of(_header(paths["graph"])) != dim:
             raise CorruptIndex(f"{paths['graph']} has vectors of another dimension")
         return graph

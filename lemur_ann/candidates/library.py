@@ -12,10 +12,10 @@ from typing import Any, Protocol
 import numpy as np
 import numpy.typing as npt
 
+from lemur_ann import arrays
 from lemur_ann.candidates import Indices, Structure, Vectors, joined, take_from, too_many
 from lemur_ann.documents.rows import RowSet
 from lemur_ann.errors import CorruptIndex
-from lemur_ann.saved import storage
 
 ROWS_PER_SCAN = 16_384
 SCANNED_SHARE = 0.1  # where fewer of the rows than this pass a filter, those are scanned
@@ -52,7 +52,7 @@ class LibraryStructure:
 
     def save(self, paths: dict[str, Path]) -> None:
         self.library.write(self.index, paths["graph"])
-        storage.write_arrays(paths["vectors"], {"vectors": self.vectors})
+        arrays.write_arrays(paths["vectors"], {"vectors": self.vectors})
 
 
 class LibraryCandidates:
@@ -170,7 +170,7 @@ class LibraryKind:
         return LibraryBuilder(self._library, dim, options)
 
     def load_structure(self, paths: dict[str, Path], dim: int, num_rows: int) -> LibraryStructure:
-        vectors = storage.map_arrays(paths["vectors"]).get("vectors")
+        vectors = arrays.map_arrays(paths["vectors"]).get("vectors")
         if vectors is None or vectors.shape != (num_rows, dim) or vectors.dtype != np.float32:
             raise CorruptIndex(f"{paths['vectors']} does not hold {num_rows} vectors of dim {dim}")
         try:

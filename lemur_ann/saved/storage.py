@@ -13,14 +13,13 @@ import re
 import uuid
 from contextlib import suppress
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
-from safetensors import SafetensorError
-from safetensors.numpy import load_file, save
 
+from lemur_ann import arrays
 from lemur_ann._core import version as __version__
 from lemur_ann.errors import CorruptIndex
 
@@ -34,8 +33,6 @@ NAMES = re.compile(
     r"(tokens|documents|deleted|learned|vectors|graph|links)-(?P<number>\d{6,})\.(arrow|safetensors|hnsw)"
     r"|\.manifest\.json\..*|\.building-.*"
 )
-
-DTYPES = {"I8": np.int8, "U8": np.uint8, "I32": np.int32, "I64": np.int64, "F32": np.float32, "F64": np.float64}
 
 
 def write_manifest(folder: Path, manifest: dict[str, Any]) -> None:
@@ -159,7 +156,7 @@ def read_deleted(path: Path, num_rows: int) -> npt.NDArray[np.bool_]:
         table = _read_table(path)
         mask = np.array(table.column("deleted").to_numpy()) if "deleted" in table.column_names else np.empty(0, np.bool_)
     else:
-        bits = read_arrays(path).get("bits", np.empty(0, np.uint8))
+        bits = arrays.read_arrays(path).get("bits", np.empty(0, np.uint8))
         mask = np.unpackbits(bits, count=min(num_rows, 8 * len(bits))).astype(np.bool_)
     if mask.dtype != np.bool_ or mask.shape != (num_rows,):
         raise CorruptIndex(f"{path} says of {len(mask)} rows whether they are deleted, expected {num_rows}")
@@ -168,7 +165,7 @@ def read_deleted(path: Path, num_rows: int) -> npt.NDArray[np.bool_]:
 
 def write_deleted(path: Path, mask: npt.NDArray[np.bool_]) -> None:
     """Which rows are deleted, a bit for each."""
-    write_arrays(path, {"bits": np.packbits(mask)})
+    arrays.write_arrays(path, {"bits": np.packbits(mask)})
 
 
 def _read_table(path: Path) -> pa.Table:
@@ -178,58 +175,6 @@ def _read_table(path: Path) -> pa.Table:
     except (pa.ArrowException, ValueError, OSError) as error:
         raise CorruptIndex(f"{path} cannot be read: {error}") from error
     return table
-
-
-def write_arrays(path: Path, arrays: dict[str, npt.NDArray[Any]], metadata: dict[str, str] | None = None) -> None:
-    """Named arrays as safetensors, and strings in its header."""
-    # save_file would make a file that only its owner may read
-    path.write_bytes(save({name: np.ascontiguousarray(array) for name, array in arrays.items()}, metadata))
-
-
-def read_arrays(path: Path) -> dict[str, npt.NDArray[Any]]:
-    """What :func:`write_arrays` wrote."""
-    try:
-        return load_file(path)
-    except SafetensorError as error:
-        raise CorruptIndex(f"{path} cannot be read: {error}") from error
-
-
-def read_metadata(path: Path) -> dict[str, str]:
-    """The strings in the header of a safetensors file; none where there is no such header."""
-    try:
-        with path.open("rb") as file:
-            header, _ = _read_header(path, file)
-    except (ValueError, RecursionError) as error:
-        raise CorruptIndex(f"{path} cannot be read: {error}") from error
-    metadata = header.get("__metadata__", {})
-    return metadata if isinstance(metadata, dict) else {}
-
-
-def _read_header(path: Path, file: BinaryIO) -> tuple[dict[str, Any], int]:
-    """The header of a safetensors file, and its size."""
-    size = int.from_bytes(file.read(8), "little")
-    header = json.loads(file.read(size)) if size < path.stat().st_size else None
-    if not isinstance(header, dict):
-        raise CorruptIndex(f"{path} cannot be read: it has no header")
-    return header, size
-
-
-def map_arrays(path: Path) -> dict[str, npt.NDArray[Any]]:
-    """The same, mapped: read from the file when they are first used. (safetensors' own reader for NumPy copies.)"""
-    try:
-        with path.open("rb") as file:
-            header, size = _read_header(path, file)
-            whole = np.memmap(file, np.uint8, "r")
-        arrays = {}
-        for name, entry in header.items():
-            if name == "__metadata__":
-                continue
-            begin, end = entry["data_offsets"]
-            flat = whole[8 + size + begin : 8 + size + end].view(DTYPES[entry["dtype"]])
-            arrays[name] = flat.reshape(entry["shape"])
-    except (ValueError, KeyError, TypeError, AttributeError, RecursionError, OverflowError) as error:
-        raise CorruptIndex(f"{path} cannot be read: {error}") from error
-    return arrays
 
 
 def check_replaceable(path: Path) -> None:

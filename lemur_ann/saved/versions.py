@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
+from lemur_ann import arrays
 from lemur_ann.candidates import CandidateIndex, Structure, Vectors, kind_of
 from lemur_ann.documents.ids import IdColumn, IdMap
 from lemur_ann.documents.intake import joined_metadata, rows_of
@@ -163,8 +164,8 @@ def _learned(
     training, kind = manifest["training"], kind_of(options.candidates)
 
     def read_encoder() -> LemurEncoder:
-        arrays = storage.map_arrays(folder / manifest["learned"])
-        return LemurEncoder.from_arrays(arrays, manifest["feature_map"], training, options)
+        learned = arrays.map_arrays(folder / manifest["learned"])
+        return LemurEncoder.from_arrays(learned, manifest["feature_map"], training, options)
 
     encoder: LemurEncoder = known_or(manifest["learned"], read_encoder)
 
@@ -173,7 +174,7 @@ def _learned(
         return kind.load_structure(paths, encoder.dim, entry["num_rows"])
 
     def read_part(part: dict[str, Any]) -> Vectors:
-        vectors = storage.map_arrays(folder / part["file"])["vectors"][: part["num_rows"]]
+        vectors = arrays.map_arrays(folder / part["file"])["vectors"][: part["num_rows"]]
         if vectors.shape != (part["num_rows"], encoder.dim) or vectors.dtype != np.float32:
             raise CorruptIndex(f"{folder / part['file']} has vectors of shape {vectors.shape}")
         return vectors
@@ -324,7 +325,7 @@ class Writing:
             manifest["training"] = {**encoder.training, "num_rows": learned.num_rows}
             manifest["tuned"] = [asdict(tuned) for tuned in learned.tuned]
             manifest["learned"] = self.known(encoder) or self.new(
-                "learned", ".safetensors", lambda path: storage.write_arrays(path, encoder.arrays())
+                "learned", ".safetensors", lambda path: arrays.write_arrays(path, encoder.arrays())
             )
             structure, is_new = candidates.structure, False
             if structure is not None:
@@ -339,7 +340,7 @@ class Writing:
                 manifest["structure"] = {"files": files, "num_rows": structure.num_rows}
             for part in candidates.parts:
                 name = self.known(part) or self.new(
-                    "vectors", ".safetensors", functools.partial(storage.write_arrays, arrays={"vectors": part}), part
+                    "vectors", ".safetensors", functools.partial(arrays.write_arrays, arrays={"vectors": part}), part
                 )
                 manifest["vectors"].append({"file": name, "num_rows": len(part)})
             if not is_new:  # else what is mapped from its files takes its place, as with a new map

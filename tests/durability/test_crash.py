@@ -50,7 +50,7 @@ import pyarrow.compute as pc
 import pytest
 
 import lemur_ann.index
-from lemur_ann import IndexLocked, LemurIndex, candidates
+from lemur_ann import IndexLocked, LemurIndex, arrays, candidates
 from lemur_ann.candidates import hnsw
 from lemur_ann.documents.tokens import TokenStore
 from lemur_ann.saved import storage
@@ -652,7 +652,7 @@ class Steps:
             (storage, "move"),
             (storage, "remove"),
             (storage, "describe"),
-            (storage, "write_arrays"),
+            (arrays, "write_arrays"),
             (storage, "write_documents"),
             (TokenStore, "write"),
             (hnsw.GraphFile, "copy_to"),

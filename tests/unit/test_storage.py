@@ -8,7 +8,7 @@ import sys
 import numpy as np
 import pytest
 
-from lemur_ann import CorruptIndex, LemurIndex
+from lemur_ann import CorruptIndex, LemurIndex, arrays
 from lemur_ann.saved import storage
 
 FILES = ["deleted", "documents", "graph", "learned", "links", "tokens"]
@@ -167,7 +167,7 @@ def test_a_failed_save_leaves_the_old_index(saved, monkeypatch):
         raise OSError("No space left on device")
 
     files = sorted(path.iterdir())
-    monkeypatch.setattr(storage, "write_arrays", fail)
+    monkeypatch.setattr(arrays, "write_arrays", fail)
     with pytest.raises(OSError, match="No space left"):
         index.save(path)
     assert [p for p in sorted(path.iterdir()) if p.name != "writer.lock"] == files
