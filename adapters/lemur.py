@@ -34,7 +34,7 @@ from lemur_ann.documents.tokens import TokenStore
 from lemur_ann.errors import NotFitted
 from lemur_ann.learning.features import FeatureMap
 from lemur_ann.learning.targets import Targets
-from lemur_ann.learning.training import train_feature_map
+from lemur_ann.learning.training import Training, train_feature_map
 from lemur_ann.learning.weights import WeightSolver
 from lemur_ann.progress import progress
 
@@ -122,23 +122,17 @@ class Lemur:
         # a sample for training and for the solve, in random order
         keep = max(learn_subset_size, ols_sample_size)
         learn_sample = learn_tokens[random.permutation(len(learn_tokens))[:keep]]
-
-        def checkpoint(name: str) -> Path | None:
-            path = None if self.index_path is None or force_retrain else self.index_path / name
-            return path if path is not None and path.exists() else None
-
+        cached = None if force_retrain else self._checkpoint("mlp.pt")
         with progress(None if verbose else False) as lines:
-            cached = checkpoint("mlp.pt")
             if cached is not None:
                 self.load_mlp(cached)
                 if self.mlp.feature_map.dim != dim:
                     raise ValueError(f"{cached} is for tokens of dim {self.mlp.feature_map.dim}, train has dim {dim}")
             else:
                 chosen = np.sort(random.permutation(len(documents))[:train_subset_size])
-                width = hidden_dim if final_hidden_dim is None else final_hidden_dim
                 config = {
                     "dim": dim,
-                    "num_features": width,
+                    "num_features": hidden_dim if final_hidden_dim is None else final_hidden_dim,
                     "kind": "trained" if epochs else "random",
                     "hidden_dims": (hidden_dim,) * (num_layers - 1) if epochs else (),
                     "activation": activation,
@@ -159,25 +153,38 @@ class Lemur:
                     num_threads=validate.num_threads(None),
                     progress=lines,
                 )
-                self._set_network(training.feature_map, len(chosen), hidden_dim, training.output_layer)
-                self.mean, self.std = torch.tensor(training.target_mean), torch.tensor(training.target_std)
-                if self.index_path is not None:
-                    self.save_mlp()
+                self._keep(training, len(chosen), hidden_dim)
             self._learn, self._solvers = learn_sample, {}
-            cached_weights = checkpoint("w.pt") if cached is not None else None
+            cached_weights = None if cached is None else self._checkpoint("w.pt")
             if cached_weights is not None:
-                self.load_w(cached_weights)
-                if self.W.shape != (len(documents), self.mlp.feature_map.num_features):
-                    raise ValueError(
-                        f"{cached_weights} holds weights of shape {tuple(self.W.shape)}, expected "
-                        f"({len(documents)}, {self.mlp.feature_map.num_features}); remove it or pass force_retrain=True"
-                    )
+                self._load_weights(cached_weights, len(documents))
                 return self
             task = lines.task("document weights", len(documents))
             self.W = self._solve(documents, ols_sample_size, task.advance)
             if self.index_path is not None:
                 self.save_w()
         return self
+
+    def _checkpoint(self, name: str) -> Path | None:
+        """A file of the index folder, where it is there."""
+        path = None if self.index_path is None else self.index_path / name
+        return path if path is not None and path.exists() else None
+
+    def _keep(self, training: Training, num_documents: int, hidden_dim: int) -> None:
+        """The network that was learned; in the index folder too, where there is one."""
+        self._set_network(training.feature_map, num_documents, hidden_dim, training.output_layer)
+        self.mean, self.std = torch.tensor(training.target_mean), torch.tensor(training.target_std)
+        if self.index_path is not None:
+            self.save_mlp()
+
+    def _load_weights(self, path: Path, num_documents: int) -> None:
+        self.load_w(path)
+        expected = (num_documents, self.mlp.feature_map.num_features)
+        if self.W.shape != expected:
+            raise ValueError(
+                f"{path} holds weights of shape {tuple(self.W.shape)}, expected {expected}; remove it or pass "
+                "force_retrain=True"
+            )
 
     def compute_weights(self, X: Any, X_counts: Any, sample_size: int = 16_384, verbose: bool = True) -> torch.Tensor:
         """The weights of more documents, float32 (num_documents, final_hidden_dim)."""

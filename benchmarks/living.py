@@ -124,8 +124,8 @@ def main() -> None:
         index.upsert(batch.set_column(batch.column_names.index("id"), "id", replaced))
         console.print(f"round {number + 1}: {len(index):,} documents, {time.perf_counter() - start:.1f} s")
         # ids name other documents now: what they hold is read back at the end
-    if index._compaction is not None:
-        index._compaction.join()
+    if index._changes.compaction is not None:
+        index._changes.compaction.join()
     out["churned"] = index.evaluate(queries, num_threads=1).recall
     console.print(f"after {args.rounds} rounds: recall@10 {out['churned']:.4f}; {index.stats()}")
     anew = lemur_ann.LemurIndex().fit(index.get(index.ids()), training)

@@ -48,7 +48,7 @@ maximum_signature_line_length = 100
 napoleon_numpy_docstring = False
 napoleon_use_param = False  # several names may share one description
 napoleon_use_rtype = False
-napoleon_custom_sections = [("Attributes", "params_style")]
+napoleon_custom_sections = [("Attributes", "params_style"), ("Rarely", "params_style")]
 
 # Adapters, and what they import of their hosts, which is mocked, installed or not: the pages are the same everywhere.
 ADAPTERS = {

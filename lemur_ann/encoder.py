@@ -5,8 +5,8 @@ from __future__ import annotations
 import copy
 import json
 import os
-from collections.abc import Iterator
-from dataclasses import dataclass, fields
+from collections.abc import Callable, Iterator
+from dataclasses import fields
 from functools import cached_property
 from os import PathLike
 from pathlib import Path
@@ -18,10 +18,14 @@ import numpy.typing as npt
 from lemur_ann import _core
 from lemur_ann import _validate as validate
 from lemur_ann.arrays import map_arrays, read_metadata, write_arrays
-from lemur_ann.documents.inputs import is_single_query, iterate_documents, read_queries
+from lemur_ann.documents.inputs import iterate_documents, queries_of, read_queries
+from lemur_ann.documents.intake import tokens_alone
 from lemur_ann.documents.sources import opened
 from lemur_ann.documents.tokens import TokenStore
 from lemur_ann.errors import CorruptIndex
+from lemur_ann.learning import learned_parts
+from lemur_ann.learning.memory import parse_bytes
+from lemur_ann.learning.projection import Encoded, MapParts, composed, reduced_weights
 from lemur_ann.learning.query_features import FeatureWeights
 from lemur_ann.learning.reduction import augment
 from lemur_ann.learning.targets import Targets
@@ -33,15 +37,6 @@ if TYPE_CHECKING:
     from lemur_ann.learning.features import FeatureMap
 
 FORMAT = "lemur_ann encoder 1"
-ROWS_PER_PRODUCT = 4096
-
-
-@dataclass
-class Encoded:
-    """Documents encoded already: ascending indices int64 (n,), and their vectors float32 (n, dim)."""
-
-    indices: npt.NDArray[np.int64]
-    vectors: npt.NDArray[np.float32]
 
 
 class LemurEncoder:
@@ -158,10 +153,9 @@ class LemurEncoder:
             ValueError, TypeError: bad queries.
         """
         threads = validate.num_threads(num_threads)
-        single = offsets is None and is_single_query(queries)
-        batch = read_queries([queries] if single else opened(queries), offsets=offsets, dim=self.token_dim)
-        encoded = self.encode_batch(batch.tokens, batch.offsets, num_threads=threads)
-        return encoded[0] if single else encoded
+        asked = queries_of(opened(queries), self.token_dim, offsets)
+        encoded = self.encode_batch(asked.batch.tokens, asked.batch.offsets, num_threads=threads)
+        return encoded[0] if asked.is_one else encoded
 
     @property
     def packed_bytes(self) -> int:
@@ -272,21 +266,62 @@ class LemurEncoder:
             raise CorruptIndex(f"{path} cannot be read: {error!r}") from error
 
     @classmethod
-    def fit(cls, documents: Any, queries: Any = None, **how: Any) -> LemurEncoder:
+    def fit(
+        cls,
+        documents: Any,
+        queries: Any = None,
+        *,
+        ids: Any = None,
+        offsets: Any = None,
+        query_offsets: Any = None,
+        encode_query: Callable[[list[str]], Any] | None = None,
+        text_column: str = "text",
+        directory: str | PathLike[str] | None = None,
+        memory_limit: int | str | None = None,
+        num_threads: int | None = None,
+        progress: Show = None,
+        **options: Any,
+    ) -> LemurEncoder:
         """Learn the map for documents like these, which are not kept; another way to one is :attr:`LemurIndex.encoder`.
 
         Args:
             documents, queries: as for :meth:`lemur_ann.LemurIndex.fit`; of a large corpus a sample of some ten thousand will
                 do, and :meth:`encode_documents` takes the others.
-            **how: options of :class:`~lemur_ann.LemurIndex`, such as rank, num_features and epochs, and the other arguments of
-                its ``fit``, such as encode_query, memory_limit and num_threads.
-        """
-        from lemur_ann.index import LemurIndex
+            ids, offsets, query_offsets, encode_query, text_column, directory, memory_limit, num_threads, progress: as there.
+            **options: options of :class:`~lemur_ann.LemurIndex`, such as rank, num_features and epochs.
 
-        names = {field.name for field in fields(Options)} - {"candidates", "token_codes"}
-        options = {name: value for name, value in how.items() if name in names}
-        others = {name: value for name, value in how.items() if name not in names}
-        return LemurIndex(candidates="exact", token_codes=None, **options).fit(documents, queries, **others).encoder
+        Raises:
+            ValueError, TypeError: bad documents, queries or options.
+        """
+        unknown = sorted(set(options) - ({field.name for field in fields(Options)} - {"candidates", "token_codes"}))
+        if unknown:
+            raise TypeError(f"LemurEncoder.fit() got an unexpected keyword argument {unknown[0]!r}")
+        chosen = Options(candidates="exact", token_codes=None, **options)
+        threads, limit = validate.num_threads(num_threads), parse_bytes(memory_limit)
+        if queries is not None and encode_query is not None:
+            raise TypeError("encode_query= takes the place of queries; pass one of them")
+        training = None if queries is None else read_queries(opened(queries), offsets=query_offsets)
+        with progress_lines(progress) as lines:
+            store, metadata = tokens_alone(documents, ids=ids, offsets=offsets, directory=directory, progress=lines)
+            parts, _ = learned_parts(
+                store,
+                np.arange(len(store)),
+                metadata,
+                training,
+                chosen,
+                encode_query=encode_query,
+                text_column=text_column,
+                num_threads=threads,
+                progress=lines,
+                memory_limit=limit,
+                directory=directory,
+            )
+        return cls.of(parts)
+
+    @classmethod
+    def of(cls, parts: MapParts) -> LemurEncoder:
+        """What was learned, put together."""
+        return cls(**vars(parts))
 
     def copy(self, options: Options) -> LemurEncoder:
         """The same map for an index with these options, on its device; arrays are shared."""
@@ -339,33 +374,3 @@ def _from_format_1(arrays: dict[str, npt.NDArray[Any]], feature_map: FeatureMap)
         "projection": projection,
         "offset": arrays["reduction_mean"] @ arrays["document_map"],
     }
-
-
-def reduced_weights(
-    store: TokenStore,
-    indices: npt.NDArray[np.int64],
-    targets: Targets,
-    projection: npt.NDArray[np.float32] | _core.Columns,
-    offset: npt.NDArray[np.float32],
-    num_threads: int,
-    task: Task | None = None,
-) -> npt.NDArray[np.float32]:
-    """The first reduction, float32 (num_documents, width): a document's the same to the last bit whatever stands beside it."""
-    wide = np.empty((len(indices), len(offset)), np.float32)
-    for block, part in targets.projected(store, indices, projection, num_threads):
-        wide[block] = part - offset
-        if task is not None:
-            task.advance(len(part))
-    return wide
-
-
-def composed(
-    projection: npt.NDArray[np.float32], offset: npt.NDArray[np.float32], document_map: npt.NDArray[np.float32]
-) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]]:
-    """The projection and offset of both steps in one: (p(maxima) - offset) times ``document_map`` (width, rank)."""
-    further = document_map.astype(np.float64)
-    small = np.empty((len(projection), document_map.shape[1]), np.float32)
-    for begin in range(0, len(small), ROWS_PER_PRODUCT):
-        rows = slice(begin, begin + ROWS_PER_PRODUCT)
-        small[rows] = projection[rows].astype(np.float64) @ further
-    return small, (offset.astype(np.float64) @ further).astype(np.float32)

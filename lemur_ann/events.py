@@ -7,7 +7,9 @@ changes, saving and loading, with seconds and numbers of documents, and DEBUG of
 from __future__ import annotations
 
 import logging
+import sys
 import time
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -20,6 +22,14 @@ def event(name: str, level: int = logging.INFO, **values: Any) -> None:
     if log.isEnabledFor(level):
         told = [f"{key} {value:.3f}" if isinstance(value, float) else f"{key} {value}" for key, value in values.items()]
         log.log(level, "%s: %s", name, ", ".join(told), extra={"event": name, "values": values})
+
+
+def warn_caller(message: str, category: type[Warning] = UserWarning) -> None:
+    """A warning that names the line outside this package from which it was called, however deep in the package it arose."""
+    level, frame = 1, sys._getframe(0)
+    while frame.f_back is not None and frame.f_globals.get("__name__", "").partition(".")[0] == __package__:
+        level, frame = level + 1, frame.f_back
+    warnings.warn(message, category, stacklevel=level)
 
 
 @contextmanager

@@ -2,57 +2,42 @@
 
 from __future__ import annotations
 
-import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import asdict, fields, replace
 from os import PathLike
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, overload
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import numpy.typing as npt
 import pyarrow as pa
-import pyarrow.compute as pc
 
-from lemur_ann import _core
 from lemur_ann import _validate as validate
-from lemur_ann.candidates import kind_of
-from lemur_ann.documents.inputs import QueryBatch, ids_of, is_single_query, read_queries, to_offsets
-from lemur_ann.documents.intake import take_in
-from lemur_ann.documents.rows import Rows, RowSet
+from lemur_ann.changes import Changes, Documents, Lesson, check_map
+from lemur_ann.documents.inputs import ids_of, queries_of, read_queries
 from lemur_ann.documents.sources import opened
-from lemur_ann.documents.tokens import TokenStore
-from lemur_ann.errors import NotFitted
-from lemur_ann.events import event, log, timed
+from lemur_ann.events import event
 from lemur_ann.hits import Hits
-from lemur_ann.insight import metrics
-from lemur_ann.insight.evaluation import Evaluation
-from lemur_ann.insight.health import Health, measure, own_queries
+from lemur_ann.insight.evaluation import Evaluation, evaluate
+from lemur_ann.insight.health import Health, measure
 from lemur_ann.insight.stats import Stats, measured
-from lemur_ann.insight.tuning import Tuned, Tuner
-from lemur_ann.learning.memory import parse_bytes, release
+from lemur_ann.insight.tuning import tune
+from lemur_ann.learning.memory import parse_bytes
 from lemur_ann.notebook import facts
 from lemur_ann.options import Options
-from lemur_ann.progress import Progress, Show
+from lemur_ann.progress import Show
 from lemur_ann.progress import progress as progress_lines
 from lemur_ann.saved.directory import Directory
 from lemur_ann.saved.directory import save as save_directory
 from lemur_ann.saved.versions import read_version
-from lemur_ann.searching.filters import excluded_by
-from lemur_ann.searching.search import exact_scores, search, search_options
-from lemur_ann.searching.snapshot import Learned, Snapshot, check
+from lemur_ann.searching.searcher import Searcher
+from lemur_ann.searching.settings import Settings, Tuned
+from lemur_ann.searching.snapshot import Snapshot, check
+from lemur_ann.searching.tables import documents_of, hits_table, metadata_of, stream_of
 
 if TYPE_CHECKING:
-    from lemur_ann.encoder import Encoded, LemurEncoder
+    from lemur_ann.encoder import LemurEncoder
     from lemur_ann.insight.explanation import Case, Explanation
     from lemur_ann.insight.miss import Miss
-    from lemur_ann.learning.features import FeatureMap
-    from lemur_ann.searching.device import DeviceSearch
-
-ROWS_PER_BATCH = 1024  # of a stream that goes out
-MIN_DELETED = 1024  # fewer deleted documents never make an index compact itself
 
 
 class LemurIndex:
@@ -68,34 +53,36 @@ class LemurIndex:
     Args:
         num_features: width of the learned features; more is more accurate and slower to fit.
         epochs: passes of training; 0 uses random features, and is the quick way: see num_sample_tokens and distillation_steps.
-        num_training_tokens: query tokens to train on, at most.
-        num_training_documents: documents whose token maxima training predicts, at most.
-        num_sample_tokens: query tokens over which document weights are solved, at most; None means 24,576, and 8,192 where
-            epochs is 0.
-        target_precision: "int8" computes the token maxima that are learned from in int8, with the same bits on every machine;
-            "float32" exactly, in three to four times the time. int8 fits tokens of unit length; where a few dimensions are
-            far larger than all others, compare both.
-        ridge: regularisation of that solve, relative to the mean diagonal of its Gram matrix.
-        rank: dimension of the vectors in the candidate index (plus one appended coordinate, so one less than a multiple of 16
-            is fastest); None keeps all num_features.
-        distillation_steps: steps that tune the reduction for the top of the ranking, where there are at least 1,000 queries
-            and 5,000 documents; 0 leaves the least-squares map. None means 1,000, and 0 where epochs is 0.
-        token_codes: "int8" keeps int8 codes of all tokens beside them, a byte a component. A search then reads the tokens
-            of its best few candidates only, with the same hits but for a document in ten thousand, several times faster.
-            None keeps the tokens alone.
         candidates: "hnsw" for a graph, "exact" for a scan of all vectors; or "faiss", "usearch" or "svs" for an index of
             that library, where it is installed. Theirs are made anew when many documents have come.
-        candidates_options: what such a library is to be given, see its module in ``lemur_ann.candidates``; plain values, which
-            are saved with the index.
-        M, ef_construction: the graph's, as in hnswlib, which makes it. Searches walk links of their own, up to 4 M from each
-            document, chosen among what a search with a beam of 3 ef_construction finds in hnswlib's.
         num_candidates: documents reranked per query, unless a search says otherwise.
         ef_search: beam of the graph search, widened to num_candidates where that is more; None means num_candidates. A beam
             wider than what the rerank reads is the cheaper way to a high recall.
+        device: where to learn and to search: "cpu", "cuda" or "mps". On any device but a CPU, a search scans the vectors of all
+            documents there and reranks there: fastest for batches, and ef_search counts for nothing.
+
+    Rarely:
+        rank: dimension of the vectors in the candidate index (plus one appended coordinate, so one less than a multiple of 16
+            is fastest); None keeps all num_features.
+        token_codes: "int8" keeps int8 codes of all tokens beside them, a byte a component. A search then reads the tokens
+            of its best few candidates only, with the same hits but for a document in ten thousand, several times faster.
+            None keeps the tokens alone.
         compact_at: share of deleted documents past which the index compacts itself, in a thread of its own (see
             :meth:`compact`); None leaves that to you.
-        device: where to learn and to search: "cpu", "cuda" or "mps". Beside a CPU, a search scans the vectors of all documents
-            on the device and reranks there: fastest for batches, and ef_search counts for nothing.
+        candidates_options: what a library for candidates is to be given, see its module in ``lemur_ann.candidates``; plain
+            values, which are saved with the index.
+        M, ef_construction: the graph's, as in hnswlib, which makes it. Searches walk links of their own, up to 4 M from each
+            document, chosen among what a search with a beam of 3 ef_construction finds in hnswlib's.
+        num_training_tokens: query tokens to train on, at most.
+        num_training_documents: documents whose token maxima training predicts, at most. More buy nothing that we measured.
+        num_sample_tokens: query tokens over which document weights are solved, at most; None means 24,576, and 8,192 where
+            epochs is 0.
+        target_precision: "int8" computes the token maxima that are learned from in int8, with the same bits on every machine;
+            "float32" exactly, in three to four times the time, which buys nothing for tokens of unit length. Where a few
+            dimensions are far larger than all others, compare both.
+        ridge: regularisation of that solve, relative to the mean diagonal of its Gram matrix.
+        distillation_steps: steps that tune the reduction for the top of the ranking, where there are at least 1,000 queries
+            and 5,000 documents; 0 leaves the least-squares map. None means 1,000, and 0 where epochs is 0.
         seed: for everything random. On a CPU the learned map is the same for the same seed, data and number of threads.
 
     Example:
@@ -114,25 +101,25 @@ class LemurIndex:
         *,
         num_features: int = 2048,
         epochs: int = 3,
+        candidates: str = "hnsw",
+        num_candidates: int = 250,
+        ef_search: int | None = 300,
+        device: str = "cpu",
+        rank: int | None = 255,
+        token_codes: str | None = "int8",
+        compact_at: float | None = 0.3,
+        candidates_options: dict[str, Any] | None = None,
+        M: int = 16,
+        ef_construction: int = 100,
         num_training_tokens: int = 50_000,
         num_training_documents: int = 4096,
         num_sample_tokens: int | None = None,
         target_precision: str = "int8",
         ridge: float = 1e-6,
-        rank: int | None = 255,
         distillation_steps: int | None = None,
-        token_codes: str | None = "int8",
-        candidates: str = "hnsw",
-        candidates_options: dict[str, Any] | None = None,
-        M: int = 16,
-        ef_construction: int = 100,
-        num_candidates: int = 250,
-        ef_search: int | None = 300,
-        compact_at: float | None = 0.3,
-        device: str = "cpu",
         seed: int = 0,
     ) -> None:
-        self._options = Options(
+        options = Options(
             num_features=num_features,
             epochs=epochs,
             num_training_tokens=num_training_tokens,
@@ -153,20 +140,16 @@ class LemurIndex:
             device=device,
             seed=seed,
         )
-        self._set_up(Snapshot.empty(coded=token_codes is not None))
+        self._set_up(Changes(options, Snapshot.empty(coded=token_codes is not None)))
 
-    def _set_up(self, snapshot: Snapshot, directory: Directory | None = None) -> None:
-        self._snapshot = snapshot  # what a search reads, once
-        self._version = 0
-        self._directory = directory
-        self._scratch: str | None = None  # a folder that the caller named for temporary files
+    def _set_up(self, changes: Changes) -> None:
+        self._changes = changes
+        self._searcher = Searcher()
         self._saved: tuple[Path, Snapshot] | None = None  # where this one can be loaded from
-        self._writing = threading.RLock()  # held by one change at a time
-        self._rebuilding = threading.Lock()  # and by what takes long and then joins the changes: fit, refit, compact
-        self._compaction: threading.Thread | None = None
-        self._is_closing = False
-        self._device_search: tuple[Snapshot, DeviceSearch] | None = None
-        self._last_filter: tuple[Snapshot, pc.Expression, RowSet] | None = None
+
+    @property
+    def _snapshot(self) -> Snapshot:
+        return self._changes.snapshot  # read once where it is searched: a change in another thread may replace it
 
     # What it holds
 
@@ -183,11 +166,13 @@ class LemurIndex:
 
     def __repr__(self) -> str:
         state = f"{self.options.candidates}, fitted" if self.is_fitted else "not fitted: exact search"
-        place = "" if self._directory is None else f", open on {self._directory.path}"
+        directory = self._changes.directory
+        place = "" if directory is None else f", open on {directory.path}"
         return f"<LemurIndex of {len(self):,} documents, dim {self.dim}, {state}{place}>"
 
     def _repr_html_(self) -> str:
-        options, place = self.options, "memory" if self._directory is None else str(self._directory.path)
+        options, directory = self.options, self._changes.directory
+        place = "memory" if directory is None else str(directory.path)
         about = {
             "documents": f"{len(self):,}",
             "tokens": f"{self.num_tokens:,}",
@@ -201,8 +186,7 @@ class LemurIndex:
     @property
     def options(self) -> Options:
         """How it learns and searches."""
-        learned = self._snapshot.learned
-        return self._options if learned is None else learned.options
+        return self._changes.options
 
     @property
     def is_fitted(self) -> bool:
@@ -226,7 +210,7 @@ class LemurIndex:
         It tells whether something made of the documents, such as a mask for a filter, is still right. It starts at 0 with the
         object, and says nothing of what other processes do before :meth:`refresh`.
         """
-        return self._version
+        return self._changes.version
 
     @property
     def encoder(self) -> LemurEncoder:
@@ -235,7 +219,7 @@ class LemurIndex:
         Raises:
             NotFitted: before fit.
         """
-        return _fitted(self._snapshot).encoder
+        return self._snapshot.fitted().encoder
 
     @property
     def tuned(self) -> tuple[Tuned, ...]:
@@ -257,9 +241,7 @@ class LemurIndex:
             KeyError: an id names no document.
         """
         snapshot = self._snapshot
-        rows = snapshot.ids.find(ids_of(ids))
-        table = _metadata(snapshot, rows)
-        return table.add_column(1, "tokens", snapshot.store.to_arrow(rows))
+        return documents_of(snapshot, snapshot.ids.find(ids_of(ids)))
 
     def metadata(self, ids: Any) -> pa.Table:
         """The column ``id`` and all metadata columns of some documents, one row for each id, in their order.
@@ -268,7 +250,7 @@ class LemurIndex:
             KeyError: an id names no document.
         """
         snapshot = self._snapshot
-        return _metadata(snapshot, snapshot.ids.find(ids_of(ids)))
+        return metadata_of(snapshot, snapshot.ids.find(ids_of(ids)))
 
     def to_table(self, hits: Hits | Sequence[Hits], columns: Sequence[str] | None = None) -> pa.Table:
         """What a search found, with metadata, as one Arrow table, which DuckDB, Polars and pandas take as it is.
@@ -285,23 +267,7 @@ class LemurIndex:
             KeyError: a document has been deleted since, or there is no such column.
             ValueError: a metadata column to take has the name of one of the others.
         """
-        snapshot = self._snapshot
-        known = [] if snapshot.metadata is None else snapshot.metadata.column_names
-        for name in known if columns is None else columns:
-            if name not in known:
-                raise KeyError(f"no metadata column {name!r}; there are {known}")
-            if name in ("query", "rank", "score"):
-                raise ValueError(f"metadata column {name!r} has the name of a column of the hits; columns= can leave it out")
-        batch = [hits] if isinstance(hits, Hits) else list(hits)
-        if not all(isinstance(one, Hits) for one in batch):
-            raise TypeError(f"hits must be Hits or a sequence of them, got {type(hits).__name__}")
-        rows = snapshot.ids.find(ids_of([doc_id for one in batch for doc_id in one.ids.tolist()]))
-        offsets = to_offsets([len(one) for one in batch])
-        query = np.repeat(np.arange(len(batch)), np.diff(offsets))
-        scores = np.concatenate([np.empty(0, np.float32), *(one.scores for one in batch)])
-        table = _metadata(snapshot, rows, columns).add_column(1, "score", pa.array(scores))
-        table = table.add_column(0, "rank", pa.array(np.arange(1, len(rows) + 1) - offsets[query]))
-        return table if isinstance(hits, Hits) else table.add_column(0, "query", pa.array(query))
+        return hits_table(self._snapshot, hits, columns)
 
     def to_arrow(self, *, tokens: bool = True, vectors: bool = True) -> pa.RecordBatchReader:
         """All documents as a stream, for another index or another engine, in the order of :meth:`ids`.
@@ -320,23 +286,7 @@ class LemurIndex:
         Raises:
             ValueError: a metadata column is called ``vector``, and vectors are asked for.
         """
-        snapshot = self._snapshot
-        learned = snapshot.learned if vectors else None
-        if learned is not None and snapshot.metadata is not None and "vector" in snapshot.metadata.column_names:
-            raise ValueError("a metadata column is called 'vector'; vectors=False leaves out those that were learned")
-
-        def block(rows: Rows) -> pa.RecordBatch:
-            table = _metadata(snapshot, rows)
-            if tokens:
-                table = table.add_column(1, "tokens", snapshot.store.to_arrow(rows))
-            if learned is not None:
-                flat = pa.array(np.ascontiguousarray(learned.candidates.take(rows)).reshape(-1))
-                table = table.add_column(1, "vector", pa.FixedSizeListArray.from_arrays(flat, learned.encoder.dim))
-            return pa.record_batch([column.combine_chunks() for column in table.columns], schema=table.schema)
-
-        rows = snapshot.live
-        blocks = (block(rows[begin : begin + ROWS_PER_BATCH]) for begin in range(0, len(rows), ROWS_PER_BATCH))
-        return pa.RecordBatchReader.from_batches(block(rows[:0]).schema, blocks)
+        return stream_of(self._snapshot, tokens=tokens, vectors=vectors)
 
     def stats(self) -> Stats:
         """How many documents, and the memory they take, by part; see :class:`~lemur_ann.insight.stats.Stats`."""
@@ -410,190 +360,23 @@ class LemurIndex:
             OSError: there is no such path, or no room for a stream's tokens; nothing has changed.
         """
         threads, limit = validate.num_threads(num_threads), parse_bytes(memory_limit)
-        self._check_writable()
+        self._changes.check_writable()
         if sum(given is not None for given in (queries, encode_query, encoder)) > 1:
             raise TypeError("encode_query= or encoder= takes the place of queries; pass one of them")
         if encoder is not None:
-            _check_map(encoder, self._snapshot.store.dim)
+            check_map(encoder, self._snapshot.store.dim)
         if documents is None and (ids is not None or offsets is not None):
             raise TypeError("ids= and offsets= go with documents, and documents is None")
         training = None if queries is None else read_queries(opened(queries), offsets=query_offsets)
-        directory = self._temporary(directory)
-        with self._rebuilding, progress_lines(progress) as lines, self._timed("fit"):
+        place = self._changes.temporary(directory)
+        lesson = Lesson(training, encode_query, text_column, False, encoder, threads, limit, place)
+        del queries, training  # the lesson alone has them: once they are learned from, the graph takes their place in memory
+        with progress_lines(progress) as lines:
             if documents is None:
-                base = self._snapshot
-                if encoder is not None:
-                    self._adopt(base, self._given(base, encoder, threads, lines, directory), threads)
-                    return self
-                encoder, encoded = self._learn(
-                    base,
-                    self.options,
-                    training,
-                    threads,
-                    lines,
-                    limit,
-                    directory,
-                    encode_query=encode_query,
-                    text_column=text_column,
-                )
-                del queries, training  # the graph takes their place in memory
-                learned = self._indexed(base, self.options, encoder, encoded, threads, lines, directory)
-                self._adopt(base, learned, threads)
-                return self
-            with self._writing:
-                if len(self):
-                    raise ValueError(
-                        f"the index holds {len(self)} documents already; add(documents) brings more, and "
-                        "fit(queries=...) without documents learns anew from those it holds"
-                    )
-                empty = Snapshot.empty(coded=self._snapshot.store.coded)
-                batches, metadata = take_in(
-                    documents,
-                    ids=ids,
-                    offsets=offsets,
-                    directory=directory,
-                    store=empty.store,
-                    dim=None if encoder is None else encoder.token_dim,
-                    id_map=empty.ids,
-                    metadata=None,
-                    progress=lines,
-                )
-                taken = empty.with_documents(batches, metadata, _NO_ROWS, threads, lines)
-                if encoder is not None:
-                    learned = self._given(taken, encoder, threads, lines, directory)
-                    self._publish(replace(taken, learned=learned))
-                    return self
-                encoder, encoded = self._learn(
-                    taken,
-                    self.options,
-                    training,
-                    threads,
-                    lines,
-                    limit,
-                    directory,
-                    encode_query=encode_query,
-                    text_column=text_column,
-                )
-                del queries, training
-                learned = self._indexed(taken, self.options, encoder, encoded, threads, lines, directory)
-                self._publish(replace(taken, learned=learned))
+                self._changes.fit_stored(lesson, lines)
+            else:
+                self._changes.fit(Documents(documents, ids, offsets, place), lesson, lines)
         return self
-
-    def _learn(
-        self,
-        base: Snapshot,
-        options: Options,
-        training: QueryBatch | None,
-        num_threads: int,
-        progress: Progress,
-        memory_limit: int | None,
-        directory: str | None,
-        encode_query: Callable[[list[str]], Any] | None = None,
-        text_column: str = "text",
-        start: FeatureMap | None = None,
-    ) -> tuple[LemurEncoder, Encoded]:
-        """A map for the documents of a snapshot."""
-        live, store = base.live, base.store
-        if len(live) == 0:
-            raise ValueError("fit needs at least one document, got none")
-        if training is not None and len(training) and training.tokens.shape[1] != store.dim:
-            raise ValueError(f"queries have dim {training.tokens.shape[1]}, documents have dim {store.dim}")
-        texts = [] if encode_query is None else _texts(base.metadata, text_column, live)
-
-        from lemur_ann.learning.fitting import fit_encoder
-
-        return fit_encoder(
-            store,
-            live,
-            training,
-            options,
-            num_threads=num_threads,
-            progress=progress,
-            encode_query=encode_query,
-            texts=texts,
-            start=start,
-            memory_limit=memory_limit,
-            directory=directory,
-        )
-
-    def _given(
-        self, base: Snapshot, encoder: LemurEncoder, num_threads: int, progress: Progress, directory: str | None
-    ) -> Learned:
-        """All rows of a snapshot, for a map learned elsewhere."""
-        options = replace(
-            self.options,
-            num_features=len(encoder.query_map),
-            num_sample_tokens=len(encoder.targets.sample_tokens),
-            rank=encoder.dim - 1,
-            target_precision=encoder.targets.precision,
-        )
-        return self._indexed(base, options, encoder.copy(options), None, num_threads, progress, directory)
-
-    def _indexed(
-        self,
-        base: Snapshot,
-        options: Options,
-        encoder: LemurEncoder,
-        encoded: Encoded | None,
-        num_threads: int,
-        progress: Progress,
-        directory: str | None,
-    ) -> Learned:
-        """Candidates of all rows of a snapshot; ``encoded``: those of them that learning has encoded already."""
-        release()  # what learning held, before the graph takes its place
-        begin = time.perf_counter()
-        builder = kind_of(options.candidates).builder(encoder.dim, asdict(options), base.num_rows, directory)
-        task = progress.task(f"{options.candidates} index", base.num_rows)
-        every = np.arange(base.num_rows)  # deleted documents keep their row
-        for _, vectors in encoder.encode_blocks(base.store, every, num_threads=num_threads, known=encoded):
-            builder.add(vectors, num_threads=num_threads)
-            task.advance(len(vectors))
-        candidates = builder.finish()
-        encoder.training["seconds"]["candidates"] = time.perf_counter() - begin
-        return Learned(options, encoder, candidates, base.num_rows)
-
-    def _adopt(self, base: Snapshot, learned: Learned, num_threads: int) -> None:
-        """Let searches use what was learned of ``base``, with candidates of the documents that came since."""
-        with self._writing:
-            now = self._snapshot
-            later = TokenStore(now.store.part(base.num_rows, now.num_rows), coded=now.store.coded)
-            if len(later):
-                vectors = learned.encoder.encode_store(later, num_threads=num_threads)
-                learned = replace(learned, candidates=learned.candidates.extended(vectors, num_threads=num_threads))
-            self._publish(replace(now, learned=learned))
-
-    def _publish(self, snapshot: Snapshot) -> None:
-        """Let searches see this one; on disk first, where the index is open on a directory."""
-        if self._directory is not None:
-            try:
-                snapshot = self._directory.commit(snapshot, self._options)
-            except BaseException:
-                self._show(self._directory.snapshot)  # what is on disk: an interrupt may have come after the fact
-                raise
-        _ = snapshot.store.documents  # made now rather than by the next search
-        self._show(snapshot)
-
-    def _show(self, snapshot: Snapshot) -> None:
-        self._snapshot = snapshot
-        self._version += 1  # last: who has read this number reads nothing older than it
-
-    @contextmanager
-    def _timed(self, name: str, **values: Any) -> Iterator[dict[str, Any]]:
-        """A log record of what the block did to the index, once it is done."""
-        with timed(name, **values) as told:
-            yield told
-            told["num_documents"] = len(self)
-
-    def _check_writable(self) -> None:
-        if self._directory is not None:
-            self._directory.check_writable()
-
-    def _temporary(self, directory: str | PathLike[str] | None) -> str | None:
-        """The folder for temporary files: the one given, that of the index, or the last one given."""
-        if directory is not None:
-            self._scratch = validate.directory(directory)
-            return self._scratch
-        return self._scratch if self._directory is None else str(self._directory.path)
 
     def refit(
         self,
@@ -635,43 +418,10 @@ class LemurIndex:
             ValueError: bad queries or values of options, or no documents.
         """
         threads, limit = validate.num_threads(num_threads), parse_bytes(memory_limit)
-        self._check_writable()
-        with self._rebuilding, self._timed("refit"):
-            base = self._snapshot
-            old = _fitted(base)
-            known = [field.name for field in fields(Options) if field.name != "token_codes"]  # which the store has or has not
-            unknown = [name for name in options if name not in known]
-            if unknown:
-                raise TypeError(f"refit got unknown options {', '.join(unknown)}; expected any of {', '.join(known)}")
-            changed = replace(old.options, **options)
-            if encoder is not None:
-                if queries is not None or resume or options:
-                    raise TypeError("encoder= takes the place of learning: no queries, resume or options beside it")
-                _check_map(encoder, base.store.dim)
-                with progress_lines(progress) as lines:
-                    learned = self._given(base, encoder, threads, lines, self._temporary(None))
-                self._adopt(base, learned, threads)
-                return self
-            if resume:
-                _check_resume(old.encoder.feature_weights.config, changed)
-            if base.num_documents == 0:
-                raise ValueError("refit needs at least one document, and the index holds none")
-            if queries is None:
-                if query_offsets is not None:
-                    raise TypeError("query_offsets= goes with queries, and queries is None")
-                sample = np.array(old.encoder.targets.sample_tokens)  # torch wants what could be written
-                training = QueryBatch(sample, np.arange(len(sample) + 1, dtype=np.int64))
-            else:
-                training = read_queries(opened(queries), offsets=query_offsets, dim=base.store.dim)
-                if len(training) == 0:
-                    raise ValueError("refit needs at least one query, got none; queries=None learns from the old map's sample")
-            with progress_lines(progress) as lines:
-                start = old.encoder.feature_map if resume else None
-                directory = self._temporary(None)
-                encoder, encoded = self._learn(base, changed, training, threads, lines, limit, directory, start=start)
-                del queries, training
-                learned = self._indexed(base, changed, encoder, encoded, threads, lines, directory)
-            self._adopt(base, learned, threads)
+        self._changes.check_writable()
+        lesson = Lesson(None, None, "", resume, encoder, threads, limit, self._changes.temporary())
+        with progress_lines(progress) as lines:
+            self._changes.refit(queries, query_offsets, options, lesson, lines)
         return self
 
     def add(
@@ -697,7 +447,10 @@ class LemurIndex:
                 nothing has changed.
             OSError: there is no such path, or no room for a stream's tokens; nothing has changed.
         """
-        return self._add(documents, ids, offsets, directory, num_threads, progress, replaces=False)
+        new, threads = self._documents(documents, ids, offsets, directory), validate.num_threads(num_threads)
+        with progress_lines(progress) as lines:
+            self._changes.add(new, threads, lines, replaces=False)
+        return self
 
     def upsert(
         self,
@@ -720,43 +473,15 @@ class LemurIndex:
             ValueError, TypeError: bad documents, an id twice among them, or documents without ids; nothing has changed.
             OSError: there is no such path, or no room; nothing has changed.
         """
-        return self._add(documents, ids, offsets, directory, num_threads, progress, replaces=True)
-
-    def _add(
-        self,
-        documents: Any,
-        ids: Any,
-        offsets: Any,
-        directory: str | PathLike[str] | None,
-        num_threads: int | None,
-        progress: Show,
-        *,
-        replaces: bool,
-    ) -> LemurIndex:
-        threads = validate.num_threads(num_threads)
-        directory = self._temporary(directory)
-        self._check_writable()
-        with progress_lines(progress) as lines, self._timed("upsert" if replaces else "add") as told, self._writing:
-            now = self._snapshot
-            batches, metadata = take_in(
-                documents,
-                ids=ids,
-                offsets=offsets,
-                directory=directory,
-                store=now.store,
-                dim=now.dim,
-                id_map=now.ids,
-                metadata=now.metadata,
-                progress=lines,
-                replaces=replaces,
-            )
-            if batches:
-                new = pa.concat_arrays([batch.ids for batch in batches])
-                replaced = now.ids.known(new) if replaces else _NO_ROWS
-                self._publish(now.with_documents(batches, metadata, replaced, threads, lines))
-            told["num_new"] = sum(map(len, batches))
-        self._compact_if_due()
+        new, threads = self._documents(documents, ids, offsets, directory), validate.num_threads(num_threads)
+        with progress_lines(progress) as lines:
+            self._changes.add(new, threads, lines, replaces=True)
         return self
+
+    def _documents(self, documents: Any, ids: Any, offsets: Any, directory: str | PathLike[str] | None) -> Documents:
+        place = self._changes.temporary(directory)
+        self._changes.check_writable()
+        return Documents(documents, ids, offsets, place)
 
     def delete(self, ids: Any = None, *, filter: Any = None) -> int:
         """Delete documents; they never appear again, and their ids are free for new documents.
@@ -774,18 +499,8 @@ class LemurIndex:
         """
         if (ids is None) == (filter is None):
             raise TypeError("delete takes ids or filter=, one of the two")
-        self._check_writable()
-        with self._timed("delete") as told, self._writing:
-            now = self._snapshot
-            if filter is None:
-                rows = np.unique(now.ids.find(ids_of(ids)))
-            else:
-                rows = excluded_by(filter, now).others
-            if len(rows):
-                self._publish(now.without(rows))
-            told["num_deleted"] = len(rows)
-        self._compact_if_due()
-        return len(rows)
+        self._changes.check_writable()
+        return self._changes.delete(None if ids is None else ids_of(ids), filter)
 
     def compact(self, *, num_threads: int | None = None, progress: Show = None) -> LemurIndex:
         """Take back the space of deleted documents, and make the candidate index anew without them.
@@ -800,68 +515,12 @@ class LemurIndex:
             OSError: no room; nothing has changed.
         """
         threads = validate.num_threads(num_threads)
-        self._check_writable()
+        self._changes.check_writable()
         with progress_lines(progress) as lines:
-            self._compact(threads, lines)
+            self._changes.compact(threads, lines)
         return self
 
-    def _compact(self, num_threads: int, progress: Progress) -> None:
-        with self._rebuilding:
-            base = self._snapshot
-            if base.deleted.count == 0:
-                return
-            with self._timed("compact"):
-                task = progress.task("compact", base.num_documents)
-                compacted = base.compacted(num_threads, task, self._temporary(None))
-                with self._writing:
-                    self._publish(compacted.with_changes(base, self._snapshot, num_threads))
-
-    def _compact_if_due(self) -> None:
-        deleted, share = self._snapshot.deleted, self.options.compact_at
-        if share is None or deleted.count < max(MIN_DELETED, share * len(deleted)):
-            return
-        with self._writing:
-            if self._compaction is None or not self._compaction.is_alive():
-                self._compaction = threading.Thread(target=self._compact_in_background, name="lemur_ann compaction")
-                self._compaction.start()
-
-    def _compact_in_background(self) -> None:
-        try:
-            self._compact(1, _Stoppable(self))
-        except _Stopped:
-            pass
-        except Exception as error:  # the next change tries again
-            log.warning("the index could not compact itself: %s", error)
-
     # Searching it
-
-    @overload
-    def search(
-        self,
-        queries: Sequence[Any],
-        k: int = 10,
-        *,
-        num_candidates: int | None = None,
-        ef_search: int | None = None,
-        target_recall: float | None = None,
-        filter: Any = None,
-        exact: bool = False,
-        num_threads: int | None = None,
-    ) -> list[Hits]: ...
-
-    @overload
-    def search(
-        self,
-        queries: Any,
-        k: int = 10,
-        *,
-        num_candidates: int | None = None,
-        ef_search: int | None = None,
-        target_recall: float | None = None,
-        filter: Any = None,
-        exact: bool = False,
-        num_threads: int | None = None,
-    ) -> Any: ...
 
     def search(
         self,
@@ -898,70 +557,24 @@ class LemurIndex:
             ValueError, TypeError: queries of a wrong shape, dtype or dim, without tokens or not finite; k below 1; a
                 target_recall for which the index was not tuned; a filter that does not fit the documents.
         """
-        snapshot = self._snapshot  # read once: a change in another thread may replace it
-        k = validate.positive_int(k, "k")
-        count, beam = search_options(snapshot.learned, self._options, k, num_candidates, ef_search, target_recall)
-        threads = validate.num_threads(num_threads)
-        dim = snapshot.dim
-        single = is_single_query(queries)
-        if single:
-            matrix = validate.token_matrix(queries, "query", dim=dim)
-            row = validate.first_bad_row(matrix)
-            if row is not None:
-                raise ValueError(f"query has {validate.BAD_VALUE} in token {row}")
-            batch = QueryBatch(matrix, np.array([0, len(matrix)], dtype=np.int64))
-        else:
-            batch = read_queries(queries, dim=dim)
-        hits = self._search(snapshot, batch, k, count, beam, threads, filter=filter, exact=exact)
-        return hits[0] if single else hits
+        snapshot = self._snapshot
+        settings = self._settings(snapshot, k, num_candidates, ef_search, target_recall, num_threads)
+        asked = queries_of(queries, snapshot.dim)
+        return asked.answered(self._searcher.search(snapshot, asked.batch, settings, filter=filter, exact=exact))
 
-    def _search(
+    def _settings(
         self,
         snapshot: Snapshot,
-        queries: QueryBatch,
         k: int,
-        num_candidates: int,
-        ef_search: int,
-        num_threads: int,
-        *,
-        filter: Any = None,
-        exact: bool = False,
-    ) -> list[Hits]:
-        excluded = snapshot.deleted if filter is None else self._excluded(filter, snapshot)
-        device = None
-        if not exact and snapshot.learned is not None and snapshot.learned.options.device != "cpu":
-            device = self._on_device(snapshot, snapshot.learned)
-        return search(
-            snapshot,
-            queries,
-            k,
-            num_candidates,
-            ef_search,
-            num_threads,
-            excluded=excluded,
-            exact=exact,
-            device_search=device,
-        )
-
-    def _excluded(self, filter: Any, snapshot: Snapshot) -> RowSet:
-        """What a filter keeps out; that of the last expression is kept, since queries come one by one with the same."""
-        if not isinstance(filter, pc.Expression):
-            return excluded_by(filter, snapshot)
-        last = self._last_filter
-        if last is None or last[0] is not snapshot or not last[1].equals(filter):
-            self._last_filter = last = (snapshot, filter, excluded_by(filter, snapshot))
-        return last[2]
-
-    def _on_device(self, snapshot: Snapshot, learned: Learned) -> DeviceSearch:
-        """The documents on the device, copied there when a search first needs them and again after every change."""
-        from lemur_ann.searching.device import DeviceSearch
-
-        known = self._device_search
-        if known is None or known[0] is not snapshot:
-            vectors = learned.candidates.take(snapshot.live)
-            search = DeviceSearch(learned.encoder, vectors, snapshot.store, snapshot.live, learned.options.device)
-            self._device_search = known = (snapshot, search)
-        return known[1]
+        num_candidates: int | None = None,
+        ef_search: int | None = None,
+        target_recall: float | None = None,
+        num_threads: int | None = None,
+    ) -> Settings:
+        """How widely to search a snapshot: as its own options say, where the caller does not."""
+        learned = snapshot.learned
+        options, tuned = (self._changes.options_before, ()) if learned is None else (learned.options, learned.tuned)
+        return Settings.of(options, tuned, k, num_candidates, ef_search, target_recall, num_threads)
 
     def evaluate(
         self,
@@ -982,42 +595,13 @@ class LemurIndex:
             k, num_candidates, ef_search, target_recall, filter, num_threads: as for :meth:`search`.
             progress: as for :meth:`fit`.
         """
-        k = validate.positive_int(k, "k")
         snapshot = self._snapshot
-        count, beam = search_options(snapshot.learned, self._options, k, num_candidates, ef_search, target_recall)
-        threads = validate.num_threads(num_threads)
-        batch = read_queries([queries] if is_single_query(queries) else queries, dim=self.dim)
+        settings = self._settings(snapshot, k, num_candidates, ef_search, target_recall, num_threads)
+        batch = queries_of(queries, snapshot.dim).batch
         if len(batch) == 0:
             raise ValueError("evaluate needs at least one query, got none")
-        found, latencies = [], []
         with progress_lines(progress) as lines:
-            task = lines.task("exact answers", 1)
-            start = time.perf_counter()
-            exact = self._search(snapshot, batch, k, count, beam, threads, filter=filter, exact=True)
-            exact_ms = (time.perf_counter() - start) / len(batch) * 1e3
-            task.advance()
-            task = lines.task("queries", len(batch))
-            matrices = [batch.tokens[batch.offsets[i] : batch.offsets[i + 1]] for i in range(len(batch))]
-            how: dict[str, Any] = {"num_candidates": count, "ef_search": beam, "filter": filter, "num_threads": threads}
-            self.search(matrices[0], k, **how)  # warm up
-            for matrix in matrices:
-                start = time.perf_counter()
-                found.append(self.search(matrix, k, **how))
-                latencies.append((time.perf_counter() - start) * 1e3)
-                task.advance()
-        return Evaluation(
-            recall=metrics.recall([h.ids.tolist() for h in found], [h.ids.tolist() for h in exact]),
-            k=k,
-            num_candidates=count,
-            ef_search=beam,
-            num_threads=threads,
-            num_queries=len(batch),
-            num_documents=len(self),
-            latency_mean_ms=float(np.mean(latencies)),
-            latency_p50_ms=float(np.percentile(latencies, 50)),
-            latency_p95_ms=float(np.percentile(latencies, 95)),
-            exact_latency_mean_ms=exact_ms,
-        )
+            return evaluate(snapshot, batch, settings, self._searcher, filter, lines)
 
     def tune(
         self,
@@ -1043,47 +627,28 @@ class LemurIndex:
             progress: as for :meth:`fit`.
 
         Returns:
-            :class:`~lemur_ann.insight.tuning.Tuned`; print it.
+            :class:`~lemur_ann.searching.settings.Tuned`; print it.
 
         Raises:
             NotFitted: before fit.
             ValueError, TypeError: fewer than two queries, bad ones, or a bad target.
             RuntimeError: the index learned another map meanwhile.
         """
-        self._check_writable()
+        self._changes.check_writable()
         snapshot = self._snapshot
-        learned = _fitted(snapshot)
-        k = validate.positive_int(k, "k")
-        target = validate.share(target_recall, "target_recall")
+        encoder = snapshot.fitted().encoder
+        k, target = validate.positive_int(k, "k"), validate.share(target_recall, "target_recall")
         threads = validate.num_threads(num_threads)
         random = np.random.default_rng(validate.integer(seed, "seed", least=0))
-        batch = read_queries([queries] if is_single_query(queries) else queries, dim=self.dim)
+        batch = queries_of(queries, snapshot.dim).batch
         if len(batch) < 2:
             raise ValueError(f"tune needs at least two queries, to choose on and to measure on, got {len(batch)}")
-        num_documents = snapshot.num_documents
-        if num_documents == 0:
+        if snapshot.num_documents == 0:
             raise ValueError("tune needs at least one document, and the index holds none")
-        tokens = np.ascontiguousarray(batch.tokens, dtype=np.float32)
-        with progress_lines(progress) as lines, self._timed("tune") as told:
-            task = lines.task("exact answers", len(batch))
-            exact = []
-            for scores in exact_scores(snapshot, tokens, batch.offsets, threads, snapshot.deleted):
-                exact.append(_core.top_k(scores, k))
-                task.advance()
-            queries = QueryBatch(tokens, batch.offsets)
-            tuner = Tuner(learned.encoder, learned.candidates, snapshot.deleted, snapshot.store, queries, exact, threads)
-            order = random.permutation(len(batch))
-            chosen_on, measured_on = order[: len(order) // 2], order[len(order) // 2 :]
-            count, beam = tuner.choose(chosen_on, target, k, num_documents, lines.task("settings tried", None))
-            told |= {"target_recall": target, "num_candidates": count, "ef_search": beam}
-        recall, low, high = tuner.recall(measured_on, count, beam) or (1.0, 0.0, 1.0)
-        tuned = Tuned(target, k, count, beam, recall, (low, high), len(measured_on))
-        with self._writing:
-            now = self._snapshot
-            if now.learned is None or now.learned.encoder is not learned.encoder:
-                raise RuntimeError("the index learned another map while it was tuned: tune again")
-            others = tuple(t for t in now.learned.tuned if (t.target_recall, t.k) != (target, k))
-            self._publish(replace(now, learned=replace(now.learned, tuned=(*others, tuned))))
+        with progress_lines(progress) as lines, self._changes.timed("tune", target_recall=target) as told:
+            tuned = tune(snapshot, batch, target, k, random=random, num_threads=threads, progress=lines)
+            told |= {"num_candidates": tuned.num_candidates, "ef_search": tuned.ef_search}
+        self._changes.keep_tuned(encoder, tuned)
         return tuned
 
     def health(
@@ -1121,41 +686,19 @@ class LemurIndex:
             ValueError, TypeError: bad queries, none at all, or no documents.
         """
         snapshot = self._snapshot
-        learned = _fitted(snapshot)
-        k = validate.positive_int(k, "k")
-        count, beam = search_options(learned, learned.options, k, num_candidates, ef_search)
+        snapshot.fitted()
+        settings = self._settings(snapshot, k, num_candidates, ef_search, None, num_threads)
         num_documents = validate.integer(num_documents, "num_documents", least=2)
         num_queries = validate.positive_int(num_queries, "num_queries")
         random = np.random.default_rng(validate.integer(seed, "seed", least=0))
-        threads = validate.num_threads(num_threads)
         if snapshot.num_documents == 0:
             raise ValueError("health needs at least one document, and the index holds none")
-        if queries is None:
-            batch = own_queries(learned.encoder.targets.sample_tokens, num_queries, random)
-        else:
-            batch = read_queries([queries] if is_single_query(queries) else queries, dim=self.dim)
-            if len(batch) == 0:
-                raise ValueError("health needs at least one query, got none; queries=None takes the map's own sample")
-            batch = batch.sample(num_queries, random)
-        tokens = np.ascontiguousarray(batch.tokens, dtype=np.float32)
+        batch = None if queries is None else queries_of(queries, snapshot.dim).batch
+        if batch is not None and len(batch) == 0:
+            raise ValueError("health needs at least one query, got none; queries=None takes the map's own sample")
+        sizes = {"num_documents": num_documents, "num_queries": num_queries}
         with progress_lines(progress) as lines:
-            return measure(
-                learned.encoder,
-                learned.candidates,
-                snapshot.deleted,
-                QueryBatch(tokens, batch.offsets),
-                exact_scores(snapshot, tokens, batch.offsets, threads, snapshot.deleted),
-                learned.num_rows,
-                k=k,
-                kind=learned.options.candidates,
-                num_candidates=count,
-                ef_search=beam,
-                num_documents=num_documents,
-                own_sample=queries is None,
-                random=random,
-                num_threads=threads,
-                task=lines.task("queries", len(batch)),
-            )
+            return measure(snapshot, batch, settings, **sizes, random=random, progress=lines)
 
     def explain(
         self,
@@ -1189,10 +732,10 @@ class LemurIndex:
         """
         from lemur_ann.insight.explanation import explain
 
-        case = self._case(query_tokens, doc_id, None, num_threads)
-        k = validate.positive_int(k, "k")
-        count, beam = search_options(case.snapshot.learned, self._options, k, None, None)
-        return explain(case, k, count, beam, query_words=query_words, document_words=document_words)
+        snapshot = self._snapshot
+        settings = self._settings(snapshot, k, num_threads=num_threads)
+        case = self._case(snapshot, query_tokens, doc_id, settings)
+        return explain(case, query_words=query_words, document_words=document_words)
 
     def explain_miss(
         self,
@@ -1224,24 +767,22 @@ class LemurIndex:
         """
         from lemur_ann.insight.miss import explain_miss
 
-        case = self._case(query_tokens, doc_id, filter, num_threads)
-        k = validate.positive_int(k, "k")
-        count, beam = search_options(case.snapshot.learned, self._options, k, num_candidates, ef_search, target_recall)
+        snapshot = self._snapshot
+        settings = self._settings(snapshot, k, num_candidates, ef_search, target_recall, num_threads)
+        case = self._case(snapshot, query_tokens, doc_id, settings, filter)
         asked = {"num_candidates": num_candidates, "ef_search": ef_search, "target_recall": target_recall, "filter": filter}
-        return explain_miss(case, k, count, beam, asked)
+        return explain_miss(case, asked)
 
-    def _case(self, query_tokens: Any, doc_id: Any, filter: Any, num_threads: int | None) -> Case:
+    def _case(self, snapshot: Snapshot, query_tokens: Any, doc_id: Any, settings: Settings, filter: Any = None) -> Case:
         from lemur_ann.insight.explanation import Case
 
-        snapshot = self._snapshot
-        learned = snapshot.learned
         return Case.of(
             snapshot,
             query_tokens,
             doc_id,
-            excluded=snapshot.deleted if filter is None else self._excluded(filter, snapshot),
-            device_search=self._on_device(snapshot, learned) if learned and learned.options.device != "cpu" else None,
-            num_threads=validate.num_threads(num_threads),
+            excluded=self._searcher.excluded(snapshot, filter),
+            device_search=self._searcher.device_search(snapshot),
+            settings=settings,
         )
 
     # Keeping it
@@ -1255,11 +796,11 @@ class LemurIndex:
             FileExistsError: something other than an index is there.
             IndexLocked: the index there is open for writing.
         """
-        snapshot, target = self._snapshot, Path(path)
-        if self._directory is not None and target.resolve() == self._directory.path.resolve():
+        snapshot, target, directory = self._snapshot, Path(path), self._changes.directory
+        if directory is not None and target.resolve() == directory.path.resolve():
             return
-        with self._timed("save", path=str(target)):
-            save_directory(target, snapshot, self._options)
+        with self._changes.timed("save", path=str(target)):
+            save_directory(target, snapshot, self._changes.options_before)
         self._saved = (target.resolve(), snapshot)
 
     @classmethod
@@ -1278,8 +819,7 @@ class LemurIndex:
         start = time.perf_counter()
         version = read_version(Path(path), verify=verify, device=device)
         index = cls.__new__(cls)
-        index._options = version.options
-        index._set_up(version.snapshot)
+        index._set_up(Changes(version.options, version.snapshot))
         index._saved = (Path(path).resolve(), version.snapshot)
         event("load", seconds=time.perf_counter() - start, path=str(path), num_documents=len(index))
         return index
@@ -1316,37 +856,22 @@ class LemurIndex:
         start = time.perf_counter()
         new = cls(**options)
         directory = Directory.open(
-            Path(path), new._options, read_only=read_only, verify=verify, device=device, is_new_with=sorted(options)
+            Path(path), new.options, read_only=read_only, verify=verify, device=device, is_new_with=sorted(options)
         )
-        new._options = directory.options
-        new._set_up(directory.snapshot, directory)
+        new._set_up(Changes(directory.options, directory.snapshot, directory))
         event("open", seconds=time.perf_counter() - start, path=str(path), read_only=read_only, num_documents=len(new))
         return new
 
     def refresh(self) -> bool:
         """Read the version that is on disk now, where another process has changed the index; whether there was a new one."""
-        if self._directory is None:
-            raise ValueError("the index is not open on a directory: LemurIndex.open(path) is what can be refreshed")
-        with self._writing:
-            changed = self._directory.refresh()
-            if changed:
-                self._options = self._directory.options
-                self._show(self._directory.snapshot)
-        return changed
+        return self._changes.refresh()
 
     def close(self) -> None:
         """Let others write to the directory; the index can be searched still, and no longer be changed.
 
         A compaction in the background is given up. Without a directory there is nothing to do.
         """
-        self._is_closing = True
-        compaction = self._compaction
-        if compaction is not None:
-            compaction.join()
-        with self._writing:
-            if self._directory is not None:
-                self._directory.close()
-        self._is_closing = False
+        self._changes.close()
 
     def __enter__(self) -> LemurIndex:
         return self
@@ -1356,80 +881,15 @@ class LemurIndex:
 
     def __reduce__(self) -> Any:
         """Pickled, an index travels as its path, and is opened there read-only, or loaded, in the version of that time."""
-        if self._directory is not None:
-            return _reopened, (str(self._directory.path.resolve()), self.options.device, True)
+        directory = self._changes.directory
+        if directory is not None:
+            return _reopened, (str(directory.path.resolve()), self.options.device, True)
         if self._saved is None or self._saved[1] is not self._snapshot:
             raise TypeError("an index is pickled as the path it is at: save it first, or open it on a directory")
         return _reopened, (str(self._saved[0]), self.options.device, False)
-
-
-class _Stopped(Exception):
-    """The compaction in the background was given up."""
-
-
-class _Stoppable(Progress):
-    """Progress that ends in :class:`_Stopped` once the index is closed or the program ends."""
-
-    def __init__(self, index: LemurIndex) -> None:
-        super().__init__()
-        self._index = index
-
-    def task(self, description: str, total: int | None) -> Any:
-        return self
-
-    def advance(self, count: int = 1, note: str | None = None) -> None:
-        if self._index._is_closing or not threading.main_thread().is_alive():
-            raise _Stopped
-
-
-_NO_ROWS: Rows = np.empty(0, np.int64)
 
 
 def _reopened(path: str, device: str, is_open: bool) -> LemurIndex:
     if is_open:
         return LemurIndex.open(path, read_only=True, device=device)
     return LemurIndex.load(path, device=device, verify=False)
-
-
-def _fitted(snapshot: Snapshot) -> Learned:
-    if snapshot.learned is None:
-        raise NotFitted("the index has no learned map yet: call fit(documents, queries=...) first")
-    return snapshot.learned
-
-
-def _metadata(snapshot: Snapshot, rows: Rows, columns: Sequence[str] | None = None) -> pa.Table:
-    table = pa.table({"id": snapshot.ids.column.take_array(rows)})
-    if snapshot.metadata is not None:
-        chosen = snapshot.metadata if columns is None else snapshot.metadata.select(columns)
-        taken = chosen.take(pa.array(rows))
-        for name in taken.column_names:
-            table = table.append_column(name, taken.column(name))
-    return table
-
-
-def _check_map(encoder: Any, dim: int | None) -> None:
-    """That it is a learned map, for tokens of this dimension."""
-    from lemur_ann.encoder import LemurEncoder
-
-    if not isinstance(encoder, LemurEncoder):
-        raise TypeError(f"encoder must be a LemurEncoder, got {type(encoder).__name__}")
-    if dim not in (None, encoder.token_dim):
-        raise ValueError(f"encoder takes tokens of dim {encoder.token_dim}, documents have dim {dim}")
-
-
-def _check_resume(config: dict[str, Any], options: Options) -> None:
-    if options.epochs == 0 or config["kind"] != "trained":
-        raise ValueError("resume=True trains on from learned features: it needs epochs above 0, before and now")
-    if config["num_features"] != options.num_features:
-        raise ValueError(f"resume=True needs the same num_features, {config['num_features']}, got {options.num_features}")
-
-
-def _texts(metadata: pa.Table | None, column: str, indices: npt.NDArray[np.int64]) -> list[str | None]:
-    names = [] if metadata is None else metadata.column_names
-    if metadata is None or column not in names:
-        raise ValueError(f"encode_query needs the documents' texts in a column {column!r}; they have the columns {names}")
-    values = metadata.column(column).take(pa.array(indices))
-    if not (pa.types.is_string(values.type) or pa.types.is_large_string(values.type)):
-        raise TypeError(f"column {column!r} must hold strings for encode_query, got {values.type}")
-    texts: list[str | None] = values.to_pylist()
-    return texts

@@ -17,6 +17,7 @@ import pyarrow as pa
 from lemur_ann import _validate as validate
 from lemur_ann.documents.ids import IdMap
 from lemur_ann.documents.inputs import DocumentBatch, iterate_documents, read_documents
+from lemur_ann.documents.rows import Rows
 from lemur_ann.documents.sources import is_stream, opened
 from lemur_ann.documents.tokens import TokenFile, TokenStore
 from lemur_ann.progress import Progress, Task
@@ -59,6 +60,28 @@ def take_in(
     batches = _with_dtype(read_documents(documents, ids=ids, offsets=offsets, dim=dim), store.dtype)
     batches = _named(batches, id_map, replaces)
     return batches, joined_metadata(metadata, len(store), [rows_of(batch.metadata, len(batch)) for batch in batches])
+
+
+def tokens_alone(
+    documents: Any, *, ids: Any, offsets: Any, directory: str | PathLike[str] | None, progress: Progress
+) -> tuple[TokenStore, pa.Table | None]:
+    """The tokens and metadata of checked documents that join no index, for what is learned from them; errors as above."""
+    empty = TokenStore()
+    batches, metadata = take_in(
+        documents,
+        ids=ids,
+        offsets=offsets,
+        directory=directory,
+        store=empty,
+        dim=None,
+        id_map=IdMap(),
+        metadata=None,
+        progress=progress,
+    )
+    store = empty
+    for batch in batches:
+        store = store.extended(batch.tokens, batch.offsets, batch.codes, num_threads=1)
+    return store, metadata
 
 
 def _from_stream(
@@ -238,3 +261,19 @@ def _with_columns(table: pa.Table, schema: pa.Schema) -> pa.Table:
         for field in schema
     ]
     return pa.Table.from_arrays(columns, schema=schema)
+
+
+def texts_of(metadata: pa.Table | None, column: str, rows: Rows) -> list[str | None]:
+    """A metadata column of strings, of some rows; for ``encode_query``.
+
+    Raises:
+        ValueError, TypeError: there is no such column, or it holds something else.
+    """
+    names = [] if metadata is None else metadata.column_names
+    if metadata is None or column not in names:
+        raise ValueError(f"encode_query needs the documents' texts in a column {column!r}; they have the columns {names}")
+    values = metadata.column(column).take(pa.array(rows))
+    if not (pa.types.is_string(values.type) or pa.types.is_large_string(values.type)):
+        raise TypeError(f"column {column!r} must hold strings for encode_query, got {values.type}")
+    texts: list[str | None] = values.to_pylist()
+    return texts

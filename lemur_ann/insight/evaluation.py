@@ -2,7 +2,18 @@
 
 from __future__ import annotations
 
+import time
 from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from lemur_ann.documents.inputs import QueryBatch, queries_of
+from lemur_ann.insight import metrics
+from lemur_ann.progress import Progress
+from lemur_ann.searching.searcher import Searcher
+from lemur_ann.searching.settings import Settings
+from lemur_ann.searching.snapshot import Snapshot
 
 
 @dataclass(frozen=True)
@@ -15,6 +26,7 @@ class Evaluation:
         num_queries, num_documents: how much it searched.
         latency_mean_ms, latency_p50_ms, latency_p95_ms: of one query at a time.
         exact_latency_mean_ms: of exact MaxSim over all documents, a query's share of one batch with the same threads.
+        recall_interval: the 95% confidence interval of recall over queries, by :func:`lemur_ann.insight.metrics.share_found`.
     """
 
     recall: float
@@ -28,3 +40,47 @@ class Evaluation:
     latency_p50_ms: float
     latency_p95_ms: float
     exact_latency_mean_ms: float
+    recall_interval: tuple[float, float] = (0.0, 1.0)
+
+
+def evaluate(
+    snapshot: Snapshot, queries: QueryBatch, settings: Settings, searcher: Searcher, filter: Any, progress: Progress
+) -> Evaluation:
+    """See :meth:`lemur_ann.LemurIndex.evaluate`: exact answers and hits are of one snapshot, whatever changes meanwhile."""
+    task = progress.task("exact answers", 1)
+    start = time.perf_counter()
+    exact = searcher.search(snapshot, queries, settings, filter=filter, exact=True)
+    exact_ms = (time.perf_counter() - start) / len(queries) * 1e3
+    task.advance()
+
+    def search(number: int) -> list[Any]:
+        one = queries_of(queries.matrix(number), snapshot.dim).batch  # as a search of one query begins
+        (hits,) = searcher.search(snapshot, one, settings, filter=filter)
+        return hits.ids.tolist()  # type: ignore[no-any-return]
+
+    task = progress.task("queries", len(queries))
+    found, latencies = [], []
+    search(0)  # warm up
+    for number in range(len(queries)):
+        start = time.perf_counter()
+        found.append(search(number))
+        latencies.append((time.perf_counter() - start) * 1e3)
+        task.advance()
+    wanted = [hits.ids.tolist() for hits in exact]
+    share = metrics.share_found(
+        [len(set(own) & set(best)) for own, best in zip(found, wanted, strict=True)], [len(best) for best in wanted]
+    )
+    return Evaluation(
+        recall=metrics.recall(found, wanted),
+        k=settings.k,
+        num_candidates=settings.num_candidates,
+        ef_search=settings.ef_search,
+        num_threads=settings.num_threads,
+        num_queries=len(queries),
+        num_documents=snapshot.num_documents,
+        latency_mean_ms=float(np.mean(latencies)),
+        latency_p50_ms=float(np.percentile(latencies, 50)),
+        latency_p95_ms=float(np.percentile(latencies, 95)),
+        exact_latency_mean_ms=exact_ms,
+        recall_interval=(1.0, 1.0) if share is None else share[1:],
+    )

@@ -15,9 +15,10 @@ import numpy.typing as npt
 
 from lemur_ann import _core
 from lemur_ann import _validate as validate
-from lemur_ann.documents.inputs import QueryBatch, ids_of, is_single_query, read_queries
+from lemur_ann.documents.inputs import QueryBatch, ids_of, is_single_query, queries_of
 from lemur_ann.documents.rows import Rows, RowSet
 from lemur_ann.searching.search import exact_scores, search
+from lemur_ann.searching.settings import Settings
 from lemur_ann.searching.snapshot import Snapshot
 
 if TYPE_CHECKING:
@@ -284,7 +285,7 @@ class Case:
     row: int
     excluded: RowSet
     device_search: DeviceSearch | None
-    num_threads: int
+    settings: Settings  # of the search in question
 
     @classmethod
     def of(cls, snapshot: Snapshot, query_tokens: Any, doc_id: Any, **where: Any) -> Case:
@@ -295,9 +296,13 @@ class Case:
                 f"query_tokens must be one query, a matrix (num_tokens, dim), got {type(query_tokens).__name__}; "
                 "of a batch, explain one query at a time"
             )
-        batch = read_queries([query_tokens], dim=snapshot.store.dim)
-        query = QueryBatch(np.ascontiguousarray(batch.tokens, dtype=np.float32), batch.offsets)
+        query = queries_of(query_tokens, snapshot.store.dim).batch.as_float32
         return cls(snapshot, query, doc_id.item() if isinstance(doc_id, np.generic) else doc_id, row, **where)
+
+    @property
+    def num_threads(self) -> int:
+        """Of all that is computed."""
+        return self.settings.num_threads
 
     @property
     def num_matching(self) -> int:
@@ -307,7 +312,7 @@ class Case:
     @cached_property
     def scores(self) -> npt.NDArray[np.float32]:
         """Exact, of every document, (num_rows,); -inf where it is excluded."""
-        (scores,) = exact_scores(self.snapshot, self.query.tokens, self.query.offsets, self.num_threads, self.excluded)
+        (scores,) = exact_scores(self.snapshot, self.query, self.num_threads, self.excluded)
         return scores
 
     def usual_similarities(self) -> npt.NDArray[np.float32]:
@@ -358,29 +363,24 @@ class Case:
             assert count < self.num_matching
             count *= 8
 
-    def searched(self, k: int, num_candidates: int, ef_search: int) -> tuple[int | None, Rows]:
+    def searched(self, settings: Settings) -> tuple[int | None, Rows]:
         """Where a search finds the document, from 1, and the rows that it reranked; none where it scored all documents."""
         seen: list[Rows] = [np.empty(0, np.int64)]
         (hits,) = search(
             self.snapshot,
             self.query,
-            k,
-            num_candidates,
-            ef_search,
-            self.num_threads,
-            excluded=self.excluded,
+            settings,
+            self.excluded,
             device_search=self.device_search,
             watch=lambda candidates: seen.extend(candidates),
         )
-        if self.device_search is not None and num_candidates < self.num_matching:
-            seen = [np.argsort(-self.estimates, kind="stable")[:num_candidates]]
+        if self.device_search is not None and settings.num_candidates < self.num_matching:
+            seen = [np.argsort(-self.estimates, kind="stable")[: settings.num_candidates]]
         places = np.flatnonzero(hits.ids == self.doc_id)
         return int(places[0]) + 1 if len(places) else None, np.unique(np.concatenate(seen))
 
 
-def explain(
-    case: Case, k: int, num_candidates: int, ef_search: int, *, query_words: Any = None, document_words: Any = None
-) -> Explanation:
+def explain(case: Case, *, query_words: Any = None, document_words: Any = None) -> Explanation:
     """See :meth:`lemur_ann.LemurIndex.explain`; the case excludes deleted documents only."""
     document = np.ascontiguousarray(case.snapshot.store[case.row])
     names = _checked_words(query_words, len(case.query.tokens), "query_words")
@@ -398,8 +398,8 @@ def explain(
         num_documents=case.num_matching,
         estimate=_on_the_scale_of_scores(case) if fitted else None,
         estimate_rank=case.estimate_rank if fitted else None,
-        found_at=case.searched(k, num_candidates, ef_search)[0],
-        k=k,
+        found_at=case.searched(case.settings)[0],
+        k=case.settings.k,
         query_words=names,
         document_words=document_names,
     )

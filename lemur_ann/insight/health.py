@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -11,13 +10,15 @@ import numpy.typing as npt
 
 from lemur_ann import _core
 from lemur_ann.documents.inputs import QueryBatch, to_offsets
-from lemur_ann.documents.rows import RowSet
+from lemur_ann.documents.rows import Rows
 from lemur_ann.insight import metrics
+from lemur_ann.progress import Progress
+from lemur_ann.searching.search import exact_scores
+from lemur_ann.searching.settings import Settings
+from lemur_ann.searching.snapshot import Snapshot
 
 if TYPE_CHECKING:
     from lemur_ann.candidates import CandidateIndex
-    from lemur_ann.encoder import LemurEncoder
-    from lemur_ann.progress import Task
 
 LOW_RECALL = 0.9
 LOWER_RECALL = 0.05  # on recent documents than on older ones
@@ -169,47 +170,37 @@ def own_queries(tokens: npt.NDArray[np.float32], num_queries: int, random: np.ra
 
 
 def measure(
-    encoder: LemurEncoder,
-    candidates: CandidateIndex,
-    deleted: RowSet,
-    queries: QueryBatch,
-    exact_scores: Iterable[npt.NDArray[np.float32]],
-    first_recent: int,
+    snapshot: Snapshot,
+    queries: QueryBatch | None,
+    settings: Settings,
     *,
-    k: int,
-    kind: str,
-    num_candidates: int,
-    ef_search: int,
     num_documents: int,
-    own_sample: bool,
+    num_queries: int,
     random: np.random.Generator,
-    num_threads: int,
-    task: Task,
+    progress: Progress,
 ) -> Health:
-    """Compare what the map says with the exact scores.
+    """Compare what the map says with the exact scores; the snapshot has learned a map and holds documents.
 
     Args:
-        encoder, candidates: the map, and the vectors it made.
-        queries: float32, at least one.
-        exact_scores: for each query float32 (num_rows,), -inf where a document is deleted.
-        deleted: which rows are.
-        first_recent: the first document index that the map was not learned from.
-        kind: the name of the kind of candidates.
-        k, num_candidates, ef_search, num_documents, num_threads: as in :meth:`lemur_ann.LemurIndex.health`.
-        own_sample: whether the queries are made of the map's own sample.
-        random: for the samples of documents.
-        task: where to report.
+        snapshot, settings: what is searched, and how.
+        queries: at least one; of more than ``num_queries`` a sample. None takes the map's own sample of query tokens.
+        num_documents, num_queries: as in :meth:`lemur_ann.LemurIndex.health`.
+        random: for the samples.
+        progress: where to report.
     """
-    live = deleted.others
-    split = int(np.searchsorted(live, first_recent))
-    parts = [_Part(rows, candidates, num_documents, random) for rows in (live, live[:split], live[split:])]
-    encoded = encoder.encode_batch(queries.tokens, queries.offsets, num_threads=num_threads)
-    if num_candidates < len(live):
-        found = candidates.search(encoded, num_candidates, ef_search, num_threads=num_threads, excluded=deleted)
-    else:  # then a search scores every document
-        found = [live] * len(queries)
-    for query, scores, own in zip(encoded, exact_scores, found, strict=True):
-        top = _core.top_k(scores, k)
+    assert snapshot.learned is not None
+    learned, live = snapshot.learned, snapshot.live
+    if queries is None:
+        asked = own_queries(learned.encoder.targets.sample_tokens, num_queries, random).as_float32
+    else:
+        asked = queries.sample(num_queries, random).as_float32
+    task = progress.task("queries", len(asked))
+    split = int(np.searchsorted(live, learned.num_rows))
+    parts = [_Part(rows, learned.candidates, num_documents, random) for rows in (live, live[:split], live[split:])]
+    encoded, found = _candidates(snapshot, asked, settings)
+    every_score = exact_scores(snapshot, asked, settings.num_threads, snapshot.deleted)
+    for query, scores, own in zip(encoded, every_score, found, strict=True):
+        top = _core.top_k(scores, settings.k)
         is_found = np.isin(top, own)
         for part in parts:
             part.count(query, scores, top, is_found)
@@ -219,13 +210,24 @@ def measure(
         documents=documents,
         older=older,
         recent=recent,
-        queries="own sample" if own_sample else "given",
-        num_queries=len(queries),
-        k=k,
-        candidates=kind,
-        num_candidates=num_candidates,
-        ef_search=ef_search,
+        queries="own sample" if queries is None else "given",
+        num_queries=len(asked),
+        k=settings.k,
+        candidates=learned.options.candidates,
+        num_candidates=settings.num_candidates,
+        ef_search=settings.ef_search,
     )
+
+
+def _candidates(snapshot: Snapshot, queries: QueryBatch, settings: Settings) -> tuple[npt.NDArray[np.float32], list[Rows]]:
+    """The encoded queries, and the documents that a search would rerank."""
+    assert snapshot.learned is not None
+    threads = settings.num_threads
+    encoded = snapshot.learned.encoder.encode_batch(queries.tokens, queries.offsets, num_threads=threads)
+    if settings.num_candidates >= snapshot.num_documents:  # then a search scores every document
+        return encoded, [snapshot.live] * len(queries)
+    find = snapshot.learned.candidates.search
+    return encoded, find(encoded, settings.num_candidates, settings.ef_search, num_threads=threads, excluded=snapshot.deleted)
 
 
 class _Part:

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from lemur_ann.insight.explanation import Case
+from lemur_ann.searching.settings import Settings
 
 
 @dataclass(frozen=True, eq=False)
@@ -76,16 +77,16 @@ class Miss:
         return f"{lost}; {how}. {remedy} finds it."
 
 
-def explain_miss(case: Case, k: int, num_candidates: int, ef_search: int, asked: dict[str, Any]) -> Miss:
+def explain_miss(case: Case, asked: dict[str, Any]) -> Miss:
     """See :meth:`lemur_ann.LemurIndex.explain_miss`.
 
     Args:
-        case: what was searched, and which rows it excluded.
-        k, num_candidates, ef_search: how, with defaults filled in.
-        asked: the other arguments of the search as they were given.
+        case: what was searched, how, and which rows it excluded.
+        asked: the arguments of the search, other than k, as they were given.
     """
     given = {name: value for name, value in asked.items() if value is not None}
-    found_at, reranked = case.searched(k, num_candidates, ef_search)
+    found_at, reranked = case.searched(case.settings)
+    k = case.settings.k
     is_out = bool(case.excluded.mask[case.row])
     if is_out:
         case = replace(case, excluded=case.snapshot.deleted)
@@ -103,10 +104,10 @@ def explain_miss(case: Case, k: int, num_candidates: int, ef_search: int, asked:
         stage = "codes"
     else:
         stage = "graph" if estimate_rank is not None and estimate_rank <= len(reranked) else "estimate"
-    changed = _changes_that_find(case, k, num_candidates, ef_search, 0 if is_out else len(reranked))
+    changed = _changes_that_find(case, 0 if is_out else len(reranked))
     settings = {"k": k, **given, **changed}
     if changed and settings.pop("target_recall", None) is not None:
-        settings = {"num_candidates": num_candidates, "ef_search": ef_search, **settings}
+        settings = {"num_candidates": case.settings.num_candidates, "ef_search": case.settings.ef_search, **settings}
     return Miss(
         doc_id=case.doc_id,
         stage=stage,
@@ -123,11 +124,13 @@ def explain_miss(case: Case, k: int, num_candidates: int, ef_search: int, asked:
     )
 
 
-def _changes_that_find(case: Case, k: int, num_candidates: int, ef_search: int, num_reranked: int) -> dict[str, Any]:
+def _changes_that_find(case: Case, num_reranked: int) -> dict[str, Any]:
     """What to change of a search for it to find the document: no more than is needed, but for the beam, which is doubled."""
+    k, num_candidates, ef_search = case.settings.k, case.settings.num_candidates, case.settings.ef_search
 
     def finds(k: int, count: int, beam: int) -> bool:
-        return case.searched(k, max(count, k), max(beam, count, k))[0] is not None
+        settings = Settings(k, max(count, k), max(beam, count, k), case.num_threads)
+        return case.searched(settings)[0] is not None
 
     changed: dict[str, Any] = {}
     if finds(k, num_candidates, ef_search):

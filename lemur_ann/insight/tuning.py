@@ -5,54 +5,47 @@ from __future__ import annotations
 import functools
 import math
 import time
-from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import numpy as np
 import numpy.typing as npt
 
 from lemur_ann import _core
-from lemur_ann.candidates import CandidateIndex
 from lemur_ann.documents.inputs import QueryBatch, to_offsets
-from lemur_ann.documents.rows import RowSet
-from lemur_ann.documents.tokens import TokenStore
+from lemur_ann.documents.rows import Rows
 from lemur_ann.insight import metrics
-from lemur_ann.progress import Task
-
-if TYPE_CHECKING:
-    from lemur_ann.encoder import LemurEncoder
+from lemur_ann.progress import Progress, Task
+from lemur_ann.searching.search import exact_scores
+from lemur_ann.searching.settings import Tuned
+from lemur_ann.searching.snapshot import Snapshot
 
 FIRST_BEAM = 32
 BEAM_STEP = math.sqrt(2.0)
 MAX_TIMED_QUERIES = 100
 
 
-@dataclass(frozen=True)
-class Tuned:
-    """What :meth:`lemur_ann.LemurIndex.tune` chose.
-
-    Attributes:
-        target_recall, k: what was asked for: the share of the exact MaxSim top k that a search finds.
-        num_candidates, ef_search: how to search for it.
-        recall: what this found on queries that it was not chosen on.
-        recall_interval: its 95% confidence interval over queries, by :func:`lemur_ann.insight.metrics.share_found`.
-        num_queries: how many queries these were; as many were used to choose.
-    """
-
-    target_recall: float
-    k: int
-    num_candidates: int
-    ef_search: int
-    recall: float
-    recall_interval: tuple[float, float]
-    num_queries: int
-
-    def __str__(self) -> str:
-        low, high = self.recall_interval
-        return (
-            f"num_candidates {self.num_candidates}, ef_search {self.ef_search}: recall@{self.k} {self.recall:.3f} "
-            f"(95% interval {low:.3f} to {high:.3f}, {self.num_queries} queries it was not chosen on)"
-        )
+def tune(
+    snapshot: Snapshot,
+    queries: QueryBatch,
+    target_recall: float,
+    k: int,
+    *,
+    random: np.random.Generator,
+    num_threads: int,
+    progress: Progress,
+) -> Tuned:
+    """The quickest search of a wanted recall: chosen on a random half of the queries, measured on the other."""
+    queries = queries.as_float32
+    task = progress.task("exact answers", len(queries))
+    exact = []
+    for scores in exact_scores(snapshot, queries, num_threads, snapshot.deleted):
+        exact.append(_core.top_k(scores, k))
+        task.advance()
+    tuner = Tuner(snapshot, queries, exact, num_threads)
+    order = random.permutation(len(queries))
+    chosen_on, measured_on = order[: len(order) // 2], order[len(order) // 2 :]
+    count, beam = tuner.choose(chosen_on, target_recall, k, progress.task("settings tried", None))
+    recall, low, high = tuner.recall(measured_on, count, beam) or (1.0, 0.0, 1.0)
+    return Tuned(target_recall, k, count, beam, recall, (low, high), len(measured_on))
 
 
 class Tuner:
@@ -60,27 +53,26 @@ class Tuner:
 
     def __init__(
         self,
-        encoder: LemurEncoder,
-        candidates: CandidateIndex,
-        deleted: RowSet,
-        store: TokenStore,
+        snapshot: Snapshot,
         queries: QueryBatch,
-        exact: list[npt.NDArray[np.int64]],
+        exact: list[Rows],
         num_threads: int,
     ) -> None:
-        """``queries`` are float32; ``exact`` the rows of their exact top k."""
+        """``queries`` are float32; ``exact`` the rows of their exact top k. The snapshot has learned a map."""
+        assert snapshot.learned is not None
+        encoder, candidates = snapshot.learned.encoder, snapshot.learned.candidates
         self._encoded = encoder.encode_batch(queries.tokens, queries.offsets, num_threads=num_threads)
-        self._search = functools.partial(candidates.search, num_threads=num_threads, excluded=deleted)
-        self._store = store
+        self._search = functools.partial(candidates.search, num_threads=num_threads, excluded=snapshot.deleted)
+        self._store = snapshot.store
+        self._num_documents = snapshot.num_documents
         self._queries = queries
         self._exact = exact
         self._num_threads = num_threads
 
-    def choose(
-        self, chosen_on: npt.NDArray[np.int64], target_recall: float, k: int, num_documents: int, task: Task
-    ) -> tuple[int, int]:
+    def choose(self, chosen_on: npt.NDArray[np.int64], target_recall: float, k: int, task: Task) -> tuple[int, int]:
         """The quickest (num_candidates, ef_search) that finds ``target_recall`` of the exact top k on some of the queries."""
-        candidate_seconds = self._candidate_seconds(chosen_on, num_documents)
+        num_documents = self._num_documents
+        candidate_seconds = self._candidate_seconds(chosen_on)
         best, best_seconds = (num_documents, num_documents), math.inf
         beam = max(FIRST_BEAM, k)
         while True:
@@ -123,9 +115,9 @@ class Tuner:
         depth = sorted(places)[needed - 1] if places else 1
         return None if math.isinf(depth) else int(depth)
 
-    def _candidate_seconds(self, queries: npt.NDArray[np.int64], num_documents: int) -> float:
+    def _candidate_seconds(self, queries: npt.NDArray[np.int64]) -> float:
         """What one candidate more costs the rerank: between few and many of them."""
-        few, many = min(50, num_documents), min(400, num_documents)
+        few, many = min(50, self._num_documents), min(400, self._num_documents)
         if few == many:
             return 0.0
         means = []
@@ -134,7 +126,7 @@ class Tuner:
             timed = queries[:MAX_TIMED_QUERIES].tolist()
             for i in timed:
                 found = self._search(self._encoded[i : i + 1], count, count)[0]
-                own = self._queries.tokens[self._queries.offsets[i] : self._queries.offsets[i + 1]]
+                own = self._queries.matrix(i)
                 bounds, candidates, ends = to_offsets([len(own)]), np.sort(found), to_offsets([len(found)])
                 start = time.perf_counter()
                 _core.rerank(own, bounds, self._store.documents, candidates, ends, len(self._exact[i]) or 1, self._num_threads)

@@ -46,8 +46,8 @@ class FeatureMap(nn.Module):
         num_features: width of the output.
         kind: "trained": Linear, LayerNorm, activation, for each layer. "random": a Gaussian matrix, activation,
             sqrt(2 / num_features), and LayerNorm without parameters.
-        hidden_dims: widths of further layers before the last; empty by default, trained kind only.
-        activation: "gelu", "relu", "silu" or "mish".
+        hidden_dims, activation: widths of further layers before the last, trained kind only; "gelu", "relu", "silu" or "mish".
+            They exist for ``adapters/lemur.py``, which has the reference's interface: an index keeps their defaults.
     """
 
     def __init__(

@@ -1,9 +1,16 @@
-"""What ``fit`` does: learn, from a corpus and queries, the map that a :class:`~lemur_ann.encoder.LemurEncoder` is."""
+"""What ``fit`` does, in five steps: from a corpus and queries to the parts of a :class:`~lemur_ann.LemurEncoder`.
+
+1. Queries to learn from: those given, or what stands for them.
+2. Features psi of a query token, trained to predict token maxima.
+3. A solver of document weights, by least squares over a sample of query tokens.
+4. A reduction of the weights to the directions that queries use.
+5. Where there are enough queries and documents, a further one, distilled from exact scores.
+"""
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
 from os import PathLike
 from typing import Any
 
@@ -13,12 +20,14 @@ import torch
 
 from lemur_ann import _core
 from lemur_ann.documents.inputs import QueryBatch
+from lemur_ann.documents.rows import Rows
 from lemur_ann.documents.tokens import TokenStore
-from lemur_ann.encoder import Encoded, LemurEncoder, composed, reduced_weights
+from lemur_ann.events import warn_caller
 from lemur_ann.learning import pseudo_queries
 from lemur_ann.learning.distillation import MIN_DOCUMENTS, MIN_QUERIES, candidate_documents, distil
 from lemur_ann.learning.features import FeatureMap, check_device
-from lemur_ann.learning.memory import NUM_WEIGHED_DOCUMENTS, TEACHER_RANKS, plan
+from lemur_ann.learning.memory import NUM_WEIGHED_DOCUMENTS, TEACHER_RANKS, Plan, plan
+from lemur_ann.learning.projection import Encoded, MapParts, composed, reduced_weights
 from lemur_ann.learning.query_features import FeatureWeights
 from lemur_ann.learning.reduction import Reduction, augment, radius_for, random_rotation
 from lemur_ann.learning.targets import Targets
@@ -40,9 +49,9 @@ NO_QUERIES_WARNING = (
 )
 
 
-def fit_encoder(
+def fit_map(
     store: TokenStore,
-    live: npt.NDArray[np.int64],
+    live: Rows,
     queries: QueryBatch | None,
     options: Options,
     *,
@@ -53,120 +62,214 @@ def fit_encoder(
     start: FeatureMap | None = None,
     memory_limit: int | None = None,
     directory: str | PathLike[str] | None = None,
-) -> tuple[LemurEncoder, Encoded]:
+) -> tuple[MapParts, Encoded]:
     """Learn from the ``live`` documents of a store, the feature map beginning as a copy of ``start`` where there is one.
 
-    Without queries, sentences of ``texts`` through ``encode_query`` take their place, and without that document tokens.
+    Without queries, sentences of ``texts`` through ``encode_query`` take their place, and without that document tokens. The
+    order of the steps, and of the random draws in them, decides the bits of the map.
 
     Returns:
-        the encoder, and the documents it was given to see while learning.
+        the parts of the map, and the documents it was given to see while learning.
     """
     check_device(options.device)
-    random = np.random.default_rng(options.seed)
+    job = _Job(store, live, options, np.random.default_rng(options.seed), num_threads, progress)
+    queries, learned_from = _queries_to_learn_from(job, queries, encode_query, texts)
+    sizes = plan(options, queries.tokens.shape[1], len(live), len(queries.tokens), memory_limit)
+    pool, held_out = _split(job, queries)
+    feature_map, training = _trained_features(job, pool, held_out, start, sizes, directory)
+    solver, token_weights = _solver(job, feature_map, pool, training, sizes)
+    reduced = _reduced(job, solver, queries, sizes.num_kept_documents, has_queries=learned_from != "document tokens")
+    if reduced.is_to_be_distilled:
+        reduced = _distilled(job, reduced, training.target_std)
+    radius = radius_for(reduced.documents)
+    summary = {
+        **_summary(training),
+        "learned_from": learned_from,
+        "distilled": reduced.is_distilled,
+        "expected_peak_bytes": sizes.peak_bytes,
+        "seconds": job.clock.seconds,
+    }
+    weights = FeatureWeights.of(feature_map)
+    parts = MapParts(
+        weights, solver.targets, token_weights, reduced.projection, reduced.offset, reduced.query_map, radius, summary
+    )
+    return parts, Encoded(reduced.kept, augment(reduced.documents, radius))
+
+
+@dataclass
+class _Job:
+    """What all steps share."""
+
+    store: TokenStore
+    live: Rows
+    options: Options
+    random: np.random.Generator  # each draw moves it on: a draw more, or in another place, is another map
+    num_threads: int
+    progress: Progress
+    clock: Clock = field(default_factory=Clock)
+
+
+@dataclass
+class _Reduced:
+    """Some documents, and the way to them, after a reduction."""
+
+    kept: Rows
+    documents: npt.NDArray[np.float32]  # (len(kept), width)
+    projection: npt.NDArray[np.float32]
+    offset: npt.NDArray[np.float32]
+    query_map: npt.NDArray[Any]
+    queries: QueryBatch
+    query_features: npt.NDArray[np.float32]
+    is_to_be_distilled: bool
+    is_distilled: bool = False
+
+
+def _queries_to_learn_from(
+    job: _Job,
+    queries: QueryBatch | None,
+    encode_query: Callable[[list[str]], Any] | None,
+    texts: Sequence[str | None],
+) -> tuple[QueryBatch, str]:
+    """The queries, or what stands for them, and what that is."""
     learned_from = "queries"
     if queries is None and encode_query is not None:
         learned_from = "sentences"
-        queries = pseudo_queries.from_sentences(texts, encode_query, random, progress, dim=store.dim or 1)
+        queries = pseudo_queries.from_sentences(texts, encode_query, job.random, job.progress, dim=job.store.dim or 1)
     if queries is None or len(queries) == 0:
         learned_from = "document tokens"
-        warnings.warn(NO_QUERIES_WARNING, UserWarning, stacklevel=4)
-        queries = pseudo_queries.from_tokens(store, live, options.num_training_tokens, random)
-    sizes = plan(options, queries.tokens.shape[1], len(live), len(queries.tokens), memory_limit)
-    num_validation = min(int(len(queries) * VALIDATION_SHARE), MAX_VALIDATION_QUERIES)
-    held_out = random.choice(len(queries), num_validation, replace=False)
-    is_held_out = np.repeat(np.isin(np.arange(len(queries)), held_out), np.diff(queries.offsets))
-    pool = queries.tokens[random.permutation(np.flatnonzero(~is_held_out))[:MAX_POOL_TOKENS]]
-    sample_documents = _choose(live, options.num_training_documents, random)
+        warn_caller(NO_QUERIES_WARNING)
+        queries = pseudo_queries.from_tokens(job.store, job.live, job.options.num_training_tokens, job.random)
+    return queries, learned_from
 
+
+def _split(job: _Job, queries: QueryBatch) -> tuple[npt.NDArray[Any], npt.NDArray[Any]]:
+    """Tokens to learn from, in random order, and those of a few queries that are held out to validate."""
+    num_validation = min(int(len(queries) * VALIDATION_SHARE), MAX_VALIDATION_QUERIES)
+    held_out = job.random.choice(len(queries), num_validation, replace=False)
+    is_held_out = np.repeat(np.isin(np.arange(len(queries)), held_out), np.diff(queries.offsets))
+    pool = queries.tokens[job.random.permutation(np.flatnonzero(~is_held_out))[:MAX_POOL_TOKENS]]
+    return pool, queries.tokens[is_held_out]
+
+
+def _trained_features(
+    job: _Job,
+    pool: npt.NDArray[Any],
+    held_out: npt.NDArray[Any],
+    start: FeatureMap | None,
+    sizes: Plan,
+    directory: str | PathLike[str] | None,
+) -> tuple[FeatureMap, Training]:
+    """psi: random features, or features trained to predict the token maxima of some documents."""
+    options = job.options
+    sample_documents = _choose(job.live, options.num_training_documents, job.random)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(options.seed)
         feature_map = FeatureMap(pool.shape[1], options.num_features, kind="trained" if options.epochs else "random")
     if start is not None:
         feature_map.load_state_dict(start.state_dict())
     feature_map.to(options.device)
-    clock = Clock()
     rows, weights = np.arange(min(len(pool), TARGET_ROWS)), None
     if options.epochs:
-        rows, weights = draw_sample(feature_map, pool, options.num_training_tokens, random)
-    clock.lap("draw training tokens")
+        rows, weights = draw_sample(feature_map, pool, options.num_training_tokens, job.random)
+    job.clock.lap("draw training tokens")
     training = train_feature_map(
         _float32(pool[rows]),
-        store,
+        job.store,
         sample_documents,
         feature_map,
-        validation_tokens=_float32(queries.tokens[is_held_out]),
+        validation_tokens=_float32(held_out),
         token_weights=weights,
         warm_start=start is not None,
         epochs=options.epochs,
         precision=options.target_precision,
         seed=options.seed,
         device=options.device,
-        num_threads=num_threads,
-        progress=progress,
+        num_threads=job.num_threads,
+        progress=job.progress,
         targets_on_disk=sizes.targets_on_disk,
         directory=directory,
     )
-    clock.lap("train")
-    feature_map.freeze()
-    rows, weights = draw_sample(feature_map, pool, options.sample_tokens, random)
-    clock.lap("draw sample tokens")
+    job.clock.lap("train")
+    return feature_map.freeze(), training
+
+
+def _solver(
+    job: _Job, feature_map: FeatureMap, pool: npt.NDArray[Any], training: Training, sizes: Plan
+) -> tuple[WeightSolver, npt.NDArray[np.float32]]:
+    """Document weights by least squares over a sample of tokens; and what each of these counts in it."""
+    options = job.options
+    rows, weights = draw_sample(feature_map, pool, options.sample_tokens, job.random)
+    job.clock.lap("draw sample tokens")
     targets = Targets(
         _float32(pool[rows]), training.target_mean, options.target_precision, sizes.documents_per_block, options.device
     )
     solver = WeightSolver(feature_map, targets, training.target_std, token_weights=weights, ridge=options.ridge)
-    weighed = _choose(live, NUM_WEIGHED_DOCUMENTS, random)
-    sample_weights = np.concatenate([part for _, part in solver.solve(store, weighed, num_threads)])
+    return solver, weights
+
+
+def _reduced(job: _Job, solver: WeightSolver, queries: QueryBatch, num_kept: int, *, has_queries: bool) -> _Reduced:
+    """The directions of the weights that queries use: as many as the rank, or more for distillation to choose among."""
+    options, clock = job.options, job.clock
+    weighed = _choose(job.live, NUM_WEIGHED_DOCUMENTS, job.random)
+    sample_weights = np.concatenate([part for _, part in solver.solve(job.store, weighed, job.num_threads)])
     clock.lap("sample weights")
-    used = queries.sample(NUM_REDUCTION_QUERIES, random)
-    features = feature_map.query_features(used.tokens, used.offsets).cpu().numpy()
+    used = queries.sample(NUM_REDUCTION_QUERIES, job.random)
+    features = solver.feature_map.query_features(used.tokens, used.offsets).cpu().numpy()
     clock.lap("query features")
-    kept = _choose(live, sizes.num_kept_documents, random)
-    rank, steps = options.rank, options.steps
-    enough = learned_from != "document tokens" and len(kept) >= MIN_DOCUMENTS and len(used) >= MIN_QUERIES
-    distilled = enough and steps > 0 and rank is not None and rank < options.num_features
-    width = min(TEACHER_RANKS * rank, options.num_features) if distilled and rank is not None else rank
+    kept = _choose(job.live, num_kept, job.random)
+    enough = has_queries and len(kept) >= MIN_DOCUMENTS and len(used) >= MIN_QUERIES
+    width, distilled = options.rank, False
+    if options.rank is not None and enough and options.steps > 0 and options.rank < options.num_features:
+        width, distilled = min(TEACHER_RANKS * options.rank, options.num_features), True
     reduction = Reduction.learn(sample_weights, features, width)
     if not distilled:
-        reduction.rotate(random)
+        reduction.rotate(job.random)
     clock.lap("reduction")
     projection, offset = solver.projection(reduction.document_map), reduction.mean @ reduction.document_map
     clock.lap("projection")
-    task = progress.task("document weights", len(kept))
-    wide = reduced_weights(store, kept, targets, projection, offset, num_threads, task)
+    task = job.progress.task("document weights", len(kept))
+    documents = reduced_weights(job.store, kept, solver.targets, projection, offset, job.num_threads, task)
     clock.lap("document weights")
-    reduced, query_map = wide, reduction.query_map
-    if distilled and rank is not None:
-        x_queries = features @ reduction.query_map
-        candidates = candidate_documents(wide, x_queries, options.device)
-        clock.lap("candidate documents")
-        bounds = np.arange(len(used) + 1) * candidates.shape[1]
-        exact = _core.candidate_scores(
-            _float32(used.tokens), used.offsets, store.documents, kept[candidates.reshape(-1)], bounds, num_threads
-        )
-        scores = exact.reshape(candidates.shape) / np.float32(training.target_std)
-        clock.lap("exact scores")
-        document_map, further = distil(
-            wide, x_queries, candidates, scores, rank, steps=steps, seed=options.seed, device=options.device, progress=progress
-        )
-        query_map = query_map @ further
-        clock.lap("distillation")
-        rotation = random_rotation(rank, random)
-        document_map, query_map = document_map @ rotation, query_map @ rotation
-        reduced = _core.products(wide, _core.Columns(document_map, num_threads), num_threads).astype(np.float32)
-        projection, offset = composed(projection, offset, document_map)
-    radius = radius_for(reduced)
-    summary = {
-        **_summary(training),
-        "learned_from": learned_from,
-        "distilled": distilled,
-        "expected_peak_bytes": sizes.peak_bytes,
-        "seconds": clock.seconds,
-    }
-    encoder = LemurEncoder(FeatureWeights.of(feature_map), targets, weights, projection, offset, query_map, radius, summary)
-    return encoder, Encoded(kept, augment(reduced, radius))
+    return _Reduced(kept, documents, projection, offset, reduction.query_map, used, features, distilled)
 
 
-def _choose(indices: npt.NDArray[np.int64], count: int, random: np.random.Generator) -> npt.NDArray[np.int64]:
+def _distilled(job: _Job, wide: _Reduced, target_std: float) -> _Reduced:
+    """A further reduction to the rank, tuned on the exact scores of each query's best candidates; then a random rotation.
+
+    The rotation spreads what the leading directions have over all, so that int8 codes of the vectors lose little.
+    """
+    options, clock = job.options, job.clock
+    assert options.rank is not None
+    x_queries = wide.query_features @ wide.query_map
+    candidates = candidate_documents(wide.documents, x_queries, options.device)
+    clock.lap("candidate documents")
+    used, bounds = wide.queries, np.arange(len(wide.queries) + 1) * candidates.shape[1]
+    rows = wide.kept[candidates.reshape(-1)]
+    exact = _core.candidate_scores(_float32(used.tokens), used.offsets, job.store.documents, rows, bounds, job.num_threads)
+    scores = exact.reshape(candidates.shape) / np.float32(target_std)
+    clock.lap("exact scores")
+    document_map, further = distil(
+        wide.documents,
+        x_queries,
+        candidates,
+        scores,
+        options.rank,
+        steps=options.steps,
+        seed=options.seed,
+        device=options.device,
+        progress=job.progress,
+    )
+    query_map = wide.query_map @ further
+    clock.lap("distillation")
+    rotation = random_rotation(options.rank, job.random)
+    document_map, query_map = document_map @ rotation, query_map @ rotation
+    columns = _core.Columns(document_map, job.num_threads)
+    documents = _core.products(wide.documents, columns, job.num_threads).astype(np.float32)
+    projection, offset = composed(wide.projection, wide.offset, document_map)
+    return replace(wide, documents=documents, projection=projection, offset=offset, query_map=query_map, is_distilled=True)
+
+
+def _choose(indices: Rows, count: int, random: np.random.Generator) -> Rows:
     """At most ``count`` of the indices, ascending."""
     if count >= len(indices):
         return indices

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 import tempfile
-import warnings
 from contextlib import nullcontext
 from dataclasses import dataclass, field
 from os import PathLike
@@ -16,9 +15,10 @@ import torch
 from torch import nn
 
 from lemur_ann.documents.tokens import TokenStore
+from lemur_ann.events import warn_caller
 from lemur_ann.learning.features import FeatureMap
 from lemur_ann.learning.targets import token_maxima
-from lemur_ann.progress import Progress
+from lemur_ann.progress import Progress, Task
 
 TARGET_ROWS = 4096  # rows of targets computed at a time
 PATIENCE = 3  # epochs without a better validation loss after which training ends
@@ -38,7 +38,6 @@ class Training:
     training_loss: list[float] = field(default_factory=list)
     validation_loss: list[float] = field(default_factory=list)
     output_layer: torch.Tensor | None = None  # (num_documents, num_features) of the best epoch
-    interrupted: bool = False
 
 
 def train_feature_map(
@@ -76,9 +75,8 @@ def train_feature_map(
         token_weights: float32 (num_tokens,), of each token's error in the loss, of mean 1; None for equal weights.
         warm_start: whether the feature map has been trained before; the output layer then begins as its least-squares one.
         epochs: passes over the tokens; 0 only measures the mean and deviation of the targets.
-        learning_rate: Adam's, decayed to zero along a cosine.
-        batch_size: tokens a step.
-        gradient_clip: largest norm of a step's gradient; None for no limit.
+        learning_rate, batch_size, gradient_clip: Adam's rate, decayed to zero along a cosine; tokens a step; and the largest
+            norm of a step's gradient, None for no limit. Only ``adapters/lemur.py``, which has the reference's own, sets them.
         precision: of the targets, "int8" or "float32".
         seed: for the order of tokens and the output layer, which exists for training alone.
         device: a torch device.
@@ -106,71 +104,110 @@ def train_feature_map(
     model = nn.Sequential(feature_map, output).to(device)
     if warm_start:
         output.weight.data = _best_output(feature_map, training)
-    generator = torch.Generator().manual_seed(seed)
-    optimizer = torch.optim.Adam(model.parameters(), lr=learning_rate, fused=True)
-    steps = math.ceil(len(tokens) / batch_size)
-    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, epochs * steps)
-    low_precision = autocast(device)
     weights = torch.ones(len(tokens)) if token_weights is None else torch.from_numpy(token_weights)
-    weights = weights.to(device)
+    steps = math.ceil(len(tokens) / batch_size)
     task = progress.task("training", epochs * steps)
-    best, best_epoch, epoch = math.inf, 0, 0
-    best_state: dict[str, torch.Tensor] = {}
-
-    def end_epoch(total: float, count: int) -> None:
-        """Keep the state of this epoch if it is the best."""
-        nonlocal best, best_epoch, best_state
-        result.training_loss.append(total / count)
-        if validation is not None:
-            result.validation_loss.append(_loss(model, validation, batch_size, low_precision))
-            task.advance(0, note=f"epoch {epoch}/{epochs}  validation loss {result.validation_loss[-1]:.4f}")
-        score = (result.validation_loss or result.training_loss)[-1]
-        if score < best:
-            best, best_epoch = score, epoch
-            best_state = {name: value.detach().clone() for name, value in model.state_dict().items()}
-
-    for epoch in range(1, epochs + 1):
-        model.train()
-        order = torch.randperm(len(tokens), generator=generator)
-        total, count = 0.0, 0
+    epoch = _Epoch(model, training, weights.to(device), epochs, steps, learning_rate, batch_size, gradient_clip, seed, task)
+    best = _Best(model, validation, batch_size, epochs, task, result)
+    for number in range(1, epochs + 1):
         try:
-            for step in range(steps):
-                rows = order[step * batch_size : (step + 1) * batch_size].to(device)
-                x, y = training.batch(rows)
-                optimizer.zero_grad(set_to_none=True)
-                with low_precision():
-                    predicted = model(x)
-                errors = (predicted.float() - y).square_().mean(1)
-                loss = (errors * weights[rows]).mean()
-                loss.backward()
-                if gradient_clip is not None:
-                    nn.utils.clip_grad_norm_(model.parameters(), gradient_clip)
-                optimizer.step()
-                schedule.step()
-                total += float(loss.detach()) * len(x)
-                count += len(x)
-                task.advance(note=f"epoch {epoch}/{epochs}  loss {float(loss.detach()):.4f}")
+            epoch.run(number)
         except KeyboardInterrupt:
-            if count == 0 and best == math.inf:
-                raise
-            end_epoch(total, max(count, 1))
-            result.interrupted = True
-            warnings.warn(
-                f"training was interrupted in epoch {epoch} of {epochs}: going on with the best state so far, loss {best:.4f}. "
-                "The index will be usable; refit(queries, resume=True) trains on from there. Interrupt again to give up",
-                UserWarning,
-                stacklevel=3,
+            if epoch.count == 0 and best.number == 0:
+                raise  # nothing has been learned
+            best.take(number, epoch.total / max(epoch.count, 1))
+            warn_caller(
+                f"training was interrupted in epoch {number} of {epochs}: going on with the best state so far, loss "
+                f"{best.loss:.4f}. The index will be usable; refit(queries, resume=True) trains on from there. Interrupt again "
+                "to give up"
             )
             break
-        end_epoch(total, count)
-        if epoch - best_epoch >= PATIENCE:
+        best.take(number, epoch.total / epoch.count)
+        if number - best.number >= PATIENCE:
             break
-    if not math.isfinite(best):
+    if not math.isfinite(best.loss):
         raise FloatingPointError(f"training diverged: no finite loss in {epochs} epochs at learning_rate {learning_rate}")
-    model.load_state_dict(best_state)
+    model.load_state_dict(best.state)
     result.output_layer = output.weight.detach().cpu()
     feature_map.requires_grad_(False)
     return result
+
+
+class _Epoch:
+    """Passes over the tokens, each in an order of its own, by Adam with a rate that falls to zero along a cosine."""
+
+    def __init__(
+        self,
+        model: nn.Module,
+        data: _Data,
+        weights: torch.Tensor,
+        epochs: int,
+        steps: int,
+        learning_rate: float,
+        batch_size: int,
+        gradient_clip: float | None,
+        seed: int,
+        task: Task,
+    ) -> None:
+        self._model, self._data, self._weights = model, data, weights
+        self._epochs, self._steps, self._batch_size, self._gradient_clip = epochs, steps, batch_size, gradient_clip
+        self._task = task
+        self._generator = torch.Generator().manual_seed(seed)
+        self._optimizer = torch.optim.Adam(model.parameters(), lr=learning_rate, fused=True)
+        self._schedule = torch.optim.lr_scheduler.CosineAnnealingLR(self._optimizer, epochs * steps)
+        self._low_precision = autocast(data.x.device.type)
+        self.total, self.count = 0.0, 0  # of this pass so far: losses, and tokens
+
+    def run(self, number: int) -> None:
+        """The pass of this number."""
+        self._model.train()
+        order = torch.randperm(len(self._data), generator=self._generator)
+        self.total, self.count = 0.0, 0
+        for step in range(self._steps):
+            rows = order[step * self._batch_size : (step + 1) * self._batch_size]
+            loss = self._step(rows.to(self._data.x.device))
+            self.total += loss * len(rows)
+            self.count += len(rows)
+            self._task.advance(note=f"epoch {number}/{self._epochs}  loss {loss:.4f}")
+
+    def _step(self, rows: torch.Tensor) -> float:
+        x, y = self._data.batch(rows)
+        self._optimizer.zero_grad(set_to_none=True)
+        with self._low_precision():
+            predicted = self._model(x)
+        errors = (predicted.float() - y).square_().mean(1)
+        loss = (errors * self._weights[rows]).mean()
+        loss.backward()
+        if self._gradient_clip is not None:
+            nn.utils.clip_grad_norm_(self._model.parameters(), self._gradient_clip)
+        self._optimizer.step()
+        self._schedule.step()
+        return float(loss.detach())
+
+
+class _Best:
+    """The state of the best epoch, by validation loss; by training loss where there is nothing to validate with."""
+
+    def __init__(
+        self, model: nn.Module, validation: _Data | None, batch_size: int, epochs: int, task: Task, result: Training
+    ) -> None:
+        self._model, self._validation, self._batch_size = model, validation, batch_size
+        self._epochs, self._task, self._result = epochs, task, result
+        self.loss, self.number = math.inf, 0
+        self.state: dict[str, torch.Tensor] = {}
+
+    def take(self, number: int, training_loss: float) -> None:
+        """An epoch has ended: keep its state if it is the best."""
+        result = self._result
+        result.training_loss.append(training_loss)
+        if self._validation is not None:
+            result.validation_loss.append(_loss(self._model, self._validation, self._batch_size))
+            note = f"epoch {number}/{self._epochs}  validation loss {result.validation_loss[-1]:.4f}"
+            self._task.advance(0, note=note)
+        loss = (result.validation_loss or result.training_loss)[-1]
+        if loss < self.loss:
+            self.loss, self.number = loss, number
+            self.state = {name: value.detach().clone() for name, value in self._model.state_dict().items()}
 
 
 class _Data:
@@ -226,7 +263,8 @@ def _best_output(feature_map: FeatureMap, data: _Data) -> torch.Tensor:
 
 
 @torch.inference_mode()
-def _loss(model: nn.Module, data: _Data, batch_size: int, low_precision: Any) -> float:
+def _loss(model: nn.Module, data: _Data, batch_size: int) -> float:
+    low_precision = autocast(data.x.device.type)
     model.eval()
     total = 0.0
     for begin in range(0, len(data), batch_size):

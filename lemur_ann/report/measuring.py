@@ -26,7 +26,8 @@ from lemur_ann.index import LemurIndex
 from lemur_ann.insight import metrics
 from lemur_ann.progress import Progress, Show, Task
 from lemur_ann.progress import progress as progress_lines
-from lemur_ann.searching.search import exact_scores, search_options
+from lemur_ann.searching.search import exact_scores
+from lemur_ann.searching.settings import Settings
 from lemur_ann.searching.snapshot import Learned, Snapshot
 
 ROUNDS = 2  # of all timings, some time apart; of each query the quicker counts, since what else the machine does only adds
@@ -119,7 +120,8 @@ def measure(
         raise ValueError("report needs at least one document, and the index holds none")
     asked = _read(queries, index.dim, num_queries, random)
     size = snapshot.num_documents
-    in_use = _clamped(*search_options(snapshot.learned, index.options, k, None, None), size)
+    own = Settings.of(index.options, index.tuned, k)
+    in_use = _clamped(own.num_candidates, own.ef_search, size)
     with progress_lines(progress) as lines:
         truths = _truths(snapshot, asked, k, random, lines.task("exact answers", len(asked)))
         settings = _settings(index, in_use, k, size)
@@ -189,7 +191,7 @@ def _truths(snapshot: Snapshot, queries: Queries, k: int, random: np.random.Gene
     live, threads = snapshot.live, validate.num_threads(None)
     count = min(MAX_SAMPLED, len(live))
     truths = []
-    for scores in exact_scores(snapshot, queries.batch.tokens, queries.batch.offsets, threads, snapshot.deleted):
+    for scores in exact_scores(snapshot, queries.batch, threads, snapshot.deleted):
         top = _core.top_k(scores, k)
         sample = random.choice(live, count, replace=False, shuffle=False)
         truths.append(Truth(top, scores[top], sample, scores[sample]))

@@ -17,8 +17,8 @@ from lemur_ann.documents.inputs import DocumentBatch
 from lemur_ann.documents.intake import joined_metadata, rows_of
 from lemur_ann.documents.rows import Rows, RowSet
 from lemur_ann.documents.tokens import TokenStore
-from lemur_ann.errors import CorruptIndex
-from lemur_ann.insight.tuning import Tuned
+from lemur_ann.errors import CorruptIndex, NotFitted
+from lemur_ann.searching.settings import Tuned
 
 if TYPE_CHECKING:
     from lemur_ann.encoder import LemurEncoder
@@ -58,6 +58,16 @@ class Snapshot:
     def dim(self) -> int | None:
         """Of tokens; None where there are no documents and no map."""
         return self.store.dim if self.store.dim or self.learned is None else self.learned.encoder.token_dim
+
+    def fitted(self) -> Learned:
+        """What was learned.
+
+        Raises:
+            NotFitted: before fit.
+        """
+        if self.learned is None:
+            raise NotFitted("the index has no learned map yet: call fit(documents, queries=...) first")
+        return self.learned
 
     @property
     def num_rows(self) -> int:

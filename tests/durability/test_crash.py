@@ -174,14 +174,14 @@ def make(path, kind, model):
 @contextlib.contextmanager
 def small_limits():
     """A few documents make a graph, and a few deleted ones make the index compact itself."""
-    before = candidates.MIN_SCANNED, lemur_ann.index.MIN_DELETED
-    candidates.MIN_SCANNED, lemur_ann.index.MIN_DELETED = 20, 8
+    before = candidates.MIN_SCANNED, lemur_ann.changes.MIN_DELETED
+    candidates.MIN_SCANNED, lemur_ann.changes.MIN_DELETED = 20, 8
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # few queries, and searches of fewer documents than were asked for
             yield
     finally:
-        candidates.MIN_SCANNED, lemur_ann.index.MIN_DELETED = before
+        candidates.MIN_SCANNED, lemur_ann.changes.MIN_DELETED = before
 
 
 # What is there after a crash
@@ -963,7 +963,7 @@ class Trial:
 @pytest.mark.parametrize("sequence", SEQUENCES)
 def test_faults_at_every_step(sequence, tmp_path, monkeypatch):
     with small_limits(), monkeypatch.context() as patch:
-        patch.setattr(lemur_ann.index, "MIN_DELETED", 1024)  # compactions of their own would come between
+        patch.setattr(lemur_ann.changes, "MIN_DELETED", 1024)  # compactions of their own would come between
         Trial(sequence, tmp_path, patch).run()
 
 

@@ -208,7 +208,7 @@ SETTINGS = settings(
 def small_limits(monkeypatch):
     """So that graphs are made, chunks are merged and indexes compact themselves with few documents."""
     monkeypatch.setattr("lemur_ann.candidates.MIN_SCANNED", 8)
-    monkeypatch.setattr("lemur_ann.index.MIN_DELETED", 10)
+    monkeypatch.setattr("lemur_ann.changes.MIN_DELETED", 10)
     monkeypatch.setattr("lemur_ann.documents.tokens.BYTES_TO_MERGE", 600)
 
 

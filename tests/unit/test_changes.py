@@ -111,12 +111,12 @@ def test_compact(small_index, make_matrices, candidates, monkeypatch):
 
 
 def test_it_compacts_itself(small_index, make_matrices, monkeypatch):
-    monkeypatch.setattr("lemur_ann.index.MIN_DELETED", 50)
+    monkeypatch.setattr("lemur_ann.changes.MIN_DELETED", 50)
     index, documents, _ = small_index(compact_at=0.4)
     index.delete([f"doc-{i}" for i in range(79)])
-    assert index._compaction is None
+    assert index._changes.compaction is None
     index.delete("doc-100")
-    index._compaction.join()
+    index._changes.compaction.join()
     assert (index._snapshot.num_rows, len(index)) == (120, 120)
     assert index.search(documents[150], k=1, num_candidates=100).ids[0] == "doc-150"
     never, *_ = small_index(compact_at=None)
@@ -127,7 +127,7 @@ def test_it_compacts_itself(small_index, make_matrices, monkeypatch):
 
 
 def test_close_gives_up_a_compaction(small_index, monkeypatch):
-    monkeypatch.setattr("lemur_ann.index.MIN_DELETED", 50)
+    monkeypatch.setattr("lemur_ann.changes.MIN_DELETED", 50)
     monkeypatch.setattr("lemur_ann.searching.snapshot.ROWS_PER_BLOCK", 10)
     index, *_ = small_index()
     started, go_on = threading.Event(), threading.Event()
@@ -143,7 +143,7 @@ def test_close_gives_up_a_compaction(small_index, monkeypatch):
     assert started.wait(10)
     closing = threading.Thread(target=index.close)
     closing.start()
-    while not index._is_closing:
+    while not index._changes.is_closing:
         pass
     go_on.set()
     closing.join(10)
@@ -180,7 +180,7 @@ def test_changes_during_a_compaction_are_kept(small_index, make_matrices, monkey
 def test_searches_beside_changes(make_matrices, tmp_path, monkeypatch):
     """What a search returns is what some version of the index would have: ids with the tokens that belong to them."""
     monkeypatch.setattr("lemur_ann.candidates.MIN_SCANNED", 100)
-    monkeypatch.setattr("lemur_ann.index.MIN_DELETED", 60)
+    monkeypatch.setattr("lemur_ann.changes.MIN_DELETED", 60)
     rng = np.random.default_rng(3)
     fixed = make_matrices(150)
     index = LemurIndex.open(tmp_path / "i", num_features=64, epochs=0, rank=15, num_candidates=60, compact_at=0.2)

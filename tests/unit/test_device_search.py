@@ -59,7 +59,8 @@ def test_more_than_there_are(small_index):
 def test_same_hits_on_cuda(small_index):
     index, _documents, queries = small_index(candidates="exact")
     expected = index.search(queries, k=5)
-    index._options = index._options.__class__(**{**index._options.__dict__, "device": "cuda"})
+    changes = index._changes
+    changes.options_before = changes.options_before.__class__(**{**changes.options_before.__dict__, "device": "cuda"})
     index.fit(queries=queries)
     again = index.search(queries, k=5)
     assert np.mean([len(set(a.ids) & set(b.ids)) for a, b in zip(again, expected, strict=True)]) > 4

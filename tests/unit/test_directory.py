@@ -38,12 +38,12 @@ def same(index, other, queries):
 
 
 def files_of(index):
-    return sorted(p.name for p in index._directory.path.iterdir())
+    return sorted(p.name for p in index._changes.directory.path.iterdir())
 
 
 def test_every_change_is_on_disk_when_it_returns(opened, make_matrices):
     index, _, queries = opened
-    path, new = index._directory.path, make_matrices(9)
+    path, new = index._changes.directory.path, make_matrices(9)
     for change in (
         lambda: index.add(new[:5], ids=list("abcde")),
         lambda: index.delete(["doc-3", "b"]),
@@ -81,13 +81,13 @@ def test_reopened_it_goes_on(opened, make_matrices, tmp_path):
 def test_vectors_do_not_depend_on_how_an_index_lived(opened, make_matrices):
     index, _, queries = opened
     new = make_matrices(120)
-    memory = LemurIndex.load(index._directory.path)
+    memory = LemurIndex.load(index._changes.directory.path)
     memory.add(new, ids=[f"new-{i}" for i in range(120)])
     for i, matrix in enumerate(new):
         index.add([matrix], ids=[f"new-{i}"])
     rows = np.arange(320)
     np.testing.assert_array_equal(index._snapshot.learned.candidates.take(rows), memory._snapshot.learned.candidates.take(rows))
-    assert len(storage.read_manifest(index._directory.path)["segments"]) < 10
+    assert len(storage.read_manifest(index._changes.directory.path)["segments"]) < 10
     assert index.search(queries, exact=True) == memory.search(queries, exact=True)
 
 
@@ -150,7 +150,7 @@ def test_readers_open_while_a_writer_writes(opened, make_matrices, tmp_path):
                 reader = LemurIndex.open(tmp_path / "index", read_only=True)
                 assert len(reader) == 200
                 assert len(reader.search(queries[0])) == 10
-                opened_versions.append(reader._directory._version.manifest["version"])
+                opened_versions.append(reader._changes.directory._version.manifest["version"])
         except BaseException as error:
             failures.append(error)
 
@@ -236,7 +236,7 @@ def test_forked_workers_search(opened):
     assert found == [hits.ids.tolist() for hits in index.search(queries[:8])]
     index.delete("doc-0")  # and the writer is still the writer
     with pytest.raises(IndexLocked):
-        LemurIndex.open(index._directory.path)
+        LemurIndex.open(index._changes.directory.path)
 
 
 def test_other_processes_search(opened, tmp_path):

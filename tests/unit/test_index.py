@@ -241,7 +241,7 @@ def test_an_addition_that_breaks_off_can_be_repeated(small_index, make_matrices,
             raise KeyboardInterrupt
 
         with monkeypatch.context() as patch:
-            patch.setattr("lemur_ann.index.LemurIndex._publish", interrupt)  # when all is ready
+            patch.setattr("lemur_ann.changes.Changes.publish", interrupt)  # when all is ready
             with pytest.raises(KeyboardInterrupt):
                 index.add(make_matrices(9), ids=[f"lost-{i}" for i in range(9)])
         index.add(new, ids=[f"new-{i}" for i in range(5)])

@@ -172,10 +172,10 @@ def test_its_own_tokens_are_better_than_document_tokens(demo_data):
 STAGES = [
     "lemur_ann.learning.fitting.train_feature_map",
     "lemur_ann.learning.fitting.Reduction.learn",
-    "lemur_ann.index.kind_of",
+    "lemur_ann.changes.kind_of",
     "lemur_ann.candidates.hnsw.HnswBuilder.add",
     "lemur_ann.candidates.hnsw.HnswBuilder.finish",
-    "lemur_ann.index.LemurIndex._publish",
+    "lemur_ann.changes.Changes.publish",
 ]
 
 
@@ -251,7 +251,7 @@ def test_a_document_deleted_meanwhile_stays_deleted(small_index, make_matrices, 
     index, documents, _ = small_index(candidates=candidates)
     import lemur_ann.learning.fitting
 
-    learn = lemur_ann.learning.fitting.fit_encoder
+    learn = lemur_ann.learning.fitting.fit_map
 
     def fit_and_delete(*arguments, **named):
         result = learn(*arguments, **named)
@@ -260,7 +260,7 @@ def test_a_document_deleted_meanwhile_stays_deleted(small_index, make_matrices, 
         worker.join()
         return result
 
-    monkeypatch.setattr(lemur_ann.learning.fitting, "fit_encoder", fit_and_delete)
+    monkeypatch.setattr(lemur_ann.learning.fitting, "fit_map", fit_and_delete)
     index.refit(make_matrices(40))
     assert len(index) == 198
     for i in (8, 9):
@@ -274,7 +274,7 @@ def test_documents_added_meanwhile_are_in_the_new_map(small_index, make_matrices
     import lemur_ann.learning.fitting
 
     index, documents, _ = small_index()
-    learn = lemur_ann.learning.fitting.fit_encoder
+    learn = lemur_ann.learning.fitting.fit_map
     late = make_matrices(2)
 
     def fit_and_change(*arguments, **named):
@@ -285,7 +285,7 @@ def test_documents_added_meanwhile_are_in_the_new_map(small_index, make_matrices
         return result
 
     with monkeypatch.context() as patch:
-        patch.setattr(lemur_ann.learning.fitting, "fit_encoder", fit_and_change)
+        patch.setattr(lemur_ann.learning.fitting, "fit_map", fit_and_change)
         index.refit(make_matrices(40), rank=7)
     assert (index.encoder.dim, len(index)) == (8, 200)
     assert index.search(late[0], k=1, num_candidates=150).ids[0] == "a"
@@ -310,7 +310,7 @@ def test_documents_added_meanwhile_are_in_the_new_map(small_index, make_matrices
 def test_bad_arguments_start_nothing(small_index, monkeypatch, arguments, error, message):
     index, _, queries = small_index()
     before, learned = bits(index.search(queries)), index._snapshot.learned
-    monkeypatch.setattr("lemur_ann.learning.fitting.fit_encoder", lambda *_, **__: pytest.fail("it began to learn"))
+    monkeypatch.setattr("lemur_ann.learning.fitting.fit_map", lambda *_, **__: pytest.fail("it began to learn"))
     with pytest.raises(error, match=message):
         index.refit(**arguments)
     assert index._snapshot.learned is learned

@@ -1,0 +1,408 @@
+"""One snapshot, replaced by changes: which wait for each other, which may go on beside them, and what is on disk when.
+
+Two locks. ``writing`` is held by one change at a time, while it makes the next snapshot of the newest and publishes it.
+``rebuilding`` is held by what takes long: learning and compaction work on the snapshot that they found, beside changes, and
+at the end take ``writing`` to join what has changed meanwhile. Who needs both takes ``rebuilding`` first.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, fields, replace
+from os import PathLike
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+from lemur_ann import _validate as validate
+from lemur_ann.candidates import kind_of
+from lemur_ann.documents.inputs import QueryBatch, read_queries
+from lemur_ann.documents.intake import take_in
+from lemur_ann.documents.rows import Rows
+from lemur_ann.documents.sources import opened
+from lemur_ann.documents.tokens import TokenStore
+from lemur_ann.encoder import LemurEncoder
+from lemur_ann.events import log, timed
+from lemur_ann.learning import learned_parts
+from lemur_ann.learning.memory import release
+from lemur_ann.learning.projection import Encoded
+from lemur_ann.options import Options
+from lemur_ann.progress import Progress, Task
+from lemur_ann.saved.directory import Directory
+from lemur_ann.searching.filters import excluded_by
+from lemur_ann.searching.settings import Tuned
+from lemur_ann.searching.snapshot import Learned, Snapshot
+
+MIN_DELETED = 1024  # fewer deleted documents never make an index compact itself
+
+_NO_ROWS: Rows = np.empty(0, np.int64)
+
+
+@dataclass
+class Documents:
+    """Documents as a caller passed them, to join an index."""
+
+    documents: Any
+    ids: Any
+    offsets: Any
+    directory: str | None  # for the temporary file of a stream's tokens
+
+
+@dataclass
+class Lesson:
+    """What a map is to be learned from; or ``encoder``, a map learned elsewhere, in the place of all that."""
+
+    queries: QueryBatch | None = None
+    encode_query: Callable[[list[str]], Any] | None = None
+    text_column: str = "text"
+    resume: bool = False  # train on from the features of the map there is
+    encoder: LemurEncoder | None = None
+    num_threads: int = 1
+    memory_limit: int | None = None
+    directory: str | None = None
+
+
+class Changes:
+    """The newest snapshot of an index, in memory or on a directory, and all that replaces it.
+
+    Attributes:
+        options_before: those of the index before it learns a map, which keeps its own.
+        snapshot: what a search reads, once.
+        version: a number that grows with every snapshot.
+        directory: where every change is committed; None in memory.
+        writing, rebuilding: the locks.
+    """
+
+    def __init__(self, options: Options, snapshot: Snapshot, directory: Directory | None = None) -> None:
+        self.options_before = options
+        self.snapshot = snapshot
+        self.version = 0
+        self.directory = directory
+        self.writing = threading.RLock()
+        self.rebuilding = threading.Lock()
+        self.compaction: threading.Thread | None = None
+        self.is_closing = False
+        self._scratch: str | None = None  # a folder that the caller named for temporary files
+
+    @property
+    def options(self) -> Options:
+        """How the index learns and searches now."""
+        learned = self.snapshot.learned
+        return self.options_before if learned is None else learned.options
+
+    def check_writable(self) -> None:
+        """PermissionError where changes cannot be committed."""
+        if self.directory is not None:
+            self.directory.check_writable()
+
+    def temporary(self, directory: str | PathLike[str] | None = None) -> str | None:
+        """The folder for temporary files: the one given, that of the index, or the last one given."""
+        if directory is not None:
+            self._scratch = validate.directory(directory)
+            return self._scratch
+        return self._scratch if self.directory is None else str(self.directory.path)
+
+    @contextmanager
+    def timed(self, name: str, **values: Any) -> Iterator[dict[str, Any]]:
+        """A log record of what the block did to the index, once it is done."""
+        with timed(name, **values) as told:
+            yield told
+            told["num_documents"] = self.snapshot.num_documents
+
+    # Learning
+
+    def fit(self, documents: Documents, lesson: Lesson, progress: Progress) -> None:
+        """Documents for an empty index, and a map for them: searches see both or neither."""
+        with self.rebuilding, self.writing, self.timed("fit"):
+            if self.snapshot.num_documents:
+                raise ValueError(
+                    f"the index holds {self.snapshot.num_documents} documents already; add(documents) brings more, and "
+                    "fit(queries=...) without documents learns anew from those it holds"
+                )
+            dim = None if lesson.encoder is None else lesson.encoder.token_dim
+            empty = Snapshot.empty(coded=self.snapshot.store.coded)
+            taken, _ = self._joined(empty, documents, dim, lesson.num_threads, progress, replaces=False)
+            self.publish(replace(taken, learned=learned(taken, self.options, lesson, progress)))
+
+    def fit_stored(self, lesson: Lesson, progress: Progress) -> None:
+        """A map for the documents there are, which go on changing meanwhile."""
+        with self.rebuilding, self.timed("fit"):
+            base = self.snapshot
+            self._adopt(base, learned(base, self.options, lesson, progress), lesson.num_threads)
+
+    def refit(self, queries: Any, query_offsets: Any, options: dict[str, Any], lesson: Lesson, progress: Progress) -> None:
+        """The same, with options changed, from queries or from those tokens of queries that the old map kept.
+
+        Everything is read and checked once nobody else is learning: another map would have other options.
+        """
+        with self.rebuilding, self.timed("refit"):
+            base = self.snapshot
+            old = base.fitted()
+            changed = changed_options(old, options, resume=lesson.resume)
+            if lesson.encoder is not None:
+                if queries is not None or lesson.resume or options:
+                    raise TypeError("encoder= takes the place of learning: no queries, resume or options beside it")
+                check_map(lesson.encoder, base.store.dim)
+            elif base.num_documents == 0:
+                raise ValueError("refit needs at least one document, and the index holds none")
+            else:
+                lesson.queries = _queries_to_refit(old, queries, query_offsets, base.store.dim)
+            del queries
+            self._adopt(base, learned(base, changed, lesson, progress), lesson.num_threads)
+
+    def _adopt(self, base: Snapshot, new: Learned, num_threads: int) -> None:
+        """Let searches use what was learned of ``base``, with candidates of the documents that came since."""
+        with self.writing:
+            now = self.snapshot
+            later = TokenStore(now.store.part(base.num_rows, now.num_rows), coded=now.store.coded)
+            if len(later):
+                vectors = new.encoder.encode_store(later, num_threads=num_threads)
+                new = replace(new, candidates=new.candidates.extended(vectors, num_threads=num_threads))
+            self.publish(replace(now, learned=new))
+
+    def keep_tuned(self, encoder: LemurEncoder, tuned: Tuned) -> None:
+        """Beside the map that it was tuned for, in the place of what was tuned for the same before.
+
+        Raises:
+            RuntimeError: there is another map by now.
+        """
+        with self.writing:
+            now = self.snapshot
+            if now.learned is None or now.learned.encoder is not encoder:
+                raise RuntimeError("the index learned another map while it was tuned: tune again")
+            asked = (tuned.target_recall, tuned.k)
+            others = tuple(t for t in now.learned.tuned if (t.target_recall, t.k) != asked)
+            self.publish(replace(now, learned=replace(now.learned, tuned=(*others, tuned))))
+
+    # Documents
+
+    def add(self, documents: Documents, num_threads: int, progress: Progress, *, replaces: bool) -> None:
+        """Documents at the end; those that have their ids already go in the same step, where ``replaces``."""
+        with self.timed("upsert" if replaces else "add") as told, self.writing:
+            now = self.snapshot
+            joined, num_new = self._joined(now, documents, now.dim, num_threads, progress, replaces=replaces)
+            if num_new:
+                self.publish(joined)
+            told["num_new"] = num_new
+        self._compact_if_due()
+
+    @staticmethod
+    def _joined(
+        base: Snapshot, new: Documents, dim: int | None, num_threads: int, progress: Progress, *, replaces: bool
+    ) -> tuple[Snapshot, int]:
+        """A snapshot with documents at its end, all checked; and how many these are."""
+        batches, metadata = take_in(
+            new.documents,
+            ids=new.ids,
+            offsets=new.offsets,
+            directory=new.directory,
+            store=base.store,
+            dim=dim,
+            id_map=base.ids,
+            metadata=base.metadata,
+            progress=progress,
+            replaces=replaces,
+        )
+        replaced = _NO_ROWS
+        if batches and replaces:
+            replaced = base.ids.known(pa.concat_arrays([batch.ids for batch in batches]))
+        return base.with_documents(batches, metadata, replaced, num_threads, progress), sum(map(len, batches))
+
+    def delete(self, ids: pa.Array | None, filter: Any) -> int:
+        """Documents by their ids, each of which must be there, or those that a filter lets through; how many."""
+        with self.timed("delete") as told, self.writing:
+            now = self.snapshot
+            rows = np.unique(now.ids.find(ids)) if ids is not None else excluded_by(filter, now).others
+            if len(rows):
+                self.publish(now.without(rows))
+            told["num_deleted"] = len(rows)
+        self._compact_if_due()
+        return len(rows)
+
+    # Compaction
+
+    def compact(self, num_threads: int, progress: Progress) -> None:
+        """Without deleted documents, and with what has changed meanwhile."""
+        with self.rebuilding:
+            base = self.snapshot
+            if base.deleted.count == 0:
+                return
+            with self.timed("compact"):
+                task = progress.task("compact", base.num_documents)
+                compacted = base.compacted(num_threads, task, self.temporary())
+                with self.writing:
+                    self.publish(compacted.with_changes(base, self.snapshot, num_threads))
+
+    def _compact_if_due(self) -> None:
+        deleted, share = self.snapshot.deleted, self.options.compact_at
+        if share is None or deleted.count < max(MIN_DELETED, share * len(deleted)):
+            return
+        with self.writing:
+            if self.compaction is None or not self.compaction.is_alive():
+                self.compaction = threading.Thread(target=self._compact_in_background, name="lemur_ann compaction")
+                self.compaction.start()
+
+    def _compact_in_background(self) -> None:
+        try:
+            self.compact(1, _Stoppable(self))
+        except _Stopped:
+            pass
+        except Exception as error:  # the next change tries again
+            log.warning("the index could not compact itself: %s", error)
+
+    # What others see
+
+    def publish(self, snapshot: Snapshot) -> None:
+        """Let searches see this one; on disk first, where there is a directory."""
+        if self.directory is not None:
+            try:
+                snapshot = self.directory.commit(snapshot, self.options_before)
+            except BaseException:
+                self._show(self.directory.snapshot)  # what is on disk: an interrupt may have come after the fact
+                raise
+        _ = snapshot.store.documents  # made now rather than by the next search
+        self._show(snapshot)
+
+    def _show(self, snapshot: Snapshot) -> None:
+        self.snapshot = snapshot
+        self.version += 1  # last: who has read this number reads nothing older than it
+
+    def refresh(self) -> bool:
+        """Show the version that is on disk now; whether it is a new one."""
+        if self.directory is None:
+            raise ValueError("the index is not open on a directory: LemurIndex.open(path) is what can be refreshed")
+        with self.writing:
+            changed = self.directory.refresh()
+            if changed:
+                self.options_before = self.directory.options
+                self._show(self.directory.snapshot)
+        return changed
+
+    def close(self) -> None:
+        """Give up a compaction in the background, and let go of the directory."""
+        self.is_closing = True
+        compaction = self.compaction
+        if compaction is not None:
+            compaction.join()
+        with self.writing:
+            if self.directory is not None:
+                self.directory.close()
+        self.is_closing = False
+
+
+def learned(base: Snapshot, options: Options, lesson: Lesson, progress: Progress) -> Learned:
+    """A map for the documents of a snapshot, learned or given, and candidates of all its rows."""
+    if lesson.encoder is not None:
+        given, encoded = lesson.encoder, None
+        options = replace(
+            options,
+            num_features=len(given.query_map),
+            num_sample_tokens=len(given.targets.sample_tokens),
+            rank=given.dim - 1,
+            target_precision=given.targets.precision,
+        )
+        encoder = given.copy(options)
+    else:
+        start = base.learned.encoder.feature_map if lesson.resume and base.learned is not None else None
+        parts, encoded = learned_parts(
+            base.store,
+            base.live,
+            base.metadata,
+            lesson.queries,
+            options,
+            encode_query=lesson.encode_query,
+            text_column=lesson.text_column,
+            start=start,
+            num_threads=lesson.num_threads,
+            progress=progress,
+            memory_limit=lesson.memory_limit,
+            directory=lesson.directory,
+        )
+        encoder = LemurEncoder.of(parts)
+        lesson.queries = None  # the graph takes their place in memory
+    return _indexed(base, options, encoder, encoded, lesson, progress)
+
+
+def _indexed(
+    base: Snapshot,
+    options: Options,
+    encoder: LemurEncoder,
+    encoded: Encoded | None,
+    lesson: Lesson,
+    progress: Progress,
+) -> Learned:
+    """Candidates of all rows of a snapshot; ``encoded``: those of them that learning has encoded already."""
+    release()  # what learning held, before the graph takes its place
+    begin, num_threads = time.perf_counter(), lesson.num_threads
+    builder = kind_of(options.candidates).builder(encoder.dim, asdict(options), base.num_rows, lesson.directory)
+    task = progress.task(f"{options.candidates} index", base.num_rows)
+    every = np.arange(base.num_rows)  # deleted documents keep their row
+    for _, vectors in encoder.encode_blocks(base.store, every, num_threads=num_threads, known=encoded):
+        builder.add(vectors, num_threads=num_threads)
+        task.advance(len(vectors))
+    candidates = builder.finish()
+    encoder.training["seconds"]["candidates"] = time.perf_counter() - begin
+    return Learned(options, encoder, candidates, base.num_rows)
+
+
+def changed_options(old: Learned, options: dict[str, Any], *, resume: bool) -> Options:
+    """Those of a map to be learned anew.
+
+    Raises:
+        TypeError: an option that there is not.
+        ValueError: ``resume``, and the features of the old map are not such as training goes on from.
+    """
+    known = [field.name for field in fields(Options) if field.name != "token_codes"]  # which the store has or has not
+    unknown = [name for name in options if name not in known]
+    if unknown:
+        raise TypeError(f"refit got unknown options {', '.join(unknown)}; expected any of {', '.join(known)}")
+    changed = replace(old.options, **options)
+    config = old.encoder.feature_weights.config
+    if resume and (changed.epochs == 0 or config["kind"] != "trained"):
+        raise ValueError("resume=True trains on from learned features: it needs epochs above 0, before and now")
+    if resume and config["num_features"] != changed.num_features:
+        raise ValueError(f"resume=True needs the same num_features, {config['num_features']}, got {changed.num_features}")
+    return changed
+
+
+def check_map(encoder: Any, dim: int | None) -> None:
+    """That it is a learned map, for tokens of this dimension."""
+    if not isinstance(encoder, LemurEncoder):
+        raise TypeError(f"encoder must be a LemurEncoder, got {type(encoder).__name__}")
+    if dim not in (None, encoder.token_dim):
+        raise ValueError(f"encoder takes tokens of dim {encoder.token_dim}, documents have dim {dim}")
+
+
+def _queries_to_refit(old: Learned, queries: Any, offsets: Any, dim: int | None) -> QueryBatch:
+    """Those given; None stands for the query tokens that the old map kept, each a query of its own."""
+    if queries is not None:
+        training = read_queries(opened(queries), offsets=offsets, dim=dim)
+        if len(training) == 0:
+            raise ValueError("refit needs at least one query, got none; queries=None learns from the old map's sample")
+        return training
+    if offsets is not None:
+        raise TypeError("query_offsets= goes with queries, and queries is None")
+    sample = np.array(old.encoder.targets.sample_tokens)  # torch wants what could be written
+    return QueryBatch(sample, np.arange(len(sample) + 1, dtype=np.int64))
+
+
+class _Stopped(Exception):
+    """The compaction in the background was given up."""
+
+
+class _Stoppable(Progress, Task):
+    """Progress that ends in :class:`_Stopped` once the index is closed or the program ends."""
+
+    def __init__(self, changes: Changes) -> None:
+        self._changes = changes
+
+    def task(self, description: str, total: int | None) -> Task:
+        return self
+
+    def advance(self, count: int = 1, note: str | None = None) -> None:
+        if self._changes.is_closing or not threading.main_thread().is_alive():
+            raise _Stopped
