@@ -19,12 +19,11 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from lemur_ann import arrays
+from lemur_ann import arrays, formats
 from lemur_ann._core import version as __version__
 from lemur_ann.errors import CorruptIndex
 
 FORMAT = "lemur_ann"
-FORMAT_VERSION = 4
 
 MANIFEST = "manifest.json"
 LOCK = "writer.lock"
@@ -40,7 +39,7 @@ def write_manifest(folder: Path, manifest: dict[str, Any]) -> None:
 
     The files that it names must be written and synced, and so must be the folder.
     """
-    head = {"format": FORMAT, "format_version": FORMAT_VERSION, "lemur_ann_version": __version__}
+    head = {"format": FORMAT, "format_version": formats.INDEX_VERSION, "lemur_ann_version": __version__}
     body = {**manifest, **head}
     new = folder / f".{MANIFEST}.{uuid.uuid4().hex[:12]}"
     try:
@@ -71,44 +70,20 @@ def read_manifest(path: Path) -> dict[str, Any]:
     if not isinstance(manifest, dict) or manifest.get("format") != FORMAT:
         raise CorruptIndex(f"{path / MANIFEST} does not describe a lemur_ann index")
     version = manifest.get("format_version")
-    if not isinstance(version, int) or version > FORMAT_VERSION:
+    if not isinstance(version, int) or version > formats.INDEX_VERSION:
         raise CorruptIndex(
-            f"{path} has index format {version}, this lemur_ann {__version__} reads up to {FORMAT_VERSION}; "
+            f"{path} has index format {version}, this lemur_ann {__version__} reads up to {formats.INDEX_VERSION}; "
             f"it was written by lemur_ann {manifest.get('lemur_ann_version')}"
         )
     if manifest.pop("manifest_sha256", None) != _digest(manifest):
         raise CorruptIndex(f"{path / MANIFEST} was altered: its checksum does not match")
     try:
-        manifest = manifest if version == FORMAT_VERSION else _upgraded(manifest)
+        manifest = formats.manifest(manifest)
         if not isinstance(manifest["version"], int) or not isinstance(manifest["files"], dict):
             raise TypeError("version or files")
     except (KeyError, TypeError, ValueError) as error:
         raise CorruptIndex(f"{path / MANIFEST} cannot be read: {error!r}") from error
     return manifest
-
-
-def _upgraded(manifest: dict[str, Any]) -> dict[str, Any]:
-    """The manifest of an older format as one of this."""
-    version, files, num_rows = manifest["format_version"], manifest["files"], manifest["num_rows"]
-    options = dict(manifest["options"])
-    if version == 1:  # which learned from float32 targets
-        options["target_precision"] = "float32"
-    if version <= 2:
-        options["token_codes"] = None
-    names = {"graph": "graph.hnsw", "links": "graph.safetensors"}
-    structure = {name: file for name, file in names.items() if file in files}
-    parts = [{"file": "vectors.safetensors", "num_rows": num_rows}] if "vectors.safetensors" in files else []
-    return {
-        **manifest,
-        "options": options,
-        "tuned": manifest.get("tuned", []),
-        "version": 0,
-        "segments": [{"tokens": "tokens.arrow", "documents": "documents.arrow", "num_rows": num_rows}],
-        "deleted": "documents.arrow",
-        "learned": "learned.safetensors" if "learned.safetensors" in files else None,
-        "structure": {"files": structure, "num_rows": num_rows} if structure else None,
-        "vectors": parts,
-    }
 
 
 def check_files(path: Path, files: dict[str, Any], *, verify: bool) -> None:
@@ -152,9 +127,8 @@ def read_documents(path: Path) -> tuple[pa.ChunkedArray, pa.Table | None]:
 
 def read_deleted(path: Path, num_rows: int) -> npt.NDArray[np.bool_]:
     """Which rows are deleted, bool (num_rows,)."""
-    if path.suffix == ".arrow":  # formats 1 to 3, beside the ids
-        table = _read_table(path)
-        mask = np.array(table.column("deleted").to_numpy()) if "deleted" in table.column_names else np.empty(0, np.bool_)
+    if path.suffix == ".arrow":
+        mask = formats.deleted_rows(_read_table(path))
     else:
         bits = arrays.read_arrays(path).get("bits", np.empty(0, np.uint8))
         mask = np.unpackbits(bits, count=min(num_rows, 8 * len(bits))).astype(np.bool_)
