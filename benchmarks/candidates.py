@@ -25,7 +25,7 @@ import numpy as np
 import pyarrow.parquet as pq
 
 from lemur_ann import LemurIndex
-from lemur_ann.candidates import kind_of
+from lemur_ann.candidates.kinds import kind_of
 
 K = 10
 CONTENDERS = {  # name: kind, options of its library, beams
@@ -70,7 +70,7 @@ def main() -> None:
         builder.add(vectors, num_threads=2)
         candidates = builder.finish()
         build_s = time.perf_counter() - start
-        size = size_of(candidates, kind_of(kind).FILES)
+        size = size_of(candidates, kind_of(kind).files)
         for beam in beams:
             found, us = searched(candidates, encoded, args.num_candidates, beam)
             shares = [len(best & set(rows.tolist())) / len(best) for best, rows in zip(truth, found, strict=True)]

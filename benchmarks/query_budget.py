@@ -29,8 +29,8 @@ from rich.table import Table
 
 import lemur_ann
 from lemur_ann import _core
-from lemur_ann.candidates import hnsw
 from lemur_ann.candidates.hnsw import HnswCandidates
+from lemur_ann.candidates.kinds import kind_of
 from lemur_ann.documents.inputs import read_queries
 
 NUM_WALKED = 20  # queries whose walk is done again in Python, to count what it reads
@@ -109,7 +109,7 @@ def copies_of(candidates: HnswCandidates, options: dict, copies: int) -> HnswCan
     near = np.linalg.norm(vectors[:1000] - vectors[candidates.structure.links[:1000, 0]], axis=1)
     radius = np.linalg.norm(vectors[0])
     sigma = 0.3 * np.median(near) / np.sqrt(vectors.shape[1] - 1)
-    large = hnsw.builder(vectors.shape[1], options, copies * len(vectors))
+    large = kind_of("hnsw").builder(vectors.shape[1], options, copies * len(vectors))
     for copy in range(copies):
         noisy = vectors[:, :-1] + (sigma * random.normal(size=(len(vectors), vectors.shape[1] - 1)) if copy else 0)
         last = np.sqrt(np.maximum(radius**2 - np.einsum("ij,ij->i", noisy, noisy), 1e-6))

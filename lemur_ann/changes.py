@@ -19,7 +19,7 @@ import numpy as np
 import pyarrow as pa
 
 from lemur_ann import _validate as validate
-from lemur_ann.candidates import kind_of
+from lemur_ann.candidates.kinds import kind_of
 from lemur_ann.documents.inputs import QueryBatch, read_queries
 from lemur_ann.documents.intake import take_in
 from lemur_ann.documents.rows import Rows

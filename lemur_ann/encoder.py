@@ -15,8 +15,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
-from lemur_ann import _core
+from lemur_ann import _core, formats
 from lemur_ann import _validate as validate
+from lemur_ann.arrays import map_arrays, read_metadata, write_arrays
 from lemur_ann.documents.inputs import iterate_documents, queries_of, read_queries
 from lemur_ann.documents.intake import tokens_alone
 from lemur_ann.documents.sources import opened
@@ -24,19 +25,16 @@ from lemur_ann.documents.tokens import TokenStore
 from lemur_ann.errors import CorruptIndex
 from lemur_ann.learning import learned_parts
 from lemur_ann.learning.memory import parse_bytes
-from lemur_ann.learning.projection import Encoded, MapParts, composed, reduced_weights
+from lemur_ann.learning.projection import Encoded, MapParts, reduced_weights
 from lemur_ann.learning.query_features import FeatureWeights
 from lemur_ann.learning.reduction import augment
 from lemur_ann.learning.targets import Targets
 from lemur_ann.options import Options
 from lemur_ann.progress import Show, Task
 from lemur_ann.progress import progress as progress_lines
-from lemur_ann.saved.storage import map_arrays, read_metadata, write_arrays
 
 if TYPE_CHECKING:
     from lemur_ann.learning.features import FeatureMap
-
-FORMAT = "lemur_ann encoder 1"
 
 
 class LemurEncoder:
@@ -235,7 +233,7 @@ class LemurEncoder:
         is most of it, and the feature map.
         """
         plain = {"feature_map": self.feature_weights.config, "training": self.training, "precision": self.targets.precision}
-        described = {"format": FORMAT, "lemur_ann_version": _core.version, "encoder": json.dumps(plain)}
+        described = {**formats.map_header(), "lemur_ann_version": _core.version, "encoder": json.dumps(plain)}
         temporary = Path(f"{os.fspath(path)}.{os.getpid()}")
         try:
             write_arrays(temporary, self.arrays(), described)
@@ -256,12 +254,12 @@ class LemurEncoder:
             CorruptIndex: it is damaged, of a newer format, or something else.
         """
         described = read_metadata(Path(path))
-        if described.get("format") != FORMAT:
-            raise CorruptIndex(f"{path} is not an encoder of this format: expected {FORMAT!r}, got {described.get('format')!r}")
+        formats.check_map_header(described, path)
         try:
             plain = json.loads(described["encoder"])
             options = Options(target_precision=plain["precision"], device=device)
-            return cls.from_arrays(map_arrays(Path(path)), plain["feature_map"], plain["training"], options)
+            arrays = formats.learned_map(map_arrays(Path(path)), plain["feature_map"])
+            return cls.from_arrays(arrays, plain["feature_map"], plain["training"], options)
         except (KeyError, TypeError, ValueError) as error:
             raise CorruptIndex(f"{path} cannot be read: {error!r}") from error
 
@@ -331,7 +329,7 @@ class LemurEncoder:
     def from_arrays(
         cls, arrays: dict[str, npt.NDArray[Any]], config: dict[str, Any], training: dict[str, Any], options: Options
     ) -> LemurEncoder:
-        """What :meth:`arrays` gave; it encodes a document as the one before did."""
+        """What :meth:`arrays` gave, or :func:`lemur_ann.formats.learned_map` of a file; it encodes with the same bits."""
         if options.device != "cpu":
             from lemur_ann.learning.features import check_device
 
@@ -339,38 +337,13 @@ class LemurEncoder:
             arrays = {name: np.array(array) for name, array in arrays.items()}  # torch wants arrays that could be written
         prefix = "feature_map."
         psi = {name.removeprefix(prefix): array for name, array in arrays.items() if name.startswith(prefix)}
-        weights = FeatureWeights(config, psi)
-        if "cholesky" in arrays:
-            arrays = _from_format_1(arrays, weights.module("cpu"))
-        projection, offset = arrays["projection"], arrays["offset"]
-        if "document_map" in arrays:  # formats up to 4 had maps in two steps
-            projection, offset = composed(projection, offset, arrays["document_map"])
         return cls(
-            weights,
+            FeatureWeights(config, psi),
             Targets(arrays["sample_tokens"], float(arrays["target_mean"][0]), options.target_precision, device=options.device),
             arrays["token_weights"],
-            projection,
-            offset,
+            arrays["projection"],
+            arrays["offset"],
             arrays["query_map"],
             float(arrays["radius"][0]),
             training,
         )
-
-
-def _from_format_1(arrays: dict[str, npt.NDArray[Any]], feature_map: FeatureMap) -> dict[str, npt.NDArray[Any]]:
-    """Arrays of the first format, which kept the factor of the solve and the reduction apart."""
-    import torch
-
-    arrays = {name: np.array(array) for name, array in arrays.items()}  # torch wants arrays that could be written
-    document_map = torch.from_numpy(arrays["document_map"])
-    solved = torch.cholesky_solve(document_map.double(), torch.from_numpy(arrays["cholesky"]))
-    features = feature_map.token_features(arrays["sample_tokens"]).cpu()
-    projection = (features.double() @ solved / float(arrays["target_std"][0])).float().numpy()
-    kept = {name: array for name, array in arrays.items() if name != "document_map"}
-    weights = np.ones(len(projection), np.float32)
-    return {
-        **kept,
-        "token_weights": weights,
-        "projection": projection,
-        "offset": arrays["reduction_mean"] @ arrays["document_map"],
-    }

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from lemur_ann import _validate as validate
-from lemur_ann.candidates import OWN_KINDS, check_kind
+from lemur_ann.candidates.kinds import OWN_KINDS, check_kind
 
 
 @dataclass(frozen=True)

@@ -1,19 +1,21 @@
-"""Stage 1: the index that proposes candidate documents. One file per kind, behind one protocol."""
+"""Stage 1: the index that proposes candidate documents, behind one protocol; kinds.py has the names of those there are.
+
+A :class:`Kind` gives a :class:`Builder` for new documents, which ends in a :class:`CandidateIndex`. Of that the
+:class:`Structure` and the parts are saved, and the kind assembles it of them again. hnsw.py and exact.py are kinds of their
+own; for the index of another library a file of four functions will do (library.py).
+"""
 
 from __future__ import annotations
 
-import importlib
-import importlib.util
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, ClassVar, Protocol
 
 import numpy as np
 import numpy.typing as npt
 
-from lemur_ann.documents.rows import RowSet
+from lemur_ann.documents.rows import Rows, RowSet
 
 Vectors = npt.NDArray[np.float32]
-Indices = npt.NDArray[np.int64]
 
 MIN_SCANNED = 1024  # fewer documents that are in no structure never make a new one
 MAX_SCANNED = 16_384  # more do, which a search scans in about 0.1 ms, unless
@@ -50,8 +52,8 @@ class CandidateIndex(Protocol):
 
     def search(
         self, queries: Vectors, num_candidates: int, ef_search: int, *, num_threads: int, excluded: RowSet | None = None
-    ) -> list[Indices]:
-        """For each query the rows of largest inner product, best first.
+    ) -> list[Rows]:
+        """For each query the rows of largest inner product, best first; ``excluded`` ones never (None: there are none).
 
         At most ``num_candidates``, and exactly so many where that many rows are not excluded.
         """
@@ -59,8 +61,8 @@ class CandidateIndex(Protocol):
     def check(self) -> None:
         """CorruptIndex where something in it cannot be."""
 
-    def take(self, indices: Indices) -> Vectors:
-        """The vectors of some rows, float32 (len(indices), dim)."""
+    def take(self, rows: Rows) -> Vectors:
+        """The vectors of some rows, float32 (len(rows), dim)."""
 
 
 class Structure(Protocol):
@@ -71,7 +73,7 @@ class Structure(Protocol):
         """How many rows."""
 
     def save(self, paths: dict[str, Path]) -> None:
-        """Write its files, one for each of the names in ``FILES`` of the kind."""
+        """Write its files, one for each of the names in ``files`` of the kind."""
 
 
 class Builder(Protocol):
@@ -85,48 +87,24 @@ class Builder(Protocol):
 
 
 class Kind(Protocol):
-    """A module of this package."""
+    """What a value of the option ``candidates`` stands for."""
 
-    FILES: dict[str, str]  # the name and the suffix of each file of a structure
+    files: ClassVar[dict[str, str]]  # the name and the suffix of each file of a structure
 
     def builder(self, dim: int, options: dict[str, Any], capacity: int = 0, directory: str | None = None) -> Builder:
         """For vectors of this dimension.
 
-        ``options`` are the library's, ``capacity`` the documents to expect, ``directory`` the folder for temporary files, None
-        that of Python's tempfile.
+        ``options`` are the library's. The others are for kinds that can use them: ``capacity``, the documents to expect, and
+        ``directory``, the folder for temporary files, None that of Python's tempfile.
         """
 
     def load_structure(self, paths: dict[str, Path], dim: int, num_rows: int) -> Structure:
-        """What ``save`` wrote; of an older format there may be fewer files, and more rows."""
+        """What ``save`` wrote; CorruptIndex where it is damaged. Files of older formats are for :mod:`lemur_ann.formats`."""
 
     def assemble(
         self, dim: int, structure: Structure | None, parts: list[Vectors], options: dict[str, Any], directory: str | None = None
     ) -> CandidateIndex:
         """A candidate index of what was saved."""
-
-
-OWN_KINDS = ("hnsw", "exact")
-LIBRARIES = {"faiss": "faiss-cpu", "usearch": "usearch", "svs": "scalable-vs"}  # and the package that each is in
-KINDS = (*OWN_KINDS, *LIBRARIES)
-
-
-def check_kind(name: str) -> None:
-    """ValueError where there is no such kind, ImportError where its package is not installed."""
-    if name not in KINDS:
-        raise ValueError(f"candidates must be one of {', '.join(KINDS)}, got {name!r}")
-    if name in LIBRARIES and importlib.util.find_spec(name) is None:
-        raise ImportError(f"candidates={name!r} needs a package that is not installed: pip install {LIBRARIES[name]}")
-
-
-def kind_of(name: str) -> Kind:
-    """The module for a value of the option ``candidates``."""
-    check_kind(name)
-    module: Any = importlib.import_module(f"lemur_ann.candidates.{name}")
-    if name in OWN_KINDS:
-        return module  # type: ignore[no-any-return]
-    from lemur_ann.candidates.library import LibraryKind
-
-    return LibraryKind(module)
 
 
 def too_many(num_scanned: int, num_linked: int) -> bool:
@@ -142,12 +120,12 @@ def joined(parts: list[Vectors], vectors: Vectors) -> list[Vectors]:
     return [*parts, vectors]
 
 
-def take_from(parts: list[Vectors], dim: int, indices: Indices) -> Vectors:
+def take_from(parts: list[Vectors], dim: int, rows: Rows) -> Vectors:
     """Rows of parts laid end to end."""
-    out = np.empty((len(indices), dim), np.float32)
+    out = np.empty((len(rows), dim), np.float32)
     first = 0
     for part in parts:
-        inside = (indices >= first) & (indices < first + len(part))
-        out[inside] = part[indices[inside] - first]
+        inside = (rows >= first) & (rows < first + len(part))
+        out[inside] = part[rows[inside] - first]
         first += len(part)
     return out

@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import numpy.typing as npt
 
 from lemur_ann import _core
-from lemur_ann.candidates import Indices, Structure, Vectors, joined, take_from
-from lemur_ann.documents.rows import RowSet
+from lemur_ann.candidates import Kind, Structure, Vectors, joined, take_from
+from lemur_ann.documents.rows import Rows, RowSet
+from lemur_ann.errors import CorruptIndex
 
 QUERIES_PER_SCAN = 64
-FILES: dict[str, str] = {}
 
 
 class ExactCandidates:
@@ -43,10 +43,10 @@ class ExactCandidates:
 
     def search(
         self, queries: Vectors, num_candidates: int, ef_search: int, *, num_threads: int, excluded: RowSet | None = None
-    ) -> list[Indices]:
+    ) -> list[Rows]:
         if self.num_rows == 0:
             return [np.empty(0, np.int64) for _ in queries]
-        found: list[Indices] = []
+        found: list[Rows] = []
         for begin in range(0, len(queries), QUERIES_PER_SCAN):
             columns = _core.Columns(np.ascontiguousarray(queries[begin : begin + QUERIES_PER_SCAN].T), num_threads)
             products = np.concatenate([_core.products(part, columns, num_threads).astype(np.float32) for part in self.parts])
@@ -58,8 +58,8 @@ class ExactCandidates:
     def check(self) -> None:
         pass
 
-    def take(self, indices: Indices) -> Vectors:
-        return take_from(self.parts, self._dim, np.asarray(indices))
+    def take(self, rows: Rows) -> Vectors:
+        return take_from(self.parts, self._dim, np.asarray(rows))
 
 
 class ExactBuilder:
@@ -76,18 +76,18 @@ class ExactBuilder:
         return ExactCandidates(self._dim, [np.concatenate(self._blocks)] if self._blocks else [])
 
 
-def builder(dim: int, options: dict[str, Any], capacity: int = 0, directory: str | None = None) -> ExactBuilder:
-    """See :class:`~lemur_ann.candidates.Kind`."""
-    return ExactBuilder(dim)
+class ExactKind(Kind):
+    """A scan, which has no structure to save."""
 
+    files: ClassVar[dict[str, str]] = {}
 
-def load_structure(paths: dict[str, Path], dim: int, num_rows: int) -> Structure:
-    """See :class:`~lemur_ann.candidates.Kind`."""
-    raise AssertionError("a scan has no structure")
+    def builder(self, dim: int, options: dict[str, Any], capacity: int = 0, directory: str | None = None) -> ExactBuilder:
+        return ExactBuilder(dim)
 
+    def load_structure(self, paths: dict[str, Path], dim: int, num_rows: int) -> Structure:
+        raise CorruptIndex(f"{', '.join(map(str, paths.values()))}: a scan has no structure")
 
-def assemble(
-    dim: int, structure: Structure | None, parts: list[Vectors], options: dict[str, Any], directory: str | None = None
-) -> ExactCandidates:
-    """See :class:`~lemur_ann.candidates.Kind`."""
-    return ExactCandidates(dim, parts)
+    def assemble(
+        self, dim: int, structure: Structure | None, parts: list[Vectors], options: dict[str, Any], directory: str | None = None
+    ) -> ExactCandidates:
+        return ExactCandidates(dim, parts)

@@ -11,17 +11,16 @@ from typing import Any
 
 import faiss  # type: ignore[import-untyped,unused-ignore]
 import numpy as np
-import numpy.typing as npt
 
 from lemur_ann.candidates import Vectors
+from lemur_ann.documents.rows import Rows
 
 
-def build(vectors: Vectors, options: dict[str, Any], num_threads: int) -> Any:
+def build(vectors: Vectors, M: int, ef_construction: int, own: dict[str, Any], num_threads: int) -> Any:
     """See :class:`~lemur_ann.candidates.library.Library`."""
-    own = options.get("candidates_options") or {}
-    index = faiss.index_factory(vectors.shape[1], own.get("factory", f"HNSW{2 * options['M']}"), faiss.METRIC_INNER_PRODUCT)
+    index = faiss.index_factory(vectors.shape[1], own.get("factory", f"HNSW{2 * M}"), faiss.METRIC_INNER_PRODUCT)
     if hasattr(index, "hnsw"):
-        index.hnsw.efConstruction = options["ef_construction"]
+        index.hnsw.efConstruction = ef_construction
     faiss.omp_set_num_threads(num_threads)
     if not index.is_trained:
         index.train(vectors)
@@ -29,18 +28,15 @@ def build(vectors: Vectors, options: dict[str, Any], num_threads: int) -> Any:
     return index
 
 
-def find(
-    index: Any, queries: Vectors, count: int, beam: int, options: dict[str, Any], num_threads: int
-) -> npt.NDArray[np.int64]:
+def find(index: Any, queries: Vectors, count: int, beam: int, own: dict[str, Any], num_threads: int) -> Rows:
     """See :class:`~lemur_ann.candidates.library.Library`."""
     faiss.omp_set_num_threads(num_threads)
     params = None
     if hasattr(index, "hnsw"):
         params = faiss.SearchParametersHNSW(efSearch=beam)  # type: ignore[attr-defined,unused-ignore]
     elif hasattr(index, "nprobe"):
-        nprobe = (options.get("candidates_options") or {}).get("nprobe", 16)
-        params = faiss.SearchParametersIVF(nprobe=nprobe)  # type: ignore[call-arg,unused-ignore]
-    rows: npt.NDArray[np.int64] = index.search(np.ascontiguousarray(queries), count, params=params)[1]
+        params = faiss.SearchParametersIVF(nprobe=own.get("nprobe", 16))  # type: ignore[call-arg,unused-ignore]
+    rows: Rows = index.search(np.ascontiguousarray(queries), count, params=params)[1]
     return rows
 
 

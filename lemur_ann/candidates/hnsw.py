@@ -8,85 +8,24 @@ new copy is made. So nothing that a search reads ever changes, and a process tha
 
 from __future__ import annotations
 
-import errno
 import logging
-import os
-import shutil
-import tempfile
-import weakref
-from contextlib import suppress
-from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import hnswlib
 import numpy as np
 import numpy.typing as npt
 
-from lemur_ann import _core
-from lemur_ann.candidates import Indices, Structure, Vectors, joined, take_from, too_many
-from lemur_ann.documents.rows import RowSet
+from lemur_ann import _core, arrays
+from lemur_ann.candidates import Kind, Structure, Vectors, joined, take_from, too_many
+from lemur_ann.candidates.hnswlib_file import GraphFile, check_dim, load, read_links, saved
+from lemur_ann.documents.rows import Rows, RowSet
 from lemur_ann.errors import CorruptIndex
-from lemur_ann.saved import storage
 
-ROWS_PER_BLOCK = 16_384
 # Of the links that are searched, see links.hpp; hnswlib's graph need not be good for these to be.
 LINKS_PER_M, BEAM_PER_EF, ALPHA = 4, 3, 1.2
-HEADER = np.dtype(
-    [
-        *((name, "<u8") for name in ("offset", "room", "count", "node_bytes", "label_offset", "vector_offset")),
-        *((name, "<i4") for name in ("highest_level", "first_node")),
-        *((name, kind) for name, kind in (("M", "<u8"), ("degree", "<u8"), ("M_again", "<u8"), ("mult", "<f8"), ("ef", "<u8"))),
-    ]
-)
-FILES = {"graph": ".hnsw", "links": ".safetensors"}  # hnswlib's own, and what searches read
 
 log = logging.getLogger("lemur_ann")
-
-
-class GraphFile:
-    """hnswlib's file, open, so that it can be read whatever becomes of its name."""
-
-    def __init__(self, path: Path, *, temporary: bool = False) -> None:
-        self._file = path.open("rb")
-        by_descriptor = Path(f"/dev/fd/{self._file.fileno()}")
-        self.path = by_descriptor if by_descriptor.exists() else path
-        if temporary and self.path != path:
-            path.unlink()
-            temporary = False
-        weakref.finalize(self, _close, self._file, path if temporary else None)
-
-    def copy_to(self, path: Path) -> None:
-        self._file.seek(0)
-        with path.open("wb") as target:
-            shutil.copyfileobj(self._file, target, 1 << 22)
-
-    @property
-    def read(self) -> list[npt.NDArray[Any]]:
-        """What of it is mapped by now."""
-        return [self.nodes[0]] if "nodes" in self.__dict__ else []
-
-    @cached_property
-    def nodes(self) -> tuple[npt.NDArray[np.uint8], int]:
-        """One row a node, mapped, and where its vector begins."""
-        header = _header(self.path)
-        shape = header["count"], header["node_bytes"]
-        nodes = np.memmap(self._file, np.uint8, "r", HEADER.itemsize, shape) if shape[0] else np.empty(shape, np.uint8)
-        return nodes, header["vector_offset"]
-
-    @cached_property
-    def node_of_row(self) -> npt.NDArray[np.int64]:
-        labels = _labels(self.nodes[0], self.path)
-        order = np.full(labels.max(initial=-1) + 1, -1, np.int64)
-        order[labels] = np.arange(len(labels))
-        return order
-
-
-def _close(file: Any, path: Path | None) -> None:
-    file.close()
-    if path is not None:
-        with suppress(OSError):
-            path.unlink()
 
 
 class HnswGraph:
@@ -107,26 +46,15 @@ class HnswGraph:
     def num_rows(self) -> int:
         return len(self.links)
 
-    def take(self, rows: Indices, dim: int) -> Vectors:
-        nodes, offset = self.file.nodes
-        block = nodes[self.file.node_of_row[rows], offset : offset + 4 * dim]
-        return block.copy().view(np.float32).reshape(len(rows), dim)
-
     def save(self, paths: dict[str, Path]) -> None:
         self.file.copy_to(paths["graph"])
-        arrays: dict[str, npt.NDArray[Any]]
-        arrays = {"codes": self.codes, "scales": self.scales, "links": self.links, "entries": self.entries}
-        storage.write_arrays(paths["links"], arrays)
+        searched: dict[str, npt.NDArray[Any]]
+        searched = {"codes": self.codes, "scales": self.scales, "links": self.links, "entries": self.entries}
+        arrays.write_arrays(paths["links"], searched)
 
     def load(self, dim: int, max_elements: int) -> hnswlib.Index:
         """hnswlib's own graph, with room for more."""
-        _check_file(self.file.path, dim)
-        graph = hnswlib.Index("l2", dim)
-        try:
-            graph.load_index(str(self.file.path), max_elements=max_elements)
-        except RuntimeError as error:
-            raise CorruptIndex(f"{self.file.path} cannot be read: {error}") from error
-        return graph
+        return load(self.file.path, dim, max_elements)
 
 
 class HnswCandidates:
@@ -187,7 +115,7 @@ class HnswCandidates:
         for part in self.parts:
             graph.add_items(part, np.arange(row, row + len(part)), num_threads=num_threads)
             row += len(part)
-        path = _saved(graph, self._directory)
+        path = saved(graph, self._directory)
         del graph  # its memory is free before the links take theirs
         before = self.structure or _no_graph(self._dim)
         codes = np.concatenate([before.codes, self._recent[0]]), np.concatenate([before.scales, self._recent[1]])
@@ -196,7 +124,7 @@ class HnswCandidates:
 
     def search(
         self, queries: Vectors, num_candidates: int, ef_search: int, *, num_threads: int, excluded: RowSet | None = None
-    ) -> list[Indices]:
+    ) -> list[Rows]:
         mask, count = (None, 0) if excluded is None or excluded.count == 0 else (excluded.mask, excluded.count)
         return list(self._searched.search(queries, mask, count, num_candidates, ef_search, num_threads))
 
@@ -208,14 +136,14 @@ class HnswCandidates:
             if array.max(initial=-1) >= graph.num_rows or array.min(initial=0) < (-1 if name == "links" else 0):
                 raise CorruptIndex(f"{name} of the graph lead out of its {graph.num_rows} rows")
 
-    def take(self, indices: Indices) -> Vectors:
-        indices = np.asarray(indices)
+    def take(self, rows: Rows) -> Vectors:
+        rows = np.asarray(rows)
         first = 0 if self.structure is None else self.structure.num_rows
-        vectors = np.empty((len(indices), self._dim), np.float32)
-        inside = indices < first
+        vectors = np.empty((len(rows), self._dim), np.float32)
+        inside = rows < first
         if self.structure is not None and inside.any():
-            vectors[inside] = self.structure.take(indices[inside], self._dim)
-        vectors[~inside] = take_from(self.parts, self._dim, indices[~inside] - first)
+            vectors[inside] = self.structure.file.vectors(rows[inside], self._dim)
+        vectors[~inside] = take_from(self.parts, self._dim, rows[~inside] - first)
         return vectors
 
 
@@ -260,42 +188,31 @@ class HnswBuilder:
         if self._graph is None:
             parts = [np.concatenate(self._parts)] if self._parts else []
             return HnswCandidates(self._dim, None, parts, (codes, scales), self._options, self._directory)
-        path = _saved(self._graph, self._directory)
+        path = saved(self._graph, self._directory)
         self._graph = None  # its memory is free before the links take theirs
         frozen = _frozen(path, self._dim, codes, scales, self._options, self._num_threads)
         return HnswCandidates(self._dim, frozen, [], None, self._options, self._directory)
 
 
-def builder(dim: int, options: dict[str, Any], capacity: int = 0, directory: str | None = None) -> HnswBuilder:
-    """See :class:`~lemur_ann.candidates.Kind`."""
-    return HnswBuilder(dim, options, capacity, directory)
+class HnswKind(Kind):
+    """A graph of hnswlib, searched along links of our own."""
 
+    files: ClassVar[dict[str, str]] = {"graph": ".hnsw", "links": ".safetensors"}  # hnswlib's own, and what searches read
 
-def load_structure(paths: dict[str, Path], dim: int, num_rows: int) -> HnswGraph:
-    """See :class:`~lemur_ann.candidates.Kind`."""
-    file = GraphFile(paths["graph"])
-    arrays = storage.map_arrays(paths["links"]) if "links" in paths else {}
-    if arrays and len(arrays["links"]) == num_rows:
-        graph = HnswGraph(file, *(arrays[name] for name in ("codes", "scales", "links", "entries")))
-        if _dim_of(_header(paths["graph"])) != dim:
-            raise CorruptIndex(f"{paths['graph']} has vectors of another dimension")
-        return graph
-    # Formats 1 to 3: no links, or none yet of the last rows
-    if np.count_nonzero(file.node_of_row[:num_rows] >= 0) < num_rows:
-        raise CorruptIndex(f"{paths['graph']} does not have all of {num_rows} documents")
-    _check_file(paths["graph"], dim)
-    links, entries = read_links(paths["graph"], dim, num_rows)
-    graph = HnswGraph(file, np.empty((0, 1), np.int8), np.empty(0, np.float32), links, entries)
-    graph.codes, graph.scales = _core.int8_codes(graph.take(np.arange(num_rows), dim), 1)
-    return graph
+    def builder(self, dim: int, options: dict[str, Any], capacity: int = 0, directory: str | None = None) -> HnswBuilder:
+        return HnswBuilder(dim, options, capacity, directory)
 
+    def load_structure(self, paths: dict[str, Path], dim: int, num_rows: int) -> HnswGraph:
+        file = GraphFile(paths["graph"])
+        check_dim(paths["graph"], dim)
+        searched = arrays.map_arrays(paths["links"])
+        return HnswGraph(file, *(searched[name] for name in ("codes", "scales", "links", "entries")))
 
-def assemble(
-    dim: int, structure: Structure | None, parts: list[Vectors], options: dict[str, Any], directory: str | None = None
-) -> HnswCandidates:
-    """See :class:`~lemur_ann.candidates.Kind`."""
-    assert structure is None or isinstance(structure, HnswGraph)
-    return HnswCandidates(dim, structure, parts, None, options, directory)
+    def assemble(
+        self, dim: int, structure: Structure | None, parts: list[Vectors], options: dict[str, Any], directory: str | None = None
+    ) -> HnswCandidates:
+        assert structure is None or isinstance(structure, HnswGraph)
+        return HnswCandidates(dim, structure, parts, None, options, directory)
 
 
 def _new_graph(dim: int, options: dict[str, Any], capacity: int) -> hnswlib.Index:
@@ -321,19 +238,6 @@ def _codes_of(parts: list[Vectors], dim: int) -> tuple[npt.NDArray[np.int8], npt
         return graph.codes, graph.scales
     coded = [_core.int8_codes(np.ascontiguousarray(part), 1) for part in parts]
     return np.concatenate([codes for codes, _ in coded]), np.concatenate([scales for _, scales in coded])
-
-
-def _saved(graph: hnswlib.Index, directory: str | None) -> Path:
-    """A temporary file of hnswlib's graph."""
-    descriptor, name = tempfile.mkstemp(prefix=".building-", dir=directory)
-    os.close(descriptor)
-    path = Path(name)
-    try:
-        _save(graph, path)
-    except BaseException:
-        path.unlink()
-        raise
-    return path
 
 
 def _frozen(
@@ -365,137 +269,3 @@ def _frozen(
 
 def _padded(links: npt.NDArray[np.int32], degree: int) -> npt.NDArray[np.int32]:
     return np.pad(links[:, :degree], ((0, 0), (0, max(degree - links.shape[1], 0))), constant_values=-1)
-
-
-def read_links(path: Path, dim: int, num_rows: int) -> tuple[npt.NDArray[np.int32], npt.NDArray[np.int32]]:
-    """The neighbours of the first ``num_rows`` labels, (num_rows, degree), -1 after the last; and where searches may begin.
-
-    A file of hnswlib is a header, one block a node (the number of its links, room for them, its vector, its label), and for
-    each node the size of its links on higher levels, and these.
-    """
-    with path.open("rb") as file:
-        header = np.frombuffer(file.read(HEADER.itemsize), HEADER)[0]
-        count, size, degree = (int(header[name]) for name in ("count", "node_bytes", "degree"))
-        blocks = [(begin, min(begin + ROWS_PER_BLOCK, count)) for begin in range(0, count, ROWS_PER_BLOCK)]
-
-        def nodes(begin: int, end: int) -> npt.NDArray[np.uint8]:
-            file.seek(HEADER.itemsize + begin * size)
-            return np.frombuffer(file.read((end - begin) * size), np.uint8).reshape(-1, size)
-
-        def column(block: npt.NDArray[np.uint8], offset: int, width: int, kind: type) -> npt.NDArray[Any]:
-            return block[:, offset : offset + width].copy().view(kind)
-
-        rows, is_far = np.empty(count, np.int32), np.empty(count, bool)
-        for begin, end in blocks:
-            block = nodes(begin, end)
-            labels = column(block, int(header["label_offset"]), 8, np.int64)[:, 0]
-            rows[begin:end] = np.where(labels < num_rows, labels, -1)  # a broken-off call may have left others
-            # Vectors beyond the radius (reduction.py) are near nobody: few links lead to them, and many queries want them.
-            is_far[begin:end] = column(block, int(header["vector_offset"]) + 4 * (dim - 1), 4, np.float32)[:, 0] == 0
-        links = np.full((num_rows, degree), -1, np.int32)
-        for begin, end in blocks:
-            block, own = nodes(begin, end), rows[begin:end]
-            there = np.arange(degree) < column(block, 0, 2, np.uint16)
-            found = np.where(there, rows[np.where(there, column(block, 4, 4 * degree, np.int32), 0)], -1)
-            links[own[own >= 0]] = _without_gaps(found)[own >= 0]
-        file.seek(HEADER.itemsize + count * size)
-        levels = _levels(file.read(), count)
-    few, level = 2 * int(count**0.5), 0  # so many entries, about, are looked at by every search
-    while level < levels.max(initial=0) and np.count_nonzero(levels >= level) > few:
-        level += 1
-    chosen = rows[(levels >= level) | is_far]
-    return links, np.sort(chosen[chosen >= 0])
-
-
-def _header(path: Path) -> dict[str, int]:
-    """The header of hnswlib's file; CorruptIndex where it does not fit the file."""
-    size = path.stat().st_size
-    with path.open("rb") as file:
-        raw = file.read(HEADER.itemsize)
-    if len(raw) < HEADER.itemsize:
-        raise CorruptIndex(f"{path} cannot be read: it has no header")
-    header = {name: int(value) for name, value in zip(HEADER.names or (), np.frombuffer(raw, HEADER)[0], strict=True)}
-    link_bytes = 4 + 4 * header["degree"]
-    if not (
-        header["offset"] == 0
-        and header["count"] <= header["room"] < 2**31
-        and HEADER.itemsize + header["count"] * header["node_bytes"] <= size
-        and 0 < header["M"] == header["M_again"] <= header["degree"] < 2**15
-        and 0 < header["ef"] < 2**31
-        and header["vector_offset"] == link_bytes < header["label_offset"] == header["node_bytes"] - 8
-    ):
-        raise CorruptIndex(f"{path} cannot be read: its header does not fit it")
-    return header
-
-
-def _dim_of(header: dict[str, int]) -> float:
-    return (header["label_offset"] - header["vector_offset"]) / 4
-
-
-def _labels(nodes: npt.NDArray[np.uint8], path: Path) -> npt.NDArray[np.int64]:
-    labels = nodes[:, -8:].copy().view(np.int64)[:, 0]
-    if len(labels) and (labels.min() < 0 or labels.max() >= 2**31 or len(np.unique(labels)) < len(labels)):
-        raise CorruptIndex(f"{path} cannot be read: its labels are not rows")
-    return labels
-
-
-def _check_file(path: Path, dim: int) -> None:
-    """CorruptIndex where hnswlib, which checks nothing, would read outside of its file or of its graph."""
-    header = _header(path)
-    count, degree, M = header["count"], header["degree"], header["M"]
-    if _dim_of(header) != dim:
-        raise CorruptIndex(f"{path} has vectors of another dimension")
-    if count == 0:
-        return
-    nodes = np.memmap(path, np.uint8, "r", HEADER.itemsize, (count, header["node_bytes"]))
-    _labels(nodes, path)
-    level_words = 1 + M
-    higher = np.fromfile(path, np.uint32, offset=HEADER.itemsize + nodes.size)
-    links = nodes[:, 4 : header["vector_offset"]].copy().view(np.uint32)
-    used = nodes[:, :2].copy().view(np.uint16)[:, 0]
-    good = bool(used.max() <= degree and (links[np.arange(degree) < used[:, None]] < count).all())
-    levels, place = np.zeros(count, np.int64), 0
-    begins = np.empty(count, np.int64)
-    for node in range(count):
-        if place >= len(higher) or int(higher[place]) % (4 * level_words):
-            raise CorruptIndex(f"{path} cannot be read: its links of higher levels are cut off")
-        levels[node], begins[node] = int(higher[place]) // (4 * level_words), place + 1
-        place += 1 + int(higher[place]) // 4
-    good = good and place == len(higher) and levels.max() == header["highest_level"]
-    good = good and 0 <= header["first_node"] < count and levels[header["first_node"]] == header["highest_level"]
-    for node in np.flatnonzero(levels).tolist() if good else ():
-        lists = higher[begins[node] : begins[node] + levels[node] * level_words].reshape(-1, level_words)
-        for level, words in enumerate(lists, start=1):
-            number = int(words[0]) & 0xFFFF
-            found = words[1 : 1 + number]
-            good = good and number <= M and bool((found < count).all()) and bool((levels[found] >= level).all())
-    if not good:
-        raise CorruptIndex(f"{path} cannot be read: its links lead out of it")
-
-
-def _levels(higher_links: bytes, count: int) -> npt.NDArray[np.int64]:
-    """How many bytes of links each node has above the lowest level: more on more levels."""
-    words = np.frombuffer(higher_links, np.uint32)
-    sizes = np.empty(count, np.int64)
-    place = 0
-    for node in range(count):
-        sizes[node] = words[place]
-        place += 1 + int(sizes[node]) // 4
-    _, levels = np.unique(sizes, return_inverse=True)
-    return levels.astype(np.int64)
-
-
-def _save(builder: hnswlib.Index, path: Path) -> None:
-    """hnswlib does not notice when there is no room for its file."""
-    builder.save_index(str(path))
-    size, expected = path.stat().st_size, builder.index_file_size()
-    if size != expected:
-        raise OSError(errno.ENOSPC, f"the graph takes {expected:,} bytes and {size:,} were written: no room left", str(path))
-
-
-def _without_gaps(links: npt.NDArray[np.int32]) -> npt.NDArray[np.int32]:
-    """The same links of each row, those that are -1 last."""
-    gaps = links < 0
-    if not np.any(gaps[:, :-1] & ~gaps[:, 1:]):
-        return links
-    return np.take_along_axis(links, np.argsort(gaps, axis=1, kind="stable"), axis=1)

@@ -7,15 +7,15 @@ float32, mapped once they are saved: what it finds is ordered by them, and where
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, ClassVar, Protocol
 
 import numpy as np
 import numpy.typing as npt
 
-from lemur_ann.candidates import Indices, Structure, Vectors, joined, take_from, too_many
-from lemur_ann.documents.rows import RowSet
+from lemur_ann import arrays
+from lemur_ann.candidates import Kind, Structure, Vectors, joined, take_from, too_many
+from lemur_ann.documents.rows import Rows, RowSet
 from lemur_ann.errors import CorruptIndex
-from lemur_ann.saved import storage
 
 ROWS_PER_SCAN = 16_384
 SCANNED_SHARE = 0.1  # where fewer of the rows than this pass a filter, those are scanned
@@ -23,14 +23,15 @@ HEADROOM = 1.5  # times as many rows as should be needed are asked for behind a 
 
 
 class Library(Protocol):
-    """A module of this package: what it takes to use a library's index."""
+    """A module of this package: what it takes to use a library's index.
 
-    def build(self, vectors: Vectors, options: dict[str, Any], num_threads: int) -> Any:
-        """An index of vectors of one norm, by inner product or L2."""
+    ``own`` is what the caller gave as ``candidates_options``, {} where that is nothing.
+    """
 
-    def find(
-        self, index: Any, queries: Vectors, count: int, beam: int, options: dict[str, Any], num_threads: int
-    ) -> npt.NDArray[np.int64]:
+    def build(self, vectors: Vectors, M: int, ef_construction: int, own: dict[str, Any], num_threads: int) -> Any:
+        """An index of vectors of one norm, by inner product or L2; M and ef_construction are the options of that name."""
+
+    def find(self, index: Any, queries: Vectors, count: int, beam: int, own: dict[str, Any], num_threads: int) -> Rows:
         """(num_queries, count) rows, best first, -1 where it finds no more."""
 
     def write(self, index: Any, path: Path) -> None:
@@ -52,7 +53,7 @@ class LibraryStructure:
 
     def save(self, paths: dict[str, Path]) -> None:
         self.library.write(self.index, paths["graph"])
-        storage.write_arrays(paths["vectors"], {"vectors": self.vectors})
+        arrays.write_arrays(paths["vectors"], {"vectors": self.vectors})
 
 
 class LibraryCandidates:
@@ -88,7 +89,7 @@ class LibraryCandidates:
 
     def search(
         self, queries: Vectors, num_candidates: int, ef_search: int, *, num_threads: int, excluded: RowSet | None = None
-    ) -> list[Indices]:
+    ) -> list[Rows]:
         mask = np.zeros(self.num_rows, np.bool_) if excluded is None else excluded.mask
         linked = self._num_linked
         passing = np.flatnonzero(~mask[:linked])
@@ -111,7 +112,7 @@ class LibraryCandidates:
 
     def _found(
         self, queries: Vectors, count: int, beam: int, mask: npt.NDArray[np.bool_], num_passing: int, num_threads: int
-    ) -> list[Indices | None]:
+    ) -> list[Rows | None]:
         """For each query ``count`` rows of the structure that pass; None where they are better scanned."""
         if self.structure is None or count == 0:
             return [np.empty(0, np.int64) for _ in queries]
@@ -121,9 +122,9 @@ class LibraryCandidates:
         share = linked / num_passing
         asked = count if num_passing == linked else min(int(count * share * HEADROOM) + 1, linked)
         rows = self._library.find(
-            self.structure.index, queries, asked, max(int(beam * share), asked), self._options, num_threads
+            self.structure.index, queries, asked, max(int(beam * share), asked), _own(self._options), num_threads
         )
-        out: list[Indices | None] = []
+        out: list[Rows | None] = []
         for own in rows:
             own = own[(own >= 0) & (own < linked)]
             own = own[~mask[own]][:count]
@@ -133,10 +134,9 @@ class LibraryCandidates:
     def check(self) -> None:
         pass
 
-    def take(self, indices: Indices) -> Vectors:
-        indices = np.asarray(indices)
+    def take(self, rows: Rows) -> Vectors:
         first = [] if self.structure is None else [self.structure.vectors]
-        return take_from([*first, *self.parts], self._dim, indices)
+        return take_from([*first, *self.parts], self._dim, np.asarray(rows))
 
 
 class LibraryBuilder:
@@ -159,18 +159,19 @@ class LibraryBuilder:
         return LibraryCandidates(self._library, self._dim, None, [vectors] if len(vectors) else [], self._options)
 
 
-class LibraryKind:
-    """See :class:`~lemur_ann.candidates.Kind`."""
+class LibraryKind(Kind):
+    """The index of a library, and beside it all vectors."""
+
+    files: ClassVar[dict[str, str]] = {"graph": ".bin", "vectors": ".safetensors"}
 
     def __init__(self, library: Library) -> None:
-        self.FILES = {"graph": ".bin", "vectors": ".safetensors"}
         self._library = library
 
     def builder(self, dim: int, options: dict[str, Any], capacity: int = 0, directory: str | None = None) -> LibraryBuilder:
         return LibraryBuilder(self._library, dim, options)
 
     def load_structure(self, paths: dict[str, Path], dim: int, num_rows: int) -> LibraryStructure:
-        vectors = storage.map_arrays(paths["vectors"]).get("vectors")
+        vectors = arrays.map_arrays(paths["vectors"]).get("vectors")
         if vectors is None or vectors.shape != (num_rows, dim) or vectors.dtype != np.float32:
             raise CorruptIndex(f"{paths['vectors']} does not hold {num_rows} vectors of dim {dim}")
         try:
@@ -188,5 +189,9 @@ class LibraryKind:
 
 def _built(library: Library, dim: int, vectors: Vectors, options: dict[str, Any], num_threads: int) -> LibraryCandidates:
     vectors = np.ascontiguousarray(vectors)
-    structure = LibraryStructure(library, library.build(vectors, options, num_threads), vectors)
-    return LibraryCandidates(library, dim, structure, [], options)
+    index = library.build(vectors, options["M"], options["ef_construction"], _own(options), num_threads)
+    return LibraryCandidates(library, dim, LibraryStructure(library, index, vectors), [], options)
+
+
+def _own(options: dict[str, Any]) -> dict[str, Any]:
+    return options.get("candidates_options") or {}

@@ -13,10 +13,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import svs
 
 from lemur_ann.candidates import Vectors
+from lemur_ann.documents.rows import Rows
 
 PARTS = ("config", "graph", "data")  # the folders that it saves
 
@@ -26,27 +26,22 @@ class _Graph:
         self.index, self.dtype, self.lock = index, dtype, threading.Lock()
 
 
-def build(vectors: Vectors, options: dict[str, Any], num_threads: int) -> Any:
+def build(vectors: Vectors, M: int, ef_construction: int, own: dict[str, Any], num_threads: int) -> Any:
     """See :class:`~lemur_ann.candidates.library.Library`."""
-    own = options.get("candidates_options") or {}
     dtype = own.get("dtype", "float32")
-    parameters = svs.VamanaBuildParameters(
-        graph_max_degree=4 * options["M"], window_size=2 * options["ef_construction"], alpha=own.get("alpha", 1.2)
-    )
+    parameters = svs.VamanaBuildParameters(graph_max_degree=4 * M, window_size=2 * ef_construction, alpha=own.get("alpha", 1.2))
     index = svs.Vamana.build(parameters, vectors.astype(dtype), svs.DistanceType.L2, num_threads=num_threads)
     return _Graph(index, dtype)
 
 
-def find(
-    index: Any, queries: Vectors, count: int, beam: int, options: dict[str, Any], num_threads: int
-) -> npt.NDArray[np.int64]:
+def find(index: Any, queries: Vectors, count: int, beam: int, own: dict[str, Any], num_threads: int) -> Rows:
     """See :class:`~lemur_ann.candidates.library.Library`."""
     with index.lock:
         if index.index.num_threads != num_threads:
             index.index.num_threads = num_threads
         if index.index.search_window_size != beam:
             index.index.search_window_size = beam
-        rows: npt.NDArray[np.int64] = index.index.search(np.ascontiguousarray(queries), count)[0].astype(np.int64)
+        rows: Rows = index.index.search(np.ascontiguousarray(queries), count)[0].astype(np.int64)
     return rows
 
 

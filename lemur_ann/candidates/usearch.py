@@ -10,20 +10,20 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 from usearch.index import Index
 
 from lemur_ann.candidates import Vectors
+from lemur_ann.documents.rows import Rows
 
 
-def build(vectors: Vectors, options: dict[str, Any], num_threads: int) -> Any:
+def build(vectors: Vectors, M: int, ef_construction: int, own: dict[str, Any], num_threads: int) -> Any:
     """See :class:`~lemur_ann.candidates.library.Library`."""
     index = Index(
         ndim=vectors.shape[1],
         metric="ip",
-        dtype=(options.get("candidates_options") or {}).get("dtype", "f16"),
-        connectivity=2 * options["M"],
-        expansion_add=options["ef_construction"],
+        dtype=own.get("dtype", "f16"),
+        connectivity=2 * M,
+        expansion_add=ef_construction,
     )
     index.add(np.arange(len(vectors), dtype=np.uint64), vectors / _norm(vectors), threads=num_threads)
     return index
@@ -34,9 +34,7 @@ def _norm(vectors: Vectors) -> float:
     return float(np.linalg.norm(vectors[0])) if len(vectors) else 1.0
 
 
-def find(
-    index: Any, queries: Vectors, count: int, beam: int, options: dict[str, Any], num_threads: int
-) -> npt.NDArray[np.int64]:
+def find(index: Any, queries: Vectors, count: int, beam: int, own: dict[str, Any], num_threads: int) -> Rows:
     """See :class:`~lemur_ann.candidates.library.Library`."""
     if index.expansion_search != beam:
         index.expansion_search = beam
@@ -46,8 +44,8 @@ def find(
     if len(queries) == 1:
         rows[0, : len(matches)] = matches.keys
         return rows
-    for own, keys, found in zip(rows, matches.keys, matches.counts, strict=True):
-        own[:found] = keys[:found]
+    for row, keys, found in zip(rows, matches.keys, matches.counts, strict=True):
+        row[:found] = keys[:found]
     return rows
 
 

@@ -163,7 +163,7 @@ def save(path: Path, snapshot: Snapshot, options: Options) -> None:
     if (path / storage.MANIFEST).exists():
         lock = WriterLock(path)
         try:
-            old = storage.written_manifest(path)
+            old = storage.written_manifest(path)  # of any format: those before 4 count no versions
             manifest, _ = write_version(path, snapshot, options, number=old.get("version", 0) + 1)
             _remove_strays(path, manifest["files"], old["files"])
         finally:

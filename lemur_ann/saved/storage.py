@@ -13,19 +13,17 @@ import re
 import uuid
 from contextlib import suppress
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
-from safetensors import SafetensorError
-from safetensors.numpy import load_file, save
 
+from lemur_ann import arrays, formats
 from lemur_ann._core import version as __version__
 from lemur_ann.errors import CorruptIndex
 
 FORMAT = "lemur_ann"
-FORMAT_VERSION = 4
 
 MANIFEST = "manifest.json"
 LOCK = "writer.lock"
@@ -35,15 +33,13 @@ NAMES = re.compile(
     r"|\.manifest\.json\..*|\.building-.*"
 )
 
-DTYPES = {"I8": np.int8, "U8": np.uint8, "I32": np.int32, "I64": np.int64, "F32": np.float32, "F64": np.float64}
-
 
 def write_manifest(folder: Path, manifest: dict[str, Any]) -> None:
     """Make these the files of the index, in one step, which has happened for good once this returns.
 
     The files that it names must be written and synced, and so must be the folder.
     """
-    head = {"format": FORMAT, "format_version": FORMAT_VERSION, "lemur_ann_version": __version__}
+    head = {"format": FORMAT, "format_version": formats.INDEX_VERSION, "lemur_ann_version": __version__}
     body = {**manifest, **head}
     new = folder / f".{MANIFEST}.{uuid.uuid4().hex[:12]}"
     try:
@@ -74,44 +70,20 @@ def read_manifest(path: Path) -> dict[str, Any]:
     if not isinstance(manifest, dict) or manifest.get("format") != FORMAT:
         raise CorruptIndex(f"{path / MANIFEST} does not describe a lemur_ann index")
     version = manifest.get("format_version")
-    if not isinstance(version, int) or version > FORMAT_VERSION:
+    if not isinstance(version, int) or version > formats.INDEX_VERSION:
         raise CorruptIndex(
-            f"{path} has index format {version}, this lemur_ann {__version__} reads up to {FORMAT_VERSION}; "
+            f"{path} has index format {version}, this lemur_ann {__version__} reads up to {formats.INDEX_VERSION}; "
             f"it was written by lemur_ann {manifest.get('lemur_ann_version')}"
         )
     if manifest.pop("manifest_sha256", None) != _digest(manifest):
         raise CorruptIndex(f"{path / MANIFEST} was altered: its checksum does not match")
     try:
-        manifest = manifest if version == FORMAT_VERSION else _upgraded(manifest)
+        manifest = formats.manifest(manifest)
         if not isinstance(manifest["version"], int) or not isinstance(manifest["files"], dict):
             raise TypeError("version or files")
     except (KeyError, TypeError, ValueError) as error:
         raise CorruptIndex(f"{path / MANIFEST} cannot be read: {error!r}") from error
     return manifest
-
-
-def _upgraded(manifest: dict[str, Any]) -> dict[str, Any]:
-    """The manifest of an older format as one of this."""
-    version, files, num_rows = manifest["format_version"], manifest["files"], manifest["num_rows"]
-    options = dict(manifest["options"])
-    if version == 1:  # which learned from float32 targets
-        options["target_precision"] = "float32"
-    if version <= 2:
-        options["token_codes"] = None
-    names = {"graph": "graph.hnsw", "links": "graph.safetensors"}
-    structure = {name: file for name, file in names.items() if file in files}
-    parts = [{"file": "vectors.safetensors", "num_rows": num_rows}] if "vectors.safetensors" in files else []
-    return {
-        **manifest,
-        "options": options,
-        "tuned": manifest.get("tuned", []),
-        "version": 0,
-        "segments": [{"tokens": "tokens.arrow", "documents": "documents.arrow", "num_rows": num_rows}],
-        "deleted": "documents.arrow",
-        "learned": "learned.safetensors" if "learned.safetensors" in files else None,
-        "structure": {"files": structure, "num_rows": num_rows} if structure else None,
-        "vectors": parts,
-    }
 
 
 def check_files(path: Path, files: dict[str, Any], *, verify: bool) -> None:
@@ -155,11 +127,10 @@ def read_documents(path: Path) -> tuple[pa.ChunkedArray, pa.Table | None]:
 
 def read_deleted(path: Path, num_rows: int) -> npt.NDArray[np.bool_]:
     """Which rows are deleted, bool (num_rows,)."""
-    if path.suffix == ".arrow":  # formats 1 to 3, beside the ids
-        table = _read_table(path)
-        mask = np.array(table.column("deleted").to_numpy()) if "deleted" in table.column_names else np.empty(0, np.bool_)
+    if path.suffix == ".arrow":
+        mask = formats.deleted_rows(_read_table(path))
     else:
-        bits = read_arrays(path).get("bits", np.empty(0, np.uint8))
+        bits = arrays.read_arrays(path).get("bits", np.empty(0, np.uint8))
         mask = np.unpackbits(bits, count=min(num_rows, 8 * len(bits))).astype(np.bool_)
     if mask.dtype != np.bool_ or mask.shape != (num_rows,):
         raise CorruptIndex(f"{path} says of {len(mask)} rows whether they are deleted, expected {num_rows}")
@@ -168,7 +139,7 @@ def read_deleted(path: Path, num_rows: int) -> npt.NDArray[np.bool_]:
 
 def write_deleted(path: Path, mask: npt.NDArray[np.bool_]) -> None:
     """Which rows are deleted, a bit for each."""
-    write_arrays(path, {"bits": np.packbits(mask)})
+    arrays.write_arrays(path, {"bits": np.packbits(mask)})
 
 
 def _read_table(path: Path) -> pa.Table:
@@ -178,58 +149,6 @@ def _read_table(path: Path) -> pa.Table:
     except (pa.ArrowException, ValueError, OSError) as error:
         raise CorruptIndex(f"{path} cannot be read: {error}") from error
     return table
-
-
-def write_arrays(path: Path, arrays: dict[str, npt.NDArray[Any]], metadata: dict[str, str] | None = None) -> None:
-    """Named arrays as safetensors, and strings in its header."""
-    # save_file would make a file that only its owner may read
-    path.write_bytes(save({name: np.ascontiguousarray(array) for name, array in arrays.items()}, metadata))
-
-
-def read_arrays(path: Path) -> dict[str, npt.NDArray[Any]]:
-    """What :func:`write_arrays` wrote."""
-    try:
-        return load_file(path)
-    except SafetensorError as error:
-        raise CorruptIndex(f"{path} cannot be read: {error}") from error
-
-
-def read_metadata(path: Path) -> dict[str, str]:
-    """The strings in the header of a safetensors file; none where there is no such header."""
-    try:
-        with path.open("rb") as file:
-            header, _ = _read_header(path, file)
-    except (ValueError, RecursionError) as error:
-        raise CorruptIndex(f"{path} cannot be read: {error}") from error
-    metadata = header.get("__metadata__", {})
-    return metadata if isinstance(metadata, dict) else {}
-
-
-def _read_header(path: Path, file: BinaryIO) -> tuple[dict[str, Any], int]:
-    """The header of a safetensors file, and its size."""
-    size = int.from_bytes(file.read(8), "little")
-    header = json.loads(file.read(size)) if size < path.stat().st_size else None
-    if not isinstance(header, dict):
-        raise CorruptIndex(f"{path} cannot be read: it has no header")
-    return header, size
-
-
-def map_arrays(path: Path) -> dict[str, npt.NDArray[Any]]:
-    """The same, mapped: read from the file when they are first used. (safetensors' own reader for NumPy copies.)"""
-    try:
-        with path.open("rb") as file:
-            header, size = _read_header(path, file)
-            whole = np.memmap(file, np.uint8, "r")
-        arrays = {}
-        for name, entry in header.items():
-            if name == "__metadata__":
-                continue
-            begin, end = entry["data_offsets"]
-            flat = whole[8 + size + begin : 8 + size + end].view(DTYPES[entry["dtype"]])
-            arrays[name] = flat.reshape(entry["shape"])
-    except (ValueError, KeyError, TypeError, AttributeError, RecursionError, OverflowError) as error:
-        raise CorruptIndex(f"{path} cannot be read: {error}") from error
-    return arrays
 
 
 def check_replaceable(path: Path) -> None:

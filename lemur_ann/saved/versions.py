@@ -12,7 +12,9 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from lemur_ann.candidates import CandidateIndex, Structure, Vectors, kind_of
+from lemur_ann import arrays, formats
+from lemur_ann.candidates import CandidateIndex, Structure, Vectors
+from lemur_ann.candidates.kinds import kind_of
 from lemur_ann.documents.ids import IdColumn, IdMap
 from lemur_ann.documents.intake import joined_metadata, rows_of
 from lemur_ann.documents.rows import RowSet
@@ -163,17 +165,17 @@ def _learned(
     training, kind = manifest["training"], kind_of(options.candidates)
 
     def read_encoder() -> LemurEncoder:
-        arrays = storage.map_arrays(folder / manifest["learned"])
-        return LemurEncoder.from_arrays(arrays, manifest["feature_map"], training, options)
+        learned = formats.learned_map(arrays.map_arrays(folder / manifest["learned"]), manifest["feature_map"])
+        return LemurEncoder.from_arrays(learned, manifest["feature_map"], training, options)
 
     encoder: LemurEncoder = known_or(manifest["learned"], read_encoder)
 
     def read_structure() -> Structure:
         paths = {role: folder / name for role, name in entry["files"].items()}
-        return kind.load_structure(paths, encoder.dim, entry["num_rows"])
+        return formats.load_structure(kind, paths, encoder.dim, entry["num_rows"])
 
     def read_part(part: dict[str, Any]) -> Vectors:
-        vectors = storage.map_arrays(folder / part["file"])["vectors"][: part["num_rows"]]
+        vectors = arrays.map_arrays(folder / part["file"])["vectors"][: part["num_rows"]]
         if vectors.shape != (part["num_rows"], encoder.dim) or vectors.dtype != np.float32:
             raise CorruptIndex(f"{folder / part['file']} has vectors of shape {vectors.shape}")
         return vectors
@@ -187,8 +189,7 @@ def _learned(
         _candidates_key(manifest), lambda: kind.assemble(encoder.dim, structure, parts, asdict(options), scratch)
     )
     tuned = (Tuned(**{**t, "recall_interval": tuple(t["recall_interval"])}) for t in manifest["tuned"])
-    learned_rows = training.get("num_rows", num_rows)  # which indexes of old do not have
-    return Learned(options, encoder, candidates, learned_rows, tuple(tuned))
+    return Learned(options, encoder, candidates, training["num_rows"], tuple(tuned))
 
 
 def _candidates_key(manifest: dict[str, Any]) -> Any:
@@ -319,32 +320,42 @@ class Writing:
                 "deleted", ".safetensors", lambda path: storage.write_deleted(path, deleted.mask), deleted
             )
         if learned is not None:
-            encoder, candidates = learned.encoder, learned.candidates
-            manifest["feature_map"] = encoder.feature_weights.config
-            manifest["training"] = {**encoder.training, "num_rows": learned.num_rows}
-            manifest["tuned"] = [asdict(tuned) for tuned in learned.tuned]
-            manifest["learned"] = self.known(encoder) or self.new(
-                "learned", ".safetensors", lambda path: storage.write_arrays(path, encoder.arrays())
-            )
-            structure, is_new = candidates.structure, False
-            if structure is not None:
-                name = self.known(structure)
-                if name is None:
-                    is_new = True
-                    files = self.new_structure(structure, kind_of(learned.options.candidates).FILES)
-                else:
-                    assert self.before is not None
-                    files = self.before.manifest["structure"]["files"]
-                    self.keep(*files.values())
-                manifest["structure"] = {"files": files, "num_rows": structure.num_rows}
-            for part in candidates.parts:
-                name = self.known(part) or self.new(
-                    "vectors", ".safetensors", functools.partial(storage.write_arrays, arrays={"vectors": part}), part
-                )
-                manifest["vectors"].append({"file": name, "num_rows": len(part)})
+            manifest |= self.map_of(learned)
+            is_new, manifest["structure"] = self.structure_of(learned)
+            manifest["vectors"] = [self.part(part) for part in learned.candidates.parts]
             if not is_new:  # else what is mapped from its files takes its place, as with a new map
-                self.objects[_candidates_key(manifest)] = candidates
+                self.objects[_candidates_key(manifest)] = learned.candidates
         return {**manifest, "files": self.files}
+
+    def map_of(self, learned: Learned) -> dict[str, Any]:
+        """Write the map if it is new, and give what the manifest says of it."""
+        encoder = learned.encoder
+        return {
+            "feature_map": encoder.feature_weights.config,
+            "training": {**encoder.training, "num_rows": learned.num_rows},
+            "tuned": [asdict(tuned) for tuned in learned.tuned],
+            "learned": self.known(encoder)
+            or self.new("learned", ".safetensors", lambda path: arrays.write_arrays(path, encoder.arrays())),
+        }
+
+    def structure_of(self, learned: Learned) -> tuple[bool, dict[str, Any] | None]:
+        """Whether the structure of the candidates is new, then written; and what the manifest says of it, None of none."""
+        structure = learned.candidates.structure
+        if structure is None:
+            return False, None
+        is_new = self.known(structure) is None
+        if is_new:
+            files = self.new_structure(structure, kind_of(learned.options.candidates).files)
+        else:
+            assert self.before is not None
+            files = self.before.manifest["structure"]["files"]
+            self.keep(*files.values())
+        return is_new, {"files": files, "num_rows": structure.num_rows}
+
+    def part(self, vectors: Vectors) -> dict[str, Any]:
+        """Write a part of the vectors if it is new, and give what the manifest says of it."""
+        write = functools.partial(arrays.write_arrays, arrays={"vectors": vectors})
+        return {"file": self.known(vectors) or self.new("vectors", ".safetensors", write, vectors), "num_rows": len(vectors)}
 
 
 def write_version(

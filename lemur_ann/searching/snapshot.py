@@ -11,7 +11,8 @@ import pyarrow as pa
 
 from lemur_ann._core import token_codes
 from lemur_ann._validate import BAD_VALUE, first_bad_row
-from lemur_ann.candidates import CandidateIndex, kind_of
+from lemur_ann.candidates import CandidateIndex
+from lemur_ann.candidates.kinds import kind_of
 from lemur_ann.documents.ids import IdColumn, IdMap
 from lemur_ann.documents.inputs import DocumentBatch
 from lemur_ann.documents.intake import joined_metadata, rows_of

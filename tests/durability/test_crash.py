@@ -50,8 +50,8 @@ import pyarrow.compute as pc
 import pytest
 
 import lemur_ann.index
-from lemur_ann import IndexLocked, LemurIndex, candidates
-from lemur_ann.candidates import hnsw
+from lemur_ann import IndexLocked, LemurIndex, arrays, candidates
+from lemur_ann.candidates.hnswlib_file import GraphFile
 from lemur_ann.documents.tokens import TokenStore
 from lemur_ann.saved import storage
 
@@ -652,10 +652,10 @@ class Steps:
             (storage, "move"),
             (storage, "remove"),
             (storage, "describe"),
-            (storage, "write_arrays"),
+            (arrays, "write_arrays"),
             (storage, "write_documents"),
             (TokenStore, "write"),
-            (hnsw.GraphFile, "copy_to"),
+            (GraphFile, "copy_to"),
         ):
             monkeypatch.setattr(owner, name, self._counted(name, getattr(owner, name)))
 

@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 
 from lemur_ann import _core
-from lemur_ann.candidates import OWN_KINDS, hnsw, kind_of
-from lemur_ann.candidates.hnsw import read_links
+from lemur_ann.candidates.hnswlib_file import read_links
+from lemur_ann.candidates.kinds import OWN_KINDS, kind_of
 from lemur_ann.documents.rows import RowSet
 
 OPTIONS = {"M": 16, "ef_construction": 100, "seed": 0}
@@ -63,7 +63,7 @@ def saved_and_loaded(kind, index, folder):
     """By way of the files of its structure."""
     structure = index.structure
     if structure is not None:
-        paths = {role: folder / f"{role}{suffix}" for role, suffix in kind.FILES.items()}
+        paths = {role: folder / f"{role}{suffix}" for role, suffix in kind.files.items()}
         structure.save(paths)
         structure = kind.load_structure(paths, 16, structure.num_rows)
     return kind.assemble(16, structure, index.parts, OPTIONS)
@@ -132,7 +132,7 @@ def test_vectors_beyond_the_radius_are_found(vectors, queries, rng):
     far[:, -1] = 0
     far *= 2 * np.linalg.norm(vectors[0]) / np.linalg.norm(far, axis=1, keepdims=True)
     mixed = np.concatenate([vectors[:1000], far, vectors[1000:]])
-    index = built(hnsw, mixed)
+    index = built(kind_of("hnsw"), mixed)
     assert index.structure.num_rows == len(mixed)
     assert recall(index.search(queries, 20, 150, num_threads=1), mixed, queries, 20) > 0.95
 
@@ -147,14 +147,14 @@ def test_take(kind, vectors, tmp_path):
 
 @pytest.mark.skipif(os.name == "nt", reason="Windows keeps the name of a file that is open")
 def test_a_loaded_graph_stays_itself_when_its_files_are_gone(vectors, queries, tmp_path):
-    index = saved_and_loaded(hnsw, built(hnsw, vectors), tmp_path)
+    index = saved_and_loaded(kind_of("hnsw"), built(kind_of("hnsw"), vectors), tmp_path)
     for file in tmp_path.iterdir():
         file.unlink()
     np.testing.assert_array_equal(index.take(np.array([5])), vectors[[5]])
     assert recall(index.search(queries, 20, 150, num_threads=1), vectors, queries, 20) > 0.97
     more = index.extended(vectors[:1500], num_threads=1)  # which hnswlib takes into the graph
     assert more.structure.num_rows == SIZE + 1500
-    again = saved_and_loaded(hnsw, more, tmp_path)
+    again = saved_and_loaded(kind_of("hnsw"), more, tmp_path)
     np.testing.assert_array_equal(again.take(np.array([5, SIZE + 7])), vectors[[5, 7]])
 
 
@@ -164,12 +164,12 @@ def test_no_room_for_the_graph(vectors, queries, tmp_path, caplog):
     import resource
     import signal
 
-    index = built(hnsw, vectors[:2000])
+    index = built(kind_of("hnsw"), vectors[:2000])
     limits, handler = resource.getrlimit(resource.RLIMIT_FSIZE), signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
     resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, limits[1]))
     try:
         with pytest.raises(OSError, match="no room left"):
-            built(hnsw, vectors)
+            built(kind_of("hnsw"), vectors)
         more = index.extended(np.concatenate([vectors[2000:], vectors[:500]]), num_threads=1)
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
@@ -181,9 +181,9 @@ def test_no_room_for_the_graph(vectors, queries, tmp_path, caplog):
 
 
 def test_documents_without_links_are_scanned_until_there_are_many(vectors, queries):
-    index = built(hnsw, vectors[:1000])
+    index = built(kind_of("hnsw"), vectors[:1000])
     assert index.structure is None
-    index = built(hnsw, vectors[:2000]).extended(vectors[2000:], num_threads=1)
+    index = built(kind_of("hnsw"), vectors[:2000]).extended(vectors[2000:], num_threads=1)
     assert index.structure.num_rows == 2000
     assert recall(index.search(queries, 20, 150, num_threads=1), vectors, queries, 20) > 0.97
     index = index.extended(vectors[:500], num_threads=1)

@@ -14,7 +14,7 @@ import numpy as np
 import pyarrow.compute as pc
 import pytest
 
-from lemur_ann import CorruptIndex, IndexLocked, LemurIndex
+from lemur_ann import CorruptIndex, IndexLocked, LemurIndex, arrays
 from lemur_ann.saved import storage
 
 OPTIONS = {"num_features": 64, "epochs": 0, "rank": 15, "num_candidates": 40, "ef_search": None}
@@ -285,9 +285,9 @@ def test_check_finds_what_checksums_cannot(opened, tmp_path):
     index.close()
     path = tmp_path / "index"
     (file,) = path.glob("links-*")
-    arrays = {name: np.array(array) for name, array in storage.map_arrays(file).items()}
-    arrays["links"][3, 0] = 5000
-    storage.write_arrays(file, arrays)
+    searched = {name: np.array(array) for name, array in arrays.map_arrays(file).items()}
+    searched["links"][3, 0] = 5000
+    arrays.write_arrays(file, searched)
     manifest = json.loads((path / "manifest.json").read_text())
     del manifest["manifest_sha256"]
     manifest["files"][file.name] = storage.describe(file)

@@ -9,7 +9,7 @@ import pyarrow as pa
 import pytest
 
 from lemur_ann import CorruptIndex, LemurEncoder, LemurIndex
-from lemur_ann.saved.storage import map_arrays, write_arrays
+from lemur_ann.arrays import map_arrays, write_arrays
 
 
 @pytest.fixture

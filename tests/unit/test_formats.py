@@ -8,14 +8,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from lemur_ann import LemurIndex
+from lemur_ann import LemurIndex, formats
 from lemur_ann.saved import storage
 
 FORMATS = Path(__file__).parent.parent / "formats"
 
 
 def test_there_is_an_index_of_every_format():
-    assert sorted(p.name for p in FORMATS.glob("format_*")) == [f"format_{i + 1}" for i in range(storage.FORMAT_VERSION)]
+    assert sorted(p.name for p in FORMATS.glob("format_*")) == [f"format_{i + 1}" for i in range(formats.INDEX_VERSION)]
 
 
 @pytest.mark.parametrize("folder", sorted(FORMATS.glob("format_*")), ids=lambda p: p.name)
@@ -31,6 +31,6 @@ def test_load_search_add_and_save(folder, tmp_path):
     vector = index._snapshot.learned.candidates.take([len(index._snapshot.store) - 1])[0]
     np.testing.assert_allclose(vector, expected["new_vector"], atol=1e-5 * np.abs(vector).max())
     index.save(tmp_path / "index")  # in the newest format
-    assert storage.read_manifest(tmp_path / "index")["format_version"] == storage.FORMAT_VERSION
+    assert storage.read_manifest(tmp_path / "index")["format_version"] == formats.INDEX_VERSION
     again = LemurIndex.load(tmp_path / "index")
     np.testing.assert_array_equal(again.search(expected["queries"][0], k=5).ids, index.search(expected["queries"][0], k=5).ids)

@@ -11,7 +11,7 @@ import pytest
 
 import lemur_ann.candidates
 from lemur_ann import CorruptIndex, LemurIndex
-from lemur_ann.candidates import KINDS, LIBRARIES, kind_of
+from lemur_ann.candidates.kinds import KINDS, LIBRARIES, kind_of
 from lemur_ann.documents.rows import RowSet
 
 OPTIONS = {"M": 12, "ef_construction": 80, "seed": 0, "candidates_options": None}

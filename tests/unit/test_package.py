@@ -82,6 +82,7 @@ def test_only_these_modules_import_torch():
         "learning/targets.py",
         "learning/torch_targets.py",
         "encoder.py",
+        "formats.py",
         "learning/query_features.py",
         "searching/device.py",
         "learning/fitting.py",

@@ -8,7 +8,7 @@ import sys
 import numpy as np
 import pytest
 
-from lemur_ann import CorruptIndex, LemurIndex
+from lemur_ann import CorruptIndex, LemurIndex, arrays, formats
 from lemur_ann.saved import storage
 
 FILES = ["deleted", "documents", "graph", "learned", "links", "tokens"]
@@ -42,7 +42,7 @@ def test_files(saved):
     *_, path = saved
     assert sorted(p.name.partition("-")[0] for p in path.iterdir()) == sorted([*FILES, "manifest.json"])
     manifest = json.loads((path / "manifest.json").read_text())
-    assert manifest["format_version"] == storage.FORMAT_VERSION
+    assert manifest["format_version"] == formats.INDEX_VERSION
     assert sorted(name.partition("-")[0] for name in manifest["files"]) == FILES
     for file in path.iterdir():
         assert not file.read_bytes().startswith(b"\x80\x04"), "no pickles"
@@ -167,7 +167,7 @@ def test_a_failed_save_leaves_the_old_index(saved, monkeypatch):
         raise OSError("No space left on device")
 
     files = sorted(path.iterdir())
-    monkeypatch.setattr(storage, "write_arrays", fail)
+    monkeypatch.setattr(arrays, "write_arrays", fail)
     with pytest.raises(OSError, match="No space left"):
         index.save(path)
     assert [p for p in sorted(path.iterdir()) if p.name != "writer.lock"] == files
@@ -231,10 +231,10 @@ def test_damaged_manifest(saved, tmp_path):
         LemurIndex.load(path)
     edit_manifest(path, lambda m: m.update(format_version=99, lemur_ann_version="9.0"), sign=True)
     with pytest.raises(
-        CorruptIndex, match=rf"index format 99, .* reads up to {storage.FORMAT_VERSION}; it was written by lemur_ann 9.0"
+        CorruptIndex, match=rf"index format 99, .* reads up to {formats.INDEX_VERSION}; it was written by lemur_ann 9.0"
     ):
         LemurIndex.load(path)
-    edit_manifest(path, lambda m: (m.update(format_version=storage.FORMAT_VERSION), m["options"].update(magic=1)), sign=True)
+    edit_manifest(path, lambda m: (m.update(format_version=formats.INDEX_VERSION), m["options"].update(magic=1)), sign=True)
     with pytest.raises(CorruptIndex, match=r"options this version cannot read: .*magic"):
         LemurIndex.load(path)
     for text, message in [("{", "cannot be read"), ("[]", "does not describe"), ('{"format": "zip"}', "does not describe")]:

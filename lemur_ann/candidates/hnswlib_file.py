@@ -1,0 +1,246 @@
+"""hnswlib's file: read without hnswlib, checked before hnswlib reads it, and written where there is room.
+
+It is a header (HEADER), one block a node (the number of its links, room for them, its vector, its label), and for each node
+the size in bytes of its links on higher levels, and these.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import shutil
+import tempfile
+import weakref
+from contextlib import suppress
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import hnswlib
+import numpy as np
+import numpy.typing as npt
+
+from lemur_ann.documents.rows import Rows
+from lemur_ann.errors import CorruptIndex
+
+ROWS_PER_BLOCK = 16_384
+HEADER = np.dtype(
+    [
+        *((name, "<u8") for name in ("offset", "room", "count", "node_bytes", "label_offset", "vector_offset")),
+        *((name, "<i4") for name in ("highest_level", "first_node")),
+        *((name, kind) for name, kind in (("M", "<u8"), ("degree", "<u8"), ("M_again", "<u8"), ("mult", "<f8"), ("ef", "<u8"))),
+    ]
+)
+
+
+class GraphFile:
+    """hnswlib's file, open, so that it can be read whatever becomes of its name."""
+
+    def __init__(self, path: Path, *, temporary: bool = False) -> None:
+        self._file = path.open("rb")
+        by_descriptor = Path(f"/dev/fd/{self._file.fileno()}")
+        self.path = by_descriptor if by_descriptor.exists() else path
+        if temporary and self.path != path:
+            path.unlink()
+            temporary = False
+        weakref.finalize(self, _close, self._file, path if temporary else None)
+
+    def copy_to(self, path: Path) -> None:
+        """The whole file, wherever its name has gone."""
+        self._file.seek(0)
+        with path.open("wb") as target:
+            shutil.copyfileobj(self._file, target, 1 << 22)
+
+    def vectors(self, rows: Rows, dim: int) -> npt.NDArray[np.float32]:
+        """Of some rows, float32 (len(rows), dim)."""
+        nodes, offset = self.nodes
+        block = nodes[self.node_of_row[rows], offset : offset + 4 * dim]
+        return block.copy().view(np.float32).reshape(len(rows), dim)
+
+    @property
+    def read(self) -> list[npt.NDArray[Any]]:
+        """What of it is mapped by now."""
+        return [self.nodes[0]] if "nodes" in self.__dict__ else []
+
+    @cached_property
+    def nodes(self) -> tuple[npt.NDArray[np.uint8], int]:
+        """One row a node, mapped, and where its vector begins."""
+        header = read_header(self.path)
+        shape = header["count"], header["node_bytes"]
+        nodes = np.memmap(self._file, np.uint8, "r", HEADER.itemsize, shape) if shape[0] else np.empty(shape, np.uint8)
+        return nodes, header["vector_offset"]
+
+    @cached_property
+    def node_of_row(self) -> Rows:
+        """The node of each label, -1 where no node has it: threads insert in an order of their own."""
+        labels = _labels(self.nodes[0], self.path)
+        order = np.full(labels.max(initial=-1) + 1, -1, np.int64)
+        order[labels] = np.arange(len(labels))
+        return order
+
+
+def _close(file: Any, path: Path | None) -> None:
+    file.close()
+    if path is not None:
+        with suppress(OSError):
+            path.unlink()
+
+
+def load(path: Path, dim: int, max_elements: int) -> hnswlib.Index:
+    """hnswlib's own graph, with room for ``max_elements``; CorruptIndex where its file is damaged."""
+    check(path, dim)
+    graph = hnswlib.Index("l2", dim)
+    try:
+        graph.load_index(str(path), max_elements=max_elements)
+    except RuntimeError as error:
+        raise CorruptIndex(f"{path} cannot be read: {error}") from error
+    return graph
+
+
+def read_links(path: Path, dim: int, num_rows: int) -> tuple[npt.NDArray[np.int32], npt.NDArray[np.int32]]:
+    """The neighbours of the first ``num_rows`` labels, (num_rows, degree), -1 after the last; and where searches may begin.
+
+    The file is read block by block, so that the memory it takes is that of the links.
+    """
+    with path.open("rb") as file:
+        header = np.frombuffer(file.read(HEADER.itemsize), HEADER)[0]
+        count, size, degree = (int(header[name]) for name in ("count", "node_bytes", "degree"))
+        blocks = [(begin, min(begin + ROWS_PER_BLOCK, count)) for begin in range(0, count, ROWS_PER_BLOCK)]
+
+        def nodes(begin: int, end: int) -> npt.NDArray[np.uint8]:
+            file.seek(HEADER.itemsize + begin * size)
+            return np.frombuffer(file.read((end - begin) * size), np.uint8).reshape(-1, size)
+
+        def column(block: npt.NDArray[np.uint8], offset: int, width: int, kind: type) -> npt.NDArray[Any]:
+            return block[:, offset : offset + width].copy().view(kind)
+
+        rows, is_far = np.empty(count, np.int32), np.empty(count, bool)
+        for begin, end in blocks:
+            block = nodes(begin, end)
+            labels = column(block, int(header["label_offset"]), 8, np.int64)[:, 0]
+            rows[begin:end] = np.where(labels < num_rows, labels, -1)  # a broken-off call may have left others
+            # Vectors beyond the radius (reduction.py) are near nobody: few links lead to them, and many queries want them.
+            is_far[begin:end] = column(block, int(header["vector_offset"]) + 4 * (dim - 1), 4, np.float32)[:, 0] == 0
+        links = np.full((num_rows, degree), -1, np.int32)
+        for begin, end in blocks:
+            block, own = nodes(begin, end), rows[begin:end]
+            there = np.arange(degree) < column(block, 0, 2, np.uint16)
+            found = np.where(there, rows[np.where(there, column(block, 4, 4 * degree, np.int32), 0)], -1)
+            links[own[own >= 0]] = _without_gaps(found)[own >= 0]
+        file.seek(HEADER.itemsize + count * size)
+        levels = _levels(file.read(), count)
+    few, level = 2 * int(count**0.5), 0  # so many entries, about, are looked at by every search
+    while level < levels.max(initial=0) and np.count_nonzero(levels >= level) > few:
+        level += 1
+    chosen = rows[(levels >= level) | is_far]
+    return links, np.sort(chosen[chosen >= 0])
+
+
+def read_header(path: Path) -> dict[str, int]:
+    """The header of hnswlib's file; CorruptIndex where it does not fit the file."""
+    size = path.stat().st_size
+    with path.open("rb") as file:
+        raw = file.read(HEADER.itemsize)
+    if len(raw) < HEADER.itemsize:
+        raise CorruptIndex(f"{path} cannot be read: it has no header")
+    header = {name: int(value) for name, value in zip(HEADER.names or (), np.frombuffer(raw, HEADER)[0], strict=True)}
+    link_bytes = 4 + 4 * header["degree"]
+    if not (
+        header["offset"] == 0
+        and header["count"] <= header["room"] < 2**31
+        and HEADER.itemsize + header["count"] * header["node_bytes"] <= size
+        and 0 < header["M"] == header["M_again"] <= header["degree"] < 2**15
+        and 0 < header["ef"] < 2**31
+        and header["vector_offset"] == link_bytes < header["label_offset"] == header["node_bytes"] - 8
+    ):
+        raise CorruptIndex(f"{path} cannot be read: its header does not fit it")
+    return header
+
+
+def check_dim(path: Path, dim: int) -> None:
+    """CorruptIndex where the file has vectors of another dimension."""
+    header = read_header(path)
+    if header["label_offset"] - header["vector_offset"] != 4 * dim:
+        raise CorruptIndex(f"{path} has vectors of another dimension")
+
+
+def _labels(nodes: npt.NDArray[np.uint8], path: Path) -> Rows:
+    """The row of each node; CorruptIndex where two nodes have one, or one is negative or too large."""
+    labels = nodes[:, -8:].copy().view(np.int64)[:, 0]
+    if len(labels) and (labels.min() < 0 or labels.max() >= 2**31 or len(np.unique(labels)) < len(labels)):
+        raise CorruptIndex(f"{path} cannot be read: its labels are not rows")
+    return labels
+
+
+def check(path: Path, dim: int) -> None:
+    """CorruptIndex where hnswlib, which checks nothing, would read outside of its file or of its graph."""
+    check_dim(path, dim)
+    header = read_header(path)
+    count, degree, M = header["count"], header["degree"], header["M"]
+    if count == 0:
+        return
+    nodes = np.memmap(path, np.uint8, "r", HEADER.itemsize, (count, header["node_bytes"]))
+    _labels(nodes, path)
+    level_words = 1 + M
+    higher = np.fromfile(path, np.uint32, offset=HEADER.itemsize + nodes.size)
+    links = nodes[:, 4 : header["vector_offset"]].copy().view(np.uint32)
+    used = nodes[:, :2].copy().view(np.uint16)[:, 0]
+    good = bool(used.max() <= degree and (links[np.arange(degree) < used[:, None]] < count).all())
+    levels, place = np.zeros(count, np.int64), 0
+    begins = np.empty(count, np.int64)
+    for node in range(count):
+        if place >= len(higher) or int(higher[place]) % (4 * level_words):
+            raise CorruptIndex(f"{path} cannot be read: its links of higher levels are cut off")
+        levels[node], begins[node] = int(higher[place]) // (4 * level_words), place + 1
+        place += 1 + int(higher[place]) // 4
+    good = good and place == len(higher) and levels.max() == header["highest_level"]
+    good = good and 0 <= header["first_node"] < count and levels[header["first_node"]] == header["highest_level"]
+    for node in np.flatnonzero(levels).tolist() if good else ():
+        lists = higher[begins[node] : begins[node] + levels[node] * level_words].reshape(-1, level_words)
+        for level, words in enumerate(lists, start=1):
+            number = int(words[0]) & 0xFFFF
+            found = words[1 : 1 + number]
+            good = good and number <= M and bool((found < count).all()) and bool((levels[found] >= level).all())
+    if not good:
+        raise CorruptIndex(f"{path} cannot be read: its links lead out of it")
+
+
+def _levels(higher_links: bytes, count: int) -> npt.NDArray[np.int64]:
+    """How many bytes of links each node has above the lowest level: more on more levels."""
+    words = np.frombuffer(higher_links, np.uint32)
+    sizes = np.empty(count, np.int64)
+    place = 0
+    for node in range(count):
+        sizes[node] = words[place]
+        place += 1 + int(sizes[node]) // 4
+    _, levels = np.unique(sizes, return_inverse=True)
+    return levels.astype(np.int64)
+
+
+def _without_gaps(links: npt.NDArray[np.int32]) -> npt.NDArray[np.int32]:
+    """The same links of each row, those that are -1 last."""
+    gaps = links < 0
+    if not np.any(gaps[:, :-1] & ~gaps[:, 1:]):
+        return links
+    return np.take_along_axis(links, np.argsort(gaps, axis=1, kind="stable"), axis=1)
+
+
+def saved(graph: hnswlib.Index, directory: str | None) -> Path:
+    """A temporary file of hnswlib's graph, in ``directory`` or in that of Python's tempfile."""
+    descriptor, name = tempfile.mkstemp(prefix=".building-", dir=directory)
+    os.close(descriptor)
+    path = Path(name)
+    try:
+        _save(graph, path)
+    except BaseException:
+        path.unlink()
+        raise
+    return path
+
+
+def _save(builder: hnswlib.Index, path: Path) -> None:
+    """hnswlib does not notice when there is no room for its file."""
+    builder.save_index(str(path))
+    size, expected = path.stat().st_size, builder.index_file_size()
+    if size != expected:
+        raise OSError(errno.ENOSPC, f"the graph takes {expected:,} bytes and {size:,} were written: no room left", str(path))

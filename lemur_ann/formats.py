@@ -1,0 +1,156 @@
+"""Formats of files: their numbers, and all that reads what older versions wrote. docs/format.md has the newest.
+
+Two kinds of files carry a number: the manifest of an index (INDEX_VERSION), and a learned map in a file of its own
+(MAP_VERSION). A reader refuses a newer number. What an index was, format by format:
+
+1. One ``tokens.arrow``; one ``documents.arrow``, whose column ``deleted`` says which rows are; ``graph.hnsw``, hnswlib's file
+   alone, or ``vectors.safetensors``; and ``learned.safetensors``, with the factor of the solve (``cholesky``, ``target_std``)
+   and the reduction (``reduction_mean``, ``document_map``) apart. Targets were float32, and no option said so.
+2. ``projection`` and ``offset`` took the place of solve and reduction. ``document_map``, where there is one, is a further step.
+3. Codes beside the tokens; links that searches read, in ``graph.safetensors``, not always of the last rows; ``tuned``.
+4. The newest: numbered files that never change, in segments; deleted rows as bits. Its first maps may have ``document_map``,
+   and its first manifests lack ``num_rows`` in ``training``.
+
+A map in a file of its own was "lemur_ann encoder 1" in one string; its arrays were always those of format 4.
+
+The arrays in a file tell what they are, not the number in the manifest: the first change of an index open on an old one leaves
+a manifest of the newest format over old files. So every function here but :func:`manifest` goes by what it finds.
+
+To add an array to the map: encoder.py writes and reads it; :func:`learned_map` gives it to files that lack it. Older readers
+take arrays by name and pass over others. So raise the numbers only if they would encode wrongly without the new one, and then
+put an index in tests/formats, made with the version before by make_index.py. Describe the array in docs/format.md.
+
+This stands in one file below the encoder, since a map is read from indexes and from files of its own, and above the candidates
+and learning, whose functions make what old files lack.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+
+from lemur_ann import _core
+from lemur_ann.arrays import map_arrays
+from lemur_ann.candidates import Kind, Structure
+from lemur_ann.errors import CorruptIndex
+from lemur_ann.learning.projection import composed
+from lemur_ann.learning.query_features import FeatureWeights
+
+Arrays = dict[str, npt.NDArray[Any]]
+
+INDEX_VERSION = 4
+MAP_FORMAT, MAP_VERSION = "lemur_ann encoder", 1
+FIRST_MAP = "lemur_ann encoder 1"  # format and number in one, which was compared for equality
+
+
+def manifest(old: dict[str, Any]) -> dict[str, Any]:
+    """A manifest of any format as one of the newest; KeyError, TypeError or ValueError where it is none."""
+    version = old["format_version"]
+    new = old if version >= 4 else _with_segments(old, version)
+    training = new["training"]
+    if training is not None and "num_rows" not in training:  # then all rows there are count as those it was learned from
+        new = {**new, "training": {**training, "num_rows": new["num_rows"]}}
+    return new
+
+
+def _with_segments(old: dict[str, Any], version: int) -> dict[str, Any]:
+    """The manifest of formats 1 to 3, whose files have fixed names."""
+    files, num_rows = old["files"], old["num_rows"]
+    options = dict(old["options"])  # those that it does not name have their defaults, but for these
+    if version == 1:
+        options["target_precision"] = "float32"
+    if version <= 2:
+        options["token_codes"] = None
+    names = {"graph": "graph.hnsw", "links": "graph.safetensors"}
+    structure = {role: file for role, file in names.items() if file in files}
+    return {
+        **old,
+        "options": options,
+        "tuned": old.get("tuned", []),
+        "version": 0,
+        "segments": [{"tokens": "tokens.arrow", "documents": "documents.arrow", "num_rows": num_rows}],
+        "deleted": "documents.arrow",
+        "learned": "learned.safetensors" if "learned.safetensors" in files else None,
+        "structure": {"files": structure, "num_rows": num_rows} if structure else None,
+        "vectors": [{"file": "vectors.safetensors", "num_rows": num_rows}] if "vectors.safetensors" in files else [],
+    }
+
+
+def deleted_rows(documents: pa.Table) -> npt.NDArray[Any]:
+    """Which rows are deleted, of formats 1 to 3: a column beside the ids. Empty where there is none."""
+    if "deleted" not in documents.column_names:
+        return np.empty(0, np.bool_)
+    return np.array(documents.column("deleted").to_numpy())
+
+
+def map_header() -> dict[str, str]:
+    """What the header of a map in a file of its own says of its format."""
+    return {"format": MAP_FORMAT, "format_version": str(MAP_VERSION)}
+
+
+def check_map_header(header: dict[str, str], name: object) -> None:
+    """CorruptIndex unless the header is that of a map, of a format that this version reads; ``name`` is the file's."""
+    found, number = header.get("format"), header.get("format_version", "")
+    if found == FIRST_MAP:
+        return
+    if found != MAP_FORMAT or not number.isdecimal():
+        raise CorruptIndex(f"{name} is not an encoder of this format: expected {MAP_FORMAT!r}, got {found!r}")
+    if int(number) > MAP_VERSION:
+        raise CorruptIndex(
+            f"{name} has encoder format {number}, this lemur_ann {_core.version} reads up to {MAP_VERSION}; "
+            f"it was written by lemur_ann {header.get('lemur_ann_version')}"
+        )
+
+
+def learned_map(arrays: Arrays, config: dict[str, Any]) -> Arrays:
+    """The arrays of a map of any format as those that an encoder takes; ``config`` is that of its feature map."""
+    if "cholesky" in arrays:
+        return _solved(arrays, config)
+    if "document_map" in arrays:
+        projection, offset = composed(arrays["projection"], arrays["offset"], arrays["document_map"])
+        return {**arrays, "projection": projection, "offset": offset}
+    return arrays
+
+
+def _solved(arrays: Arrays, config: dict[str, Any]) -> Arrays:
+    """Of format 1: the solve and the reduction multiplied out, where every sample token counted the same."""
+    import torch
+
+    prefix = "feature_map."
+    psi = {name.removeprefix(prefix): array for name, array in arrays.items() if name.startswith(prefix)}
+    features = FeatureWeights(config, psi).module("cpu").token_features(np.array(arrays["sample_tokens"])).cpu()
+    # copies, since torch wants arrays that could be written
+    document_map, cholesky = torch.from_numpy(np.array(arrays["document_map"])), torch.from_numpy(np.array(arrays["cholesky"]))
+    solved = torch.cholesky_solve(document_map.double(), cholesky)
+    projection = (features.double() @ solved / float(arrays["target_std"][0])).float().numpy()
+    return {
+        **arrays,
+        "token_weights": np.ones(len(projection), np.float32),
+        "projection": projection,
+        "offset": np.array(arrays["reduction_mean"]) @ np.array(arrays["document_map"]),
+    }
+
+
+def load_structure(kind: Kind, paths: dict[str, Path], dim: int, num_rows: int) -> Structure:
+    """What candidates of a kind saved, in any format: hnswlib's file may be alone, or beside links of fewer rows."""
+    if "links" in kind.files and ("links" not in paths or len(map_arrays(paths["links"])["links"]) != num_rows):
+        return _graph_of_hnswlib(paths["graph"], dim, num_rows)
+    return kind.load_structure(paths, dim, num_rows)
+
+
+def _graph_of_hnswlib(path: Path, dim: int, num_rows: int) -> Structure:
+    """hnswlib's own links, of its file. Rows beyond ``num_rows`` are of a change that was broken off."""
+    from lemur_ann.candidates.hnsw import HnswGraph
+    from lemur_ann.candidates.hnswlib_file import GraphFile, check, read_links
+
+    file = GraphFile(path)
+    if np.count_nonzero(file.node_of_row[:num_rows] >= 0) < num_rows:
+        raise CorruptIndex(f"{path} does not have all of {num_rows} documents")
+    check(path, dim)
+    links, entries = read_links(path, dim, num_rows)
+    codes, scales = _core.int8_codes(file.vectors(np.arange(num_rows), dim), 1)
+    return HnswGraph(file, codes, scales, links, entries)
