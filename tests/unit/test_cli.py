@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import json
 import shutil
 import subprocess
@@ -11,9 +12,12 @@ from pathlib import Path
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
+import typer
 
-from lemur_ann import LemurEncoder, LemurIndex
-from lemur_ann.demo import demo_encoder
+from lemur_ann import LemurEncoder, LemurIndex, cli
+from lemur_ann.demo import demo_encoder, fit_demo_index
+from lemur_ann.options import Options
+from lemur_ann.report import report
 
 SMALL = ["--epochs", 0, "--num-features", 256, "--rank", 63, "--num-candidates", 200]
 
@@ -223,6 +227,88 @@ def test_a_life(workplace):
     assert result.returncode == 1
     assert f"{file.name} was altered" in result.stdout.replace("\n", " ")
     assert "files of living are damaged" in " ".join(result.stderr.split())
+
+
+COMMANDS = typer.main.get_command(cli.app).commands
+# What a command stands for, and the options that it alone has: files, and what is printed.
+STANDS_FOR = {
+    "add": ([LemurIndex.open, LemurIndex.add, LemurIndex.upsert], {"upsert"}),
+    "build": ([LemurIndex, LemurIndex.fit, LemurIndex.save], {"out", "number_ids"}),
+    "compact": ([LemurIndex.open, LemurIndex.compact], set()),
+    "delete": ([LemurIndex.open, LemurIndex.delete], {"ids_from"}),
+    "demo": ([fit_demo_index], set()),
+    "evaluate": ([LemurIndex.load, LemurIndex.evaluate], {"num_queries", "run"}),
+    "explain": ([LemurIndex.load, LemurIndex.explain, LemurIndex.explain_miss], {"queries", "row", "miss", "words", "out"}),
+    "export": ([LemurIndex.load, LemurIndex.to_arrow], {"out", "encoder"}),
+    "health": ([LemurIndex.load, LemurIndex.health], set()),
+    "info": ([], set()),
+    "refit": ([LemurIndex.open, LemurIndex.refit], set()),
+    "report": ([LemurIndex.load, report], {"out", "json"}),
+    "search": ([LemurIndex.load, LemurIndex.search], {"limit", "out"}),
+    "tune": ([LemurIndex.open, LemurIndex.tune], {"num_queries"}),
+    "verify": ([LemurIndex.load, LemurIndex.check], set()),
+}
+# Wherever Python takes one of these, so does the command.
+EVERYWHERE = {"k", "num_candidates", "ef_search", "target_recall", "exact", "num_queries", "num_threads", "memory_limit"}
+
+
+def test_every_command_is_compared_with_python():
+    assert STANDS_FOR.keys() == COMMANDS.keys()
+
+
+@pytest.mark.parametrize("command", STANDS_FOR)
+def test_options_are_called_as_in_python(command):
+    functions, alone = STANDS_FOR[command]
+    arguments = {name: value for function in functions for name, value in inspect.signature(function).parameters.items()}
+    takes_options = any(value.kind is value.VAR_KEYWORD for value in arguments.values())
+    of_options = inspect.signature(Options).parameters if takes_options else {}
+    given = {"M" if param.name == "m" else param.name: param for param in COMMANDS[command].params}
+    options = {name: param for name, param in given.items() if any(opt.startswith("-") for opt in param.opts)}
+    assert options.keys() - arguments.keys() - of_options.keys() == alone
+    assert arguments.keys() & EVERYWHERE <= options.keys()
+    for name, param in options.items():
+        assert "--" + name.replace("_", "-") in param.opts
+        if name in arguments and param.default is not None and not param.required:
+            assert param.default == arguments[name].default, name
+
+
+def test_help_names_every_kind_of_candidates_and_defaults(tmp_path):
+    shown = " ".join(lemur_ann("build", "--help", cwd=tmp_path).stdout.replace("│", " ").split())
+    assert "hnsw, exact, faiss, usearch, svs" in shown
+    assert "Threads to use. [default: all cores]" in shown
+
+
+def test_old_names_of_options_are_taken_still(workplace, capsys):
+    root = typer.main.get_command(cli.app)
+
+    def parsed(command, *arguments):
+        with root.make_context("lemur-ann", [command]) as parent:
+            return COMMANDS[command].make_context(command, list(arguments), parent=parent).params
+
+    index, queries = str(workplace / "index"), str(workplace / "queries.parquet")
+    for command in ("evaluate", "tune"):
+        assert parsed(command, index, queries, "--limit", "3", "--threads", "2")["num_queries"] == 3
+    assert parsed("health", index, "--limit", "3")["num_queries"] == 3
+    asked = parsed("search", index, queries, "--limit", "3", "--threads", "2", "--ef-search", "40")
+    assert (asked["limit"], asked["num_threads"], asked["ef_search"]) == (3, 2, 40)
+    assert parsed("explain", index, "--queries", queries, "--id", "x")["doc_id"] == "x"
+    for command in ("search", "evaluate", "explain"):
+        assert (
+            "--threads" not in COMMANDS[command].get_help(root.make_context("lemur-ann", [command])) + capsys.readouterr().out
+        )
+
+
+def test_search_takes_ef_search(workplace):
+    found = {}
+    for width in (12, 600):
+        asked = ["search", "index", "queries.parquet", "-k", 10, "--num-candidates", 12, "--ef-search", width]
+        result = lemur_ann(*asked, "--num-threads", 1, "--out", f"width{width}.parquet", cwd=workplace)
+        assert result.returncode == 0, result.stderr
+        hits = LemurIndex.load(workplace / "index").search(
+            pq.read_table(workplace / "queries.parquet"), num_candidates=12, ef_search=width
+        )
+        found[width] = pq.read_table(workplace / f"width{width}.parquet")["id"].to_pylist()
+        assert found[width] == [doc_id for one in hits for doc_id in one.ids]
 
 
 def test_help_teaches(tmp_path):
