@@ -5,6 +5,11 @@ import warnings
 from functools import cache
 from pathlib import Path
 
+# Processes of tests that run beside each other share the cores; threads of OpenMP that wait for a core spin meanwhile.
+NUM_PROCESSES = int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1"))
+if NUM_PROCESSES > 1:
+    os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // NUM_PROCESSES)))
+
 import numpy as np
 import pytest
 
