@@ -23,6 +23,12 @@ def pytest_report_header() -> str:
     return f"lemur_ann {lemur_ann.__version__} from {Path(lemur_ann.__file__).parent}, isas {_core.supported_isas()}"
 
 
+def pytest_itemcollected(item: pytest.Item) -> None:
+    """Learning from the demo takes ten seconds: what asks for it is no part of `nox -s quick`."""
+    if "demo_index" in getattr(item, "fixturenames", ()):
+        item.add_marker("slow")
+
+
 @pytest.fixture
 def rng() -> np.random.Generator:
     return np.random.default_rng(7)

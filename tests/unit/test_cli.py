@@ -39,6 +39,7 @@ def workplace(tmp_path_factory, demo_data):
     return folder
 
 
+@pytest.mark.slow
 def test_demo(tmp_path):
     result = lemur_ann("demo", "--epochs", 1, cwd=tmp_path)
     assert result.returncode == 0, result.stderr
@@ -72,6 +73,7 @@ def test_evaluate_and_info(workplace):
         assert expected in result.stdout
 
 
+@pytest.mark.slow
 def test_export(workplace):
     result = lemur_ann("export", "index", "--out", "out.parquet", "--encoder", "map.safetensors", cwd=workplace)
     assert result.returncode == 0, result.stderr
@@ -86,6 +88,7 @@ def test_export(workplace):
     assert {"tokens", "vector"}.isdisjoint(pq.read_schema(workplace / "out.parquet").names)
 
 
+@pytest.mark.slow
 def test_tune(workplace):
     (tokens,) = (workplace / "index").glob("tokens-*")
     before = tokens.stat().st_mtime_ns
@@ -103,6 +106,7 @@ def test_tune(workplace):
     assert "not tuned for target_recall 0.99 at k 10, but for: 0.8 at k 5" in result.stderr.replace("\n", "")
 
 
+@pytest.mark.slow
 def test_health_and_refit(workplace):
     result = lemur_ann("health", "index", cwd=workplace)
     assert result.returncode == 0, result.stderr
@@ -128,6 +132,7 @@ def test_health_and_refit(workplace):
     assert LemurIndex.load(workplace / "grown").encoder.dim == 16
 
 
+@pytest.mark.slow
 def test_explain(workplace, demo_data):
     pytest.importorskip("matplotlib", reason="pip install lemur_ann[plots]")
     query, doc_id = (demo_data.queries[name][3].as_py() for name in ("text", "id"))
@@ -153,6 +158,7 @@ def test_explain(workplace, demo_data):
     assert "k=600 finds it." in result.stdout
 
 
+@pytest.mark.slow
 def test_explain_names_tokens_by_a_column(workplace, demo_data):
     encoder = demo_encoder(demo_data)
     for name, table, words in (
@@ -173,6 +179,7 @@ def test_explain_names_tokens_by_a_column(workplace, demo_data):
     assert "--words names no column 'tokens_of_it'; there are" in " ".join(result.stderr.split())
 
 
+@pytest.mark.slow
 def test_number_ids(workplace, demo_data):
     table = demo_data.documents[:5]
     doubled = table.set_column(0, "id", [["same"] * 5])
@@ -186,6 +193,7 @@ def test_number_ids(workplace, demo_data):
     assert json.loads((workplace / "numbered/manifest.json").read_text())["num_documents"] == 5
 
 
+@pytest.mark.slow
 def test_texts_are_shown_as_they_are(workplace, demo_data):
     """Square brackets are markup to the library that draws the tables."""
     table = demo_data.documents[:4]
@@ -197,6 +205,7 @@ def test_texts_are_shown_as_they_are(workplace, demo_data):
     assert "see [/usr/bin] and array[i]" in result.stdout, result.stderr
 
 
+@pytest.mark.slow
 def test_a_life(workplace):
     """Adding, replacing, deleting, compacting, verifying, each a command of its own."""
     shutil.copytree(workplace / "index", workplace / "living")
@@ -298,6 +307,7 @@ def test_old_names_of_options_are_taken_still(workplace, capsys):
         )
 
 
+@pytest.mark.slow
 def test_search_takes_ef_search(workplace):
     found = {}
     for width in (12, 600):
@@ -333,6 +343,7 @@ def test_help_teaches(tmp_path):
         assert command in " ".join(result.stdout.split())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
