@@ -21,6 +21,7 @@ DOORS = {
     "lemur_ann.options",
     "lemur_ann.progress",
     "lemur_ann.saved",
+    "lemur_ann.searching",
 }
 # The reference implementation's interface has the pieces of learning as its arguments.
 LEARNING = {f"lemur_ann.learning.{name}" for name in ("features", "targets", "training", "weights")}
