@@ -15,6 +15,7 @@ from rich.table import Table
 
 import lemur_ann
 from lemur_ann import _validate as validate
+from lemur_ann.candidates import KINDS
 from lemur_ann.documents.inputs import read_queries
 from lemur_ann.documents.sources import open_path, record_batches
 from lemur_ann.errors import CorruptIndex
@@ -25,9 +26,19 @@ from lemur_ann.options import Options
 from lemur_ann.progress import progress
 from lemur_ann.saved import storage
 
+OLD_NAMES = {"threads": "num-threads", "id": "doc-id"}  # accepted still, and not shown
+
+
+def _named_before(old_names: dict[str, str]) -> dict[str, Any]:
+    """The settings of a command that takes old names of options too."""
+    return {"token_normalize_func": lambda name: old_names.get(name, name)}
+
+
+# Options are called as the argument of Python that they stand for: --num-threads is num_threads.
 app = typer.Typer(
     no_args_is_help=True,
     add_completion=False,
+    context_settings=_named_before(OLD_NAMES),
     rich_markup_mode="rich",
     pretty_exceptions_enable=False,
     help="""A multi-vector index for late-interaction retrieval: learned single-vector candidates, exact MaxSim rerank.
@@ -50,7 +61,7 @@ app = typer.Typer(
 
       lemur-ann health my_index --queries recent_queries.parquet
 
-      lemur-ann explain my_index --queries queries.parquet --row 0 --id doc-17
+      lemur-ann explain my_index --queries queries.parquet --row 0 --doc-id doc-17
 
       lemur-ann report my_index --queries other_queries.parquet --out report.html
 
@@ -70,13 +81,15 @@ DEFAULTS = Options()
 
 IndexDir = Annotated[Path, typer.Argument(metavar="DIR", help="A saved index.")]
 NumCandidates = Annotated[
-    int | None, typer.Option(help="Documents reranked per query; more finds more, slower. [default: the index's own]")
+    int | None, typer.Option(help="Documents reranked per query; more finds more, slower. \\[default: the index's own]")
 ]
-EfSearch = Annotated[int | None, typer.Option(help="Beam of the graph search. [default: the index's own]")]
+EfSearch = Annotated[int | None, typer.Option(help="Beam of the graph search. \\[default: the index's own]")]
 TargetRecall = Annotated[float | None, typer.Option(help="Search as 'lemur-ann tune' chose for this recall.")]
-Device = Annotated[str | None, typer.Option(help="cpu, cuda or mps. [default: the one it was made with]")]
+Device = Annotated[str | None, typer.Option(help="cpu, cuda or mps. \\[default: the one it was made with]")]
 MemoryLimit = Annotated[str | None, typer.Option(help="What learning should stay below, such as 3GB.")]
-Threads = Annotated[int | None, typer.Option(help="Threads to use. [default: all cores]")]
+NumQueries = Annotated[int | None, typer.Option(help="Use this many queries at most, the first of the file.")]
+NumThreads = Annotated[int | None, typer.Option(help="Threads to use. \\[default: all cores]")]
+LIMITED = _named_before(OLD_NAMES | {"limit": "num-queries"})
 
 
 @app.callback(invoke_without_command=True)
@@ -119,7 +132,9 @@ def build(
     epochs: Annotated[int, typer.Option(help="Passes of training; 0 uses random features, the quick way.")] = DEFAULTS.epochs,
     num_features: Annotated[int, typer.Option(help="Width of the learned features.")] = DEFAULTS.num_features,
     rank: Annotated[int | None, typer.Option(help="Dimension of the graph's vectors, less one.")] = DEFAULTS.rank,
-    candidates: Annotated[str, typer.Option(help="'hnsw' (a graph) or 'exact' (a scan).")] = DEFAULTS.candidates,
+    candidates: Annotated[
+        str, typer.Option(help=f"What finds candidates, one of {', '.join(KINDS)}: graphs, and 'exact', a scan.")
+    ] = DEFAULTS.candidates,
     m: Annotated[int, typer.Option("--M", help="Links per document in the graph.")] = DEFAULTS.M,
     ef_construction: Annotated[int, typer.Option(help="Beam with which the graph is built.")] = DEFAULTS.ef_construction,
     num_candidates: Annotated[int, typer.Option(help="Documents reranked per query.")] = DEFAULTS.num_candidates,
@@ -130,7 +145,7 @@ def build(
         bool, typer.Option("--number-ids", help="Number the documents from 0 and keep a column 'id' as 'source_id'.")
     ] = False,
     memory_limit: MemoryLimit = None,
-    threads: Threads = None,
+    num_threads: NumThreads = None,
 ) -> None:
     """Learn from DOCS and training queries, index DOCS, and save the index."""
     dataset = open_path(documents)
@@ -154,7 +169,7 @@ def build(
             queries=queries,
             directory=next(folder for folder in out.resolve().parents if folder.is_dir()),  # where there must be room anyway
             memory_limit=memory_limit,
-            num_threads=threads,
+            num_threads=num_threads,
         )
     except ValueError as error:
         hint = "; --number-ids numbers the documents instead" if "is repeated in row" in str(error) else ""
@@ -171,21 +186,28 @@ def build(
 def search(
     path: IndexDir,
     queries: Queries,
-    k: Annotated[int, typer.Option("-k", help="Documents per query.")] = 10,
+    k: Annotated[int, typer.Option("-k", "--k", help="Documents per query.")] = 10,
     limit: Annotated[int, typer.Option(help="Print this many queries at most; --out gets all.")] = 10,
     num_candidates: NumCandidates = None,
+    ef_search: EfSearch = None,
     target_recall: TargetRecall = None,
     exact: Annotated[bool, typer.Option("--exact", help="Score every document instead.")] = False,
     out: Annotated[Path | None, typer.Option(help="Also write all hits to this Parquet file.")] = None,
     device: Device = None,
-    threads: Threads = None,
+    num_threads: NumThreads = None,
 ) -> None:
     """Search a saved index with every query of a file."""
     index = lemur_ann.LemurIndex.load(path, device=device)
     table = _read(queries)
     wanted = table if out is not None else table[:limit]
     found = index.search(
-        wanted, k=k, num_candidates=num_candidates, target_recall=target_recall, exact=exact, num_threads=threads
+        wanted,
+        k=k,
+        num_candidates=num_candidates,
+        ef_search=ef_search,
+        target_recall=target_recall,
+        exact=exact,
+        num_threads=num_threads,
     )
     names = _query_names(table)
     for hits, name in zip(found[:limit], names, strict=False):
@@ -202,12 +224,12 @@ def search(
         console.print(f"{len(rows):,} hits of {len(found):,} queries written to {out}")
 
 
-@app.command()
+@app.command(context_settings=LIMITED)
 def evaluate(
     path: IndexDir,
     queries: Queries,
-    k: Annotated[int, typer.Option("-k", help="Recall of the exact top k.")] = 10,
-    limit: Annotated[int | None, typer.Option(help="Use this many queries at most.")] = None,
+    k: Annotated[int, typer.Option("-k", "--k", help="Recall of the exact top k.")] = 10,
+    num_queries: NumQueries = None,
     num_candidates: NumCandidates = None,
     ef_search: EfSearch = None,
     target_recall: TargetRecall = None,
@@ -216,19 +238,19 @@ def evaluate(
         typer.Option(help="Also write the k hits of each query to this TREC run file, for ir-measures, ranx or trec_eval."),
     ] = None,
     device: Device = None,
-    threads: Threads = None,
+    num_threads: NumThreads = None,
 ) -> None:
     """Measure recall@k against exact MaxSim, and latency. Use queries the index did not learn from."""
     index = lemur_ann.LemurIndex.load(path, device=device)
     table = _read(queries)
-    table = table if limit is None else table[:limit]
+    table = table if num_queries is None else table[:num_queries]
     names = [] if run is None else run_files.query_ids(table)  # bad ones are refused before the work
     how: dict[str, Any] = {
         "k": k,
         "num_candidates": num_candidates,
         "ef_search": ef_search,
         "target_recall": target_recall,
-        "num_threads": threads,
+        "num_threads": num_threads,
     }
     _print_evaluation(index.evaluate(table, **how))
     if run is not None:
@@ -236,21 +258,21 @@ def evaluate(
         console.print(f"{count:,} hits of {len(names):,} queries written to {run}")
 
 
-@app.command()
+@app.command(context_settings=LIMITED)
 def tune(
     path: IndexDir,
     queries: Queries,
     target_recall: Annotated[float, typer.Option(help="Share of the exact top k to find.")] = 0.95,
-    k: Annotated[int, typer.Option("-k", help="Recall of the exact top k.")] = 10,
-    limit: Annotated[int | None, typer.Option(help="Use this many queries at most.")] = None,
+    k: Annotated[int, typer.Option("-k", "--k", help="Recall of the exact top k.")] = 10,
+    num_queries: NumQueries = None,
     device: Device = None,
-    threads: Threads = None,
+    num_threads: NumThreads = None,
 ) -> None:
     """Choose how to search for a wanted recall, and keep the choice in the saved index: search --target-recall uses it."""
     table = _read(queries)
-    table = table if limit is None else table[:limit]
+    table = table if num_queries is None else table[:num_queries]
     with _opened(path, device) as index:
-        tuned = index.tune(table, target_recall, k=k, num_threads=threads)
+        tuned = index.tune(table, target_recall, k=k, num_threads=num_threads)
     console.print(str(tuned))
 
 
@@ -259,12 +281,12 @@ def add(
     path: IndexDir,
     documents: Annotated[Path, typer.Argument(help="Documents, with a column 'tokens', and as the index has them 'id'.")],
     upsert: Annotated[bool, typer.Option("--upsert", help="Replace documents that have these ids already.")] = False,
-    threads: Threads = None,
+    num_threads: NumThreads = None,
 ) -> None:
     """Add documents to a saved index, for good once the command ends; searches in other processes go on."""
     with _opened(path) as index:
         before, start = len(index), time.perf_counter()
-        (index.upsert if upsert else index.add)(documents, num_threads=threads)
+        (index.upsert if upsert else index.add)(documents, num_threads=num_threads)
         console.print(f"{before:,} documents before, {len(index):,} now, in {time.perf_counter() - start:.1f} s")
 
 
@@ -285,10 +307,10 @@ def delete(
 
 
 @app.command()
-def compact(path: IndexDir, threads: Threads = None) -> None:
+def compact(path: IndexDir, num_threads: NumThreads = None) -> None:
     """Take back the space of deleted documents."""
     with _opened(path) as index:
-        index.compact(num_threads=threads)
+        index.compact(num_threads=num_threads)
         console.print(f"{len(index):,} documents, and none deleted")
 
 
@@ -304,7 +326,7 @@ def verify(path: IndexDir) -> None:
     console.print(f"{len(index):,} documents, {index.num_tokens:,} tokens: all well")
 
 
-@app.command()
+@app.command(context_settings=LIMITED)
 def health(
     path: IndexDir,
     queries: Annotated[
@@ -314,18 +336,18 @@ def health(
             exists=True,
         ),
     ] = None,
-    k: Annotated[int, typer.Option("-k", help="Recall of the exact top k.")] = 10,
-    limit: Annotated[int, typer.Option(help="Use this many queries at most.")] = 200,
+    k: Annotated[int, typer.Option("-k", "--k", help="Recall of the exact top k.")] = 10,
+    num_queries: Annotated[int, typer.Option(help="Use this many queries at most, drawn at random.")] = 200,
     num_candidates: NumCandidates = None,
     ef_search: EfSearch = None,
     device: Device = None,
-    threads: Threads = None,
+    num_threads: NumThreads = None,
 ) -> None:
     """Measure how well the learned map still fits, for documents added since it was learned apart."""
     index = lemur_ann.LemurIndex.load(path, device=device)
     table = None if queries is None else _read(queries)
     result = index.health(
-        table, k=k, num_candidates=num_candidates, ef_search=ef_search, num_queries=limit, num_threads=threads
+        table, k=k, num_candidates=num_candidates, ef_search=ef_search, num_queries=num_queries, num_threads=num_threads
     )
     _print_health(result)
 
@@ -334,12 +356,12 @@ def health(
 def explain(
     path: IndexDir,
     queries: Annotated[Path, typer.Option(help="Queries, with a column 'tokens'.", exists=True)],
-    doc_id: Annotated[str, typer.Option("--id", help="Id of the document.")],
+    doc_id: Annotated[str, typer.Option(help="Id of the document.")],
     row: Annotated[int, typer.Option(help="Which query of the file, from 0.")] = 0,
     miss: Annotated[
         bool, typer.Option("--miss", help="Say which stage of a search loses it, and which settings do not.")
     ] = False,
-    k: Annotated[int, typer.Option("-k", help="Hits to look for it in.")] = 10,
+    k: Annotated[int, typer.Option("-k", "--k", help="Hits to look for it in.")] = 10,
     num_candidates: Annotated[int | None, typer.Option(help="Of that search, with --miss.")] = None,
     ef_search: Annotated[int | None, typer.Option(help="Of that search, with --miss.")] = None,
     target_recall: Annotated[float | None, typer.Option(help="Of that search, with --miss.")] = None,
@@ -349,7 +371,7 @@ def explain(
     ] = None,
     out: Annotated[Path | None, typer.Option(help="Also draw the similarities: a file such as picture.png.")] = None,
     device: Device = None,
-    threads: Threads = None,
+    num_threads: NumThreads = None,
 ) -> None:
     """Say why a document has its score for a query, token by token, and where it stands; or why a search does not find it."""
     how: dict[str, Any] = {"num_candidates": num_candidates, "ef_search": ef_search, "target_recall": target_recall}
@@ -365,7 +387,7 @@ def explain(
     query = read_queries(table[row : row + 1]).tokens
     console.print(_query_names(table)[row])
     if miss:
-        found = index.explain_miss(query, named, k, **how, num_threads=threads)
+        found = index.explain_miss(query, named, k, **how, num_threads=num_threads)
         console.print(str(found), soft_wrap=True)
         return
     document = index.metadata([named])
@@ -375,7 +397,7 @@ def explain(
         k=k,
         query_words=_words(table, row, words),
         document_words=_words(document, 0, words),
-        num_threads=threads,
+        num_threads=num_threads,
     )
     if "text" in document.column_names:
         console.print(f"Document: {document.column('text')[0].as_py()}")
@@ -393,13 +415,13 @@ def refit(
         Path | None,
         typer.Option(help="Training queries of today; without them, tokens that the old map was learned from.", exists=True),
     ] = None,
-    epochs: Annotated[int | None, typer.Option(help="Passes of training. [default: as before]")] = None,
-    num_features: Annotated[int | None, typer.Option(help="Width of the learned features. [default: as before]")] = None,
-    rank: Annotated[int | None, typer.Option(help="Dimension of the graph's vectors, less one. [default: as before]")] = None,
+    epochs: Annotated[int | None, typer.Option(help="Passes of training. \\[default: as before]")] = None,
+    num_features: Annotated[int | None, typer.Option(help="Width of the learned features. \\[default: as before]")] = None,
+    rank: Annotated[int | None, typer.Option(help="Dimension of the graph's vectors, less one. \\[default: as before]")] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Train on from the features there are.")] = False,
     memory_limit: MemoryLimit = None,
     device: Device = None,
-    threads: Threads = None,
+    num_threads: NumThreads = None,
 ) -> None:
     """Learn the map anew from the documents of a saved index, in place; searches in other processes go on."""
     changes: dict[str, Any] = {"epochs": epochs, "num_features": num_features, "rank": rank}
@@ -409,7 +431,7 @@ def refit(
             None if queries is None else _read(queries),
             resume=resume,
             memory_limit=memory_limit,
-            num_threads=threads,
+            num_threads=num_threads,
             **{name: value for name, value in changes.items() if value is not None},
         )
         console.print(f"{len(index):,} documents: refit in {time.perf_counter() - start:.1f} s")
@@ -447,9 +469,9 @@ def report(
     json: Annotated[Path | None, typer.Option(help="Also write the figures to this JSON file.", dir_okay=False)] = None,
     k: Annotated[int, typer.Option("-k", "--k", help="Recall of the exact top k.")] = 10,
     num_queries: Annotated[int, typer.Option(help="Use this many queries at most, drawn at random.")] = 200,
-    title: Annotated[str | None, typer.Option(help="Of the page. [default: the folder's name]")] = None,
+    title: Annotated[str | None, typer.Option(help="Of the page. \\[default: the folder's name]")] = None,
     device: Device = None,
-    threads: Annotated[int, typer.Option(help="Threads of the searches that are timed.")] = 1,
+    num_threads: Annotated[int, typer.Option(help="Threads of the searches that are timed.")] = 1,
 ) -> None:
     """Write one page on how an index does: recall and latency, where time goes, what is missed and why, sizes, options."""
     from lemur_ann.report import report as make_report
@@ -458,7 +480,7 @@ def report(
         validate.directory(None if file is None else file.parent)  # before the work
     index = lemur_ann.LemurIndex.load(path, device=device)
     name = path.resolve().name if title is None else title
-    made = make_report(index, queries, k=k, num_queries=num_queries, title=name, num_threads=threads)
+    made = make_report(index, queries, k=k, num_queries=num_queries, title=name, num_threads=num_threads)
     made.write(out)
     if json is not None:
         json.write_text(made.json, encoding="utf-8")

@@ -5,6 +5,11 @@ import warnings
 from functools import cache
 from pathlib import Path
 
+# Processes of tests that run beside each other share the cores; threads of OpenMP that wait for a core spin meanwhile.
+NUM_PROCESSES = int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1"))
+if NUM_PROCESSES > 1:
+    os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // NUM_PROCESSES)))
+
 import numpy as np
 import pytest
 
@@ -16,6 +21,12 @@ from lemur_ann.encoders import Encoder
 
 def pytest_report_header() -> str:
     return f"lemur_ann {lemur_ann.__version__} from {Path(lemur_ann.__file__).parent}, isas {_core.supported_isas()}"
+
+
+def pytest_itemcollected(item: pytest.Item) -> None:
+    """Learning from the demo takes ten seconds: what asks for it is no part of `nox -s quick`."""
+    if "demo_index" in getattr(item, "fixturenames", ()):
+        item.add_marker("slow")
 
 
 @pytest.fixture

@@ -212,6 +212,7 @@ def small_limits(monkeypatch):
     monkeypatch.setattr("lemur_ann.documents.tokens.BYTES_TO_MERGE", 600)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", [LivingIndex, DurableIndex])
 @pytest.mark.filterwarnings("ignore")
 def test_like_a_dictionary(kind, small_limits):

@@ -177,6 +177,7 @@ def test_changes_during_a_compaction_are_kept(small_index, make_matrices, monkey
     assert set(index.search(new[0], k=2, num_candidates=140).ids) == {"a", "doc-60"}
 
 
+@pytest.mark.slow
 def test_searches_beside_changes(make_matrices, tmp_path, monkeypatch):
     """What a search returns is what some version of the index would have: ids with the tokens that belong to them."""
     monkeypatch.setattr("lemur_ann.candidates.MIN_SCANNED", 100)

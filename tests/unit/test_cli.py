@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import json
 import shutil
 import subprocess
@@ -11,9 +12,12 @@ from pathlib import Path
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
+import typer
 
-from lemur_ann import LemurEncoder, LemurIndex
-from lemur_ann.demo import demo_encoder
+from lemur_ann import LemurEncoder, LemurIndex, cli
+from lemur_ann.demo import demo_encoder, fit_demo_index
+from lemur_ann.options import Options
+from lemur_ann.report import report
 
 SMALL = ["--epochs", 0, "--num-features", 256, "--rank", 63, "--num-candidates", 200]
 
@@ -35,6 +39,7 @@ def workplace(tmp_path_factory, demo_data):
     return folder
 
 
+@pytest.mark.slow
 def test_demo(tmp_path):
     result = lemur_ann("demo", "--epochs", 1, cwd=tmp_path)
     assert result.returncode == 0, result.stderr
@@ -68,6 +73,7 @@ def test_evaluate_and_info(workplace):
         assert expected in result.stdout
 
 
+@pytest.mark.slow
 def test_export(workplace):
     result = lemur_ann("export", "index", "--out", "out.parquet", "--encoder", "map.safetensors", cwd=workplace)
     assert result.returncode == 0, result.stderr
@@ -82,6 +88,7 @@ def test_export(workplace):
     assert {"tokens", "vector"}.isdisjoint(pq.read_schema(workplace / "out.parquet").names)
 
 
+@pytest.mark.slow
 def test_tune(workplace):
     (tokens,) = (workplace / "index").glob("tokens-*")
     before = tokens.stat().st_mtime_ns
@@ -99,6 +106,7 @@ def test_tune(workplace):
     assert "not tuned for target_recall 0.99 at k 10, but for: 0.8 at k 5" in result.stderr.replace("\n", "")
 
 
+@pytest.mark.slow
 def test_health_and_refit(workplace):
     result = lemur_ann("health", "index", cwd=workplace)
     assert result.returncode == 0, result.stderr
@@ -124,6 +132,7 @@ def test_health_and_refit(workplace):
     assert LemurIndex.load(workplace / "grown").encoder.dim == 16
 
 
+@pytest.mark.slow
 def test_explain(workplace, demo_data):
     pytest.importorskip("matplotlib", reason="pip install lemur_ann[plots]")
     query, doc_id = (demo_data.queries[name][3].as_py() for name in ("text", "id"))
@@ -149,6 +158,7 @@ def test_explain(workplace, demo_data):
     assert "k=600 finds it." in result.stdout
 
 
+@pytest.mark.slow
 def test_explain_names_tokens_by_a_column(workplace, demo_data):
     encoder = demo_encoder(demo_data)
     for name, table, words in (
@@ -169,6 +179,7 @@ def test_explain_names_tokens_by_a_column(workplace, demo_data):
     assert "--words names no column 'tokens_of_it'; there are" in " ".join(result.stderr.split())
 
 
+@pytest.mark.slow
 def test_number_ids(workplace, demo_data):
     table = demo_data.documents[:5]
     doubled = table.set_column(0, "id", [["same"] * 5])
@@ -182,6 +193,7 @@ def test_number_ids(workplace, demo_data):
     assert json.loads((workplace / "numbered/manifest.json").read_text())["num_documents"] == 5
 
 
+@pytest.mark.slow
 def test_texts_are_shown_as_they_are(workplace, demo_data):
     """Square brackets are markup to the library that draws the tables."""
     table = demo_data.documents[:4]
@@ -193,6 +205,7 @@ def test_texts_are_shown_as_they_are(workplace, demo_data):
     assert "see [/usr/bin] and array[i]" in result.stdout, result.stderr
 
 
+@pytest.mark.slow
 def test_a_life(workplace):
     """Adding, replacing, deleting, compacting, verifying, each a command of its own."""
     shutil.copytree(workplace / "index", workplace / "living")
@@ -225,6 +238,89 @@ def test_a_life(workplace):
     assert "files of living are damaged" in " ".join(result.stderr.split())
 
 
+COMMANDS = typer.main.get_command(cli.app).commands
+# What a command stands for, and the options that it alone has: files, and what is printed.
+STANDS_FOR = {
+    "add": ([LemurIndex.open, LemurIndex.add, LemurIndex.upsert], {"upsert"}),
+    "build": ([LemurIndex, LemurIndex.fit, LemurIndex.save], {"out", "number_ids"}),
+    "compact": ([LemurIndex.open, LemurIndex.compact], set()),
+    "delete": ([LemurIndex.open, LemurIndex.delete], {"ids_from"}),
+    "demo": ([fit_demo_index], set()),
+    "evaluate": ([LemurIndex.load, LemurIndex.evaluate], {"num_queries", "run"}),
+    "explain": ([LemurIndex.load, LemurIndex.explain, LemurIndex.explain_miss], {"queries", "row", "miss", "words", "out"}),
+    "export": ([LemurIndex.load, LemurIndex.to_arrow], {"out", "encoder"}),
+    "health": ([LemurIndex.load, LemurIndex.health], set()),
+    "info": ([], set()),
+    "refit": ([LemurIndex.open, LemurIndex.refit], set()),
+    "report": ([LemurIndex.load, report], {"out", "json"}),
+    "search": ([LemurIndex.load, LemurIndex.search], {"limit", "out"}),
+    "tune": ([LemurIndex.open, LemurIndex.tune], {"num_queries"}),
+    "verify": ([LemurIndex.load, LemurIndex.check], set()),
+}
+# Wherever Python takes one of these, so does the command.
+EVERYWHERE = {"k", "num_candidates", "ef_search", "target_recall", "exact", "num_queries", "num_threads", "memory_limit"}
+
+
+def test_every_command_is_compared_with_python():
+    assert STANDS_FOR.keys() == COMMANDS.keys()
+
+
+@pytest.mark.parametrize("command", STANDS_FOR)
+def test_options_are_called_as_in_python(command):
+    functions, alone = STANDS_FOR[command]
+    arguments = {name: value for function in functions for name, value in inspect.signature(function).parameters.items()}
+    takes_options = any(value.kind is value.VAR_KEYWORD for value in arguments.values())
+    of_options = inspect.signature(Options).parameters if takes_options else {}
+    given = {"M" if param.name == "m" else param.name: param for param in COMMANDS[command].params}
+    options = {name: param for name, param in given.items() if any(opt.startswith("-") for opt in param.opts)}
+    assert options.keys() - arguments.keys() - of_options.keys() == alone
+    assert arguments.keys() & EVERYWHERE <= options.keys()
+    for name, param in options.items():
+        assert "--" + name.replace("_", "-") in param.opts
+        if name in arguments and param.default is not None and not param.required:
+            assert param.default == arguments[name].default, name
+
+
+def test_help_names_every_kind_of_candidates_and_defaults(tmp_path):
+    shown = " ".join(lemur_ann("build", "--help", cwd=tmp_path).stdout.replace("│", " ").split())
+    assert "hnsw, exact, faiss, usearch, svs" in shown
+    assert "Threads to use. [default: all cores]" in shown
+
+
+def test_old_names_of_options_are_taken_still(workplace, capsys):
+    root = typer.main.get_command(cli.app)
+
+    def parsed(command, *arguments):
+        with root.make_context("lemur-ann", [command]) as parent:
+            return COMMANDS[command].make_context(command, list(arguments), parent=parent).params
+
+    index, queries = str(workplace / "index"), str(workplace / "queries.parquet")
+    for command in ("evaluate", "tune"):
+        assert parsed(command, index, queries, "--limit", "3", "--threads", "2")["num_queries"] == 3
+    assert parsed("health", index, "--limit", "3")["num_queries"] == 3
+    asked = parsed("search", index, queries, "--limit", "3", "--threads", "2", "--ef-search", "40")
+    assert (asked["limit"], asked["num_threads"], asked["ef_search"]) == (3, 2, 40)
+    assert parsed("explain", index, "--queries", queries, "--id", "x")["doc_id"] == "x"
+    for command in ("search", "evaluate", "explain"):
+        assert (
+            "--threads" not in COMMANDS[command].get_help(root.make_context("lemur-ann", [command])) + capsys.readouterr().out
+        )
+
+
+@pytest.mark.slow
+def test_search_takes_ef_search(workplace):
+    found = {}
+    for width in (12, 600):
+        asked = ["search", "index", "queries.parquet", "-k", 10, "--num-candidates", 12, "--ef-search", width]
+        result = lemur_ann(*asked, "--num-threads", 1, "--out", f"width{width}.parquet", cwd=workplace)
+        assert result.returncode == 0, result.stderr
+        hits = LemurIndex.load(workplace / "index").search(
+            pq.read_table(workplace / "queries.parquet"), num_candidates=12, ef_search=width
+        )
+        found[width] = pq.read_table(workplace / f"width{width}.parquet")["id"].to_pylist()
+        assert found[width] == [doc_id for one in hits for doc_id in one.ids]
+
+
 def test_help_teaches(tmp_path):
     result = lemur_ann("--help", cwd=tmp_path)
     assert result.returncode == 0
@@ -247,6 +343,7 @@ def test_help_teaches(tmp_path):
         assert command in " ".join(result.stdout.split())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [

@@ -139,7 +139,7 @@ def test_an_index_lives_with_it(variant, make_matrices, tmp_path, monkeypatch):
 def test_a_damaged_file(kind, make_matrices, tmp_path, monkeypatch):
     pytest.importorskip(kind, reason=f"pip install {LIBRARIES[kind]}")
     monkeypatch.setattr(lemur_ann.candidates, "MIN_SCANNED", 50)
-    index = LemurIndex(candidates=kind, rank=15, epochs=0)
+    index = LemurIndex(candidates=kind, num_features=64, rank=15, epochs=0)
     index.fit(make_matrices(100), make_matrices(30)).save(tmp_path / "index")
     (graph,) = (tmp_path / "index").glob("graph-*")
     graph.write_bytes(graph.read_bytes()[:-100])

@@ -407,6 +407,7 @@ def test_importing_it_is_light():
     assert result.stdout.strip() == "False"
 
 
+@pytest.mark.slow
 def test_on_the_command_line(tmp_path, small_index, make_matrices):
     index, _, _ = small_index()
     index.save(tmp_path / "index")

@@ -37,6 +37,7 @@ print(json.dumps({"opened": opened, "used": resident() - before, "stats": stats.
 """
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="only Linux tells what is in memory")
 def test_agrees_with_the_operating_system(rng, tmp_path):
     documents = [rng.normal(size=(30, 64)).astype(np.float16) for _ in range(15_000)]

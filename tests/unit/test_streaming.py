@@ -523,6 +523,7 @@ assert index.num_tokens == 1_200_000
 
 
 @linux
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["generator", "reader", "path"])
 def test_peak_memory_does_not_grow_with_the_corpus(tmp_path, kind):
     try:

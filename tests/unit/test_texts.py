@@ -250,6 +250,7 @@ def test_a_series_of_strings(word_encoder, library):
     assert TextIndex(word_encoder).add(series).search("blue", k=1).ids.tolist() == [1]
 
 
+@pytest.mark.slow
 def test_a_fit_that_fails_leaves_no_documents(word_encoder):
     texts = TextIndex(word_encoder)
     with pytest.raises(ValueError, match="at least one document"):
