@@ -52,13 +52,55 @@ class QueryBatch:
     def __len__(self) -> int:
         return len(self.offsets) - 1
 
+    @property
+    def as_float32(self) -> QueryBatch:
+        """The same in the dtype that kernels take queries in."""
+        return QueryBatch(np.ascontiguousarray(self.tokens, dtype=np.float32), self.offsets)
+
+    def matrix(self, number: int) -> Tokens:
+        """The tokens of one of the queries, (num_tokens, dim)."""
+        return self.tokens[self.offsets[number] : self.offsets[number + 1]]
+
     def sample(self, count: int, random: np.random.Generator) -> QueryBatch:
         """At most ``count`` of the queries, in their order."""
         if count >= len(self):
             return self
         chosen = np.sort(random.choice(len(self), count, replace=False))
-        matrices = [self.tokens[self.offsets[i] : self.offsets[i + 1]] for i in chosen]
+        matrices = [self.matrix(i) for i in chosen.tolist()]
         return QueryBatch(np.concatenate(matrices), to_offsets([len(matrix) for matrix in matrices]))
+
+
+@dataclass(frozen=True)
+class Asked:
+    """Queries as a caller passed them: checked, and whether it was one query rather than a batch."""
+
+    batch: QueryBatch
+    is_one: bool
+
+    def answered(self, found: Sequence[Any]) -> Any:
+        """What was found, in the form of the question: that of the one query, or a list."""
+        return found[0] if self.is_one else list(found)
+
+
+def queries_of(queries: Any, dim: int | None, offsets: Any = None) -> Asked:
+    """One query, a matrix (num_tokens, dim), or a batch of them in any form; the one place that tells these apart.
+
+    Args:
+        queries: one matrix; or a sequence of matrices, an array of shape (num_queries, num_tokens, dim), Arrow data with a column
+            ``tokens``, or one flat matrix with ``offsets``.
+        dim: that tokens must have; None allows any.
+        offsets: int (num_queries + 1,), with a flat matrix only.
+
+    Raises:
+        ValueError, TypeError: queries of a wrong shape, dtype or dim, without tokens or not finite.
+    """
+    if offsets is not None or not is_single_query(queries):
+        return Asked(read_queries(queries, offsets=offsets, dim=dim), False)
+    matrix = validate.token_matrix(queries, "query", dim=dim)
+    row = validate.first_bad_row(matrix)
+    if row is not None:
+        raise ValueError(f"query has {validate.BAD_VALUE} in token {row}")
+    return Asked(QueryBatch(matrix, np.array([0, len(matrix)], dtype=np.int64)), True)
 
 
 def read_documents(documents: Any, *, ids: Any = None, offsets: Any = None, dim: int | None = None) -> list[DocumentBatch]:
