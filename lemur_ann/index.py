@@ -31,7 +31,7 @@ from lemur_ann.insight import metrics
 from lemur_ann.insight.evaluation import Evaluation
 from lemur_ann.insight.health import Health, measure, own_queries
 from lemur_ann.insight.stats import Stats, measured
-from lemur_ann.insight.tuning import Tuned, Tuner
+from lemur_ann.insight.tuning import Tuner
 from lemur_ann.learning.memory import parse_bytes, release
 from lemur_ann.notebook import facts
 from lemur_ann.options import Options
@@ -42,6 +42,7 @@ from lemur_ann.saved.directory import save as save_directory
 from lemur_ann.saved.versions import read_version
 from lemur_ann.searching.filters import excluded_by
 from lemur_ann.searching.search import exact_scores, search, search_options
+from lemur_ann.searching.settings import Tuned
 from lemur_ann.searching.snapshot import Learned, Snapshot, check
 
 if TYPE_CHECKING:
@@ -339,7 +340,7 @@ class LemurIndex:
         return pa.RecordBatchReader.from_batches(block(rows[:0]).schema, blocks)
 
     def stats(self) -> Stats:
-        """How many documents, and the memory they take, by part; see :class:`~lemur_ann.insight.stats.Stats`."""
+        """How many documents, and the memory they take, by part; see :class:`~lemur_ann.insight.Stats`."""
         return measured(self._snapshot)
 
     def check(self) -> None:
@@ -1043,7 +1044,7 @@ class LemurIndex:
             progress: as for :meth:`fit`.
 
         Returns:
-            :class:`~lemur_ann.insight.tuning.Tuned`; print it.
+            :class:`~lemur_ann.searching.settings.Tuned`; print it.
 
         Raises:
             NotFitted: before fit.

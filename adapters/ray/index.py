@@ -25,10 +25,10 @@ from lemur_ann import _validate as validate
 from lemur_ann.documents.inputs import QueryBatch, ids_of, is_single_query, iterate_documents, read_documents, read_queries
 from lemur_ann.documents.sources import is_stream, opened
 from lemur_ann.insight.stats import Part, Stats
-from lemur_ann.insight.tuning import Tuned
 from lemur_ann.options import Options
 from lemur_ann.progress import Progress, Show
 from lemur_ann.progress import progress as progress_lines
+from lemur_ann.searching import Tuned
 from lemur_ann.searching.filters import booleans
 
 from .building import Build, Marks, default_tasks, partitions_of

@@ -20,8 +20,8 @@ import ray
 
 from lemur_ann import Hits, IndexLocked, LemurEncoder, LemurIndex
 from lemur_ann.insight.stats import Stats
-from lemur_ann.insight.tuning import Tuned
 from lemur_ann.saved.storage import MANIFEST
+from lemur_ann.searching import Tuned
 
 from .calls import WRITER
 from .documents import ROW, matching_ids

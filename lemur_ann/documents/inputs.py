@@ -86,8 +86,8 @@ def queries_of(queries: Any, dim: int | None, offsets: Any = None) -> Asked:
     """One query, a matrix (num_tokens, dim), or a batch of them in any form; the one place that tells these apart.
 
     Args:
-        queries: one matrix; or a sequence of matrices, an array of shape (num_queries, num_tokens, dim), Arrow data with a column
-            ``tokens``, or one flat matrix with ``offsets``.
+        queries: one matrix; or a sequence of matrices, an array of shape (num_queries, num_tokens, dim), Arrow data with a
+            column ``tokens``, or one flat matrix with ``offsets``.
         dim: that tokens must have; None allows any.
         offsets: int (num_queries + 1,), with a flat matrix only.
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import functools
 import math
 import time
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -25,34 +24,6 @@ if TYPE_CHECKING:
 FIRST_BEAM = 32
 BEAM_STEP = math.sqrt(2.0)
 MAX_TIMED_QUERIES = 100
-
-
-@dataclass(frozen=True)
-class Tuned:
-    """What :meth:`lemur_ann.LemurIndex.tune` chose.
-
-    Attributes:
-        target_recall, k: what was asked for: the share of the exact MaxSim top k that a search finds.
-        num_candidates, ef_search: how to search for it.
-        recall: what this found on queries that it was not chosen on.
-        recall_interval: its 95% confidence interval over queries, by :func:`lemur_ann.insight.metrics.share_found`.
-        num_queries: how many queries these were; as many were used to choose.
-    """
-
-    target_recall: float
-    k: int
-    num_candidates: int
-    ef_search: int
-    recall: float
-    recall_interval: tuple[float, float]
-    num_queries: int
-
-    def __str__(self) -> str:
-        low, high = self.recall_interval
-        return (
-            f"num_candidates {self.num_candidates}, ef_search {self.ef_search}: recall@{self.k} {self.recall:.3f} "
-            f"(95% interval {low:.3f} to {high:.3f}, {self.num_queries} queries it was not chosen on)"
-        )
 
 
 class Tuner:

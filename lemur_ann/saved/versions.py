@@ -18,9 +18,9 @@ from lemur_ann.documents.intake import joined_metadata, rows_of
 from lemur_ann.documents.rows import RowSet
 from lemur_ann.documents.tokens import Chunk, TokenStore
 from lemur_ann.errors import CorruptIndex
-from lemur_ann.insight.tuning import Tuned
 from lemur_ann.options import Options
 from lemur_ann.saved import storage
+from lemur_ann.searching.settings import Tuned
 from lemur_ann.searching.snapshot import Learned, Snapshot
 
 TRIES = 20  # to open a version while a writer makes one after the other

@@ -17,9 +17,9 @@ from lemur_ann.hits import Hits
 from lemur_ann.searching.snapshot import Learned, Snapshot
 
 if TYPE_CHECKING:
-    from lemur_ann.insight.tuning import Tuned
     from lemur_ann.options import Options
     from lemur_ann.searching.device import DeviceSearch
+    from lemur_ann.searching.settings import Tuned
 
 Scored = tuple[Rows, npt.NDArray[np.float32]]  # best first
 

@@ -18,7 +18,7 @@ from lemur_ann.documents.intake import joined_metadata, rows_of
 from lemur_ann.documents.rows import Rows, RowSet
 from lemur_ann.documents.tokens import TokenStore
 from lemur_ann.errors import CorruptIndex
-from lemur_ann.insight.tuning import Tuned
+from lemur_ann.searching.settings import Tuned
 
 if TYPE_CHECKING:
     from lemur_ann.encoder import LemurEncoder
