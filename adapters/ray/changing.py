@@ -50,10 +50,11 @@ class Changes:
 
     Attributes:
         lock: held by one change at a time.
+        task_options: as given.
     """
 
     def __init__(self, shards: Shards, task_options: dict[str, Any]) -> None:
-        self._shards, self._task_options = shards, task_options
+        self._shards, self.task_options = shards, task_options
         self.lock = threading.RLock()
 
     def add(
@@ -84,7 +85,7 @@ class Changes:
                     replaces=joining.replaces,
                     max_tasks=default_tasks() if max_tasks is None else validate.positive_int(max_tasks, "max_tasks"),
                     timeout=self._shards.timeout,
-                    task_options=self._task_options,
+                    task_options=self.task_options,
                 )
                 build.run(partitions, self._shards.next_id, lines.task("partitions", None))
             elif resume:

@@ -25,7 +25,7 @@ from .asking import arun, run, searching, seconds
 from .calls import WRITER
 from .changing import Changes, Joining
 from .documents import Columns, shard_of
-from .learning import LEARNING, learned
+from .learning import LEARNING, learned, of_learning
 from .shards import Shards
 from .storage import SHARDS, Place, describe, described
 
@@ -87,7 +87,6 @@ class ShardedLemurIndex:
         num_threads = None if num_threads is None else validate.num_threads(num_threads)
         timeout = seconds(timeout)
         self._hedge_after = None if hedge_after is None else seconds(hedge_after, "hedge_after")
-        self._task_options = dict(task_options or {})
         self._rebuilding = threading.Lock()  # held by what takes long: fit, refit, compact
         place = Place(directory, storage_options)
         known = described(place, num_shards, options)
@@ -104,7 +103,7 @@ class ShardedLemurIndex:
             num_searches=num_searches,
             actor_options={"num_cpus": num_cpus, **(actor_options or {})},
         )
-        self._changes = Changes(self._shards, self._task_options)
+        self._changes = Changes(self._shards, dict(task_options or {}))
 
     @classmethod
     def open(cls, directory: str | PathLike[str], **settings: Any) -> ShardedLemurIndex:
@@ -359,8 +358,8 @@ class ShardedLemurIndex:
                 raise ValueError(f"queries have dim {dim}, documents have dim {shards.dim}")
             if encoder is None:
                 how = {"encode_query": encode_query, "text_column": text_column, "memory_limit": memory_limit}
-                how |= {name: value for name, value in self._options.items() if name in LEARNING}
-                data = learned(shards, training, num_learning_documents, num_threads, how, self._task_options, lines)
+                how |= of_learning(self._options)
+                data = learned(shards, training, num_learning_documents, num_threads, how, self._changes.task_options, lines)
             else:
                 data = ray.put(encoder.to_bytes())
             every = shards.actors.writers()
@@ -408,7 +407,7 @@ class ShardedLemurIndex:
         with self._rebuilding, progress_lines(progress) as lines:
             if not self.is_fitted:
                 raise NotFitted("the index has no learned map yet: call fit(documents, queries=...) first")
-            changed = {**{name: value for name, value in self._options.items() if name in LEARNING}, **options}
+            changed = {**of_learning(self._options), **options}
             Options(**changed)
             if encoder is not None:
                 if _map_dim(encoder) != shards.dim:
@@ -417,7 +416,7 @@ class ShardedLemurIndex:
             else:
                 training = self._queries_to_refit(queries, query_offsets)
                 how = {**changed, "memory_limit": memory_limit}
-                data = learned(shards, training, num_learning_documents, num_threads, how, self._task_options, lines)
+                data = learned(shards, training, num_learning_documents, num_threads, how, self._changes.task_options, lines)
             self._changes.make_one_by_one("learn", (data, num_threads), lines)
         return self
 

@@ -29,6 +29,11 @@ LEARNING = {
 }
 
 
+def of_learning(options: dict[str, Any]) -> dict[str, Any]:
+    """Those of the options that a map is learned with."""
+    return {name: value for name, value in options.items() if name in LEARNING}
+
+
 def learned(
     shards: Shards,
     training: QueryBatch | None,
