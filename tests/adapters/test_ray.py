@@ -196,6 +196,8 @@ def test_from_a_task_and_an_event_loop(sharded, queries):
     first, *found = asyncio.run(side_by_side())
     assert found == expected
     assert first.scores[0] == expected[0].scores[0]
+    with pytest.raises(TypeError, match="unexpected keyword argument 'effort'"):
+        asyncio.run(sharded.asearch(queries[0], effort=3))
 
 
 def test_changes(index, make_matrices):
