@@ -27,10 +27,9 @@ import numpy.typing as npt
 import torch
 from torch import nn
 
-from lemur_ann import _core
+from lemur_ann import _core  # whose kernels take a batch of queries, where those of lemur_ann.maxsim take one
 from lemur_ann import _validate as validate
-from lemur_ann.documents.inputs import to_offsets
-from lemur_ann.documents.tokens import TokenStore
+from lemur_ann.documents import TokenStore, to_offsets
 from lemur_ann.errors import NotFitted
 from lemur_ann.learning.features import FeatureMap
 from lemur_ann.learning.targets import Targets

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import copy
+import hashlib
 import json
 import os
+import re
 from collections.abc import Callable, Iterator
 from dataclasses import fields
 from functools import cached_property
@@ -14,10 +16,12 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
+from safetensors import SafetensorError
+from safetensors import numpy as safetensors
 
 from lemur_ann import _core, formats
 from lemur_ann import _validate as validate
-from lemur_ann.arrays import map_arrays, read_metadata, write_arrays
+from lemur_ann.arrays import map_arrays, read_metadata
 from lemur_ann.documents.inputs import iterate_documents, queries_of, read_queries
 from lemur_ann.documents.intake import tokens_alone
 from lemur_ann.documents.sources import opened
@@ -35,6 +39,11 @@ from lemur_ann.progress import progress as progress_lines
 
 if TYPE_CHECKING:
     from lemur_ann.learning.features import FeatureMap
+
+# what a fingerprint is of: these and no others, for ever, whatever :meth:`LemurEncoder.arrays` comes to hold
+NAMED_BY = re.compile(
+    r"feature_map\.layers\.\d+\.(weight|bias)|sample_tokens|token_weights|target_mean|projection|offset|query_map|radius"
+)
 
 
 class LemurEncoder:
@@ -232,11 +241,9 @@ class LemurEncoder:
         It holds the sample of query tokens and the projection, (token_dim + rank) floats for each of num_sample_tokens, which
         is most of it, and the feature map.
         """
-        plain = {"feature_map": self.feature_weights.config, "training": self.training, "precision": self.targets.precision}
-        described = {**formats.map_header(), "lemur_ann_version": _core.version, "encoder": json.dumps(plain)}
         temporary = Path(f"{os.fspath(path)}.{os.getpid()}")
         try:
-            write_arrays(temporary, self.arrays(), described)
+            temporary.write_bytes(self.to_bytes())
             temporary.replace(path)
         finally:
             temporary.unlink(missing_ok=True)
@@ -253,15 +260,58 @@ class LemurEncoder:
             FileNotFoundError: there is no such file.
             CorruptIndex: it is damaged, of a newer format, or something else.
         """
-        described = read_metadata(Path(path))
-        formats.check_map_header(described, path)
+        return cls._read(read_metadata(Path(path)), lambda: map_arrays(Path(path)), path, device)
+
+    def to_bytes(self) -> bytes:
+        """What :meth:`save` writes, for a place that is no file."""
+        plain = {"feature_map": self.feature_weights.config, "training": self.training, "precision": self.targets.precision}
+        described = {**formats.map_header(), "lemur_ann_version": _core.version, "encoder": json.dumps(plain)}
+        return safetensors.save({name: np.ascontiguousarray(array) for name, array in self.arrays().items()}, described)
+
+    @classmethod
+    def from_bytes(cls, data: Any, *, device: str = "cpu") -> LemurEncoder:
+        """What :meth:`to_bytes` gave, or the bytes of a file that :meth:`save` wrote; it encodes with the same bits.
+
+        Args:
+            data: bytes, or another buffer of them.
+            device: where to encode.
+
+        Raises:
+            CorruptIndex: they are damaged, of a newer format, or something else.
+        """
+        data, name = bytes(data), "what these bytes hold"
+        try:
+            described = json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")])["__metadata__"]
+            if not isinstance(described, dict):
+                raise TypeError("__metadata__ is no object")
+        except (KeyError, TypeError, ValueError, RecursionError) as error:
+            raise CorruptIndex(f"{name} cannot be read: {error!r}") from error
+        return cls._read(described, lambda: safetensors.load(data), name, device)
+
+    @classmethod
+    def _read(
+        cls, described: dict[str, str], arrays: Callable[[], dict[str, npt.NDArray[Any]]], name: Any, device: str
+    ) -> LemurEncoder:
+        """The map that a header describes; its arrays are read once the header is known to be one of ours."""
+        formats.check_map_header(described, name)
         try:
             plain = json.loads(described["encoder"])
             options = Options(target_precision=plain["precision"], device=device)
-            arrays = formats.learned_map(map_arrays(Path(path)), plain["feature_map"])
-            return cls.from_arrays(arrays, plain["feature_map"], plain["training"], options)
-        except (KeyError, TypeError, ValueError) as error:
-            raise CorruptIndex(f"{path} cannot be read: {error!r}") from error
+            return cls.from_arrays(
+                formats.learned_map(arrays(), plain["feature_map"]), plain["feature_map"], plain["training"], options
+            )
+        except (KeyError, TypeError, ValueError, SafetensorError) as error:
+            raise CorruptIndex(f"{name} cannot be read: {error!r}") from error
+
+    @property
+    def fingerprint(self) -> str:
+        """A name for the map, 16 hexadecimal digits: the same for the same learned arrays, in every version of this library."""
+        state = hashlib.sha256()
+        for name, array in sorted(self.arrays().items()):
+            if NAMED_BY.fullmatch(name):
+                state.update(f"{name} {array.dtype} {array.shape}".encode())
+                state.update(np.ascontiguousarray(array).data)
+        return state.hexdigest()[:16]
 
     @classmethod
     def fit(

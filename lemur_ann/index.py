@@ -289,7 +289,7 @@ class LemurIndex:
         return stream_of(self._snapshot, tokens=tokens, vectors=vectors)
 
     def stats(self) -> Stats:
-        """How many documents, and the memory they take, by part; see :class:`~lemur_ann.insight.stats.Stats`."""
+        """How many documents, and the memory they take, by part; see :class:`~lemur_ann.insight.Stats`."""
         return measured(self._snapshot)
 
     def check(self) -> None:

@@ -12,8 +12,7 @@ from typing import Any
 import ray
 from ray.exceptions import RayTaskError
 
-from lemur_ann.documents.inputs import iterate_documents
-from lemur_ann.documents.sources import BYTES_READ_AHEAD, IPC_SUFFIXES, ROWS_PER_READ, open_path
+from lemur_ann.documents import iterate_documents, lance_scanner, open_path
 from lemur_ann.progress import Task
 
 from .calls import Actors
@@ -56,8 +55,7 @@ class _Fragment(Partition):
 class _LanceFragment(Partition):
     def open(self) -> Any:
         dataset, fragment_id = self.source
-        settings = {"batch_size": ROWS_PER_READ, "batch_readahead": 1, "fragment_readahead": 1}
-        return dataset.scanner(fragments=[dataset.get_fragment(fragment_id)], io_buffer_size=BYTES_READ_AHEAD, **settings)
+        return lance_scanner(dataset, fragments=[dataset.get_fragment(fragment_id)])
 
 
 class _Block(Partition):
@@ -76,8 +74,7 @@ def partitions_of(documents: Any) -> Iterator[Partition] | None:
         dataset = open_path(documents)
         return _files(dataset) if len(dataset.files) > 1 else None
     if isinstance(documents, (list, tuple)) and documents and isinstance(documents[0], (str, os.PathLike)):
-        kind = "ipc" if os.fspath(documents[0]).endswith(IPC_SUFFIXES) else "parquet"
-        return _files(ds.dataset([os.fspath(path) for path in documents], format=kind))
+        return _files(open_path(*documents))
     if isinstance(documents, ds.FileSystemDataset):
         return _files(documents)
     if hasattr(documents, "lance_schema") and hasattr(documents, "get_fragments"):

@@ -15,6 +15,7 @@ from ray.exceptions import ActorDiedError, RayError, RayTaskError
 from .errors import Overloaded, ShardUnavailable
 
 Target = tuple[int, int | None]  # a shard, and which of its replicas; None is any of them
+Arguments = dict[Target, tuple[Any, ...]]
 
 # What an actor does side by side: searches do not wait for changes, nor these for what takes long. All else is "read".
 GROUPS = {

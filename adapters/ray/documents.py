@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -13,11 +13,16 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import ray
 
-from lemur_ann import _validate as validate
-from lemur_ann.documents.ids import IdColumn, IdMap
-from lemur_ann.documents.inputs import DocumentBatch, tokens_from_arrow
-from lemur_ann.documents.intake import joined_metadata, rows_of
-from lemur_ann.documents.tokens import TokenStore
+from lemur_ann.documents import (
+    DocumentBatch,
+    TokenStore,
+    as_dtype,
+    check_kind,
+    check_new,
+    joined_schema,
+    next_ids,
+    tokens_from_arrow,
+)
 
 from .calls import WRITER, Actors, Calls, gathered
 
@@ -45,13 +50,13 @@ class Columns:
     Attributes:
         id_type: int64 or large_string; None before the first document, and so are the next two.
         dim, dtype: of tokens.
-        metadata: a table without rows, of all metadata columns there are.
+        schema: of the metadata, all columns there are.
     """
 
     id_type: pa.DataType | None = None
     dim: int | None = None
     dtype: np.dtype[Any] | None = None
-    metadata: pa.Table | None = None
+    schema: pa.Schema = field(default_factory=lambda: pa.schema([]))
 
     @classmethod
     def of(cls, schema: pa.Schema | None) -> Columns:
@@ -60,13 +65,15 @@ class Columns:
             return cls()
         empty = schema.empty_table()
         tokens, _ = tokens_from_arrow(empty.column("tokens").combine_chunks(), "tokens")
-        metadata = empty.drop_columns(["id", "tokens"])
-        return cls(schema.field("id").type, tokens.shape[1], tokens.dtype, metadata if metadata.num_columns else None)
+        return cls(schema.field("id").type, tokens.shape[1], tokens.dtype, empty.drop_columns(["id", "tokens"]).schema)
 
-    @property
-    def schema(self) -> pa.Schema:
-        """Of the metadata."""
-        return pa.schema([]) if self.metadata is None else self.metadata.schema
+    @classmethod
+    def of_all(cls, schemas: Iterable[pa.Schema | None]) -> Columns:
+        """The same of the tables of all shards."""
+        columns = cls()
+        for schema in schemas:
+            columns = columns.merged(cls.of(schema))
+        return columns
 
     def merged(self, other: Columns) -> Columns:
         """Both; TypeError or ValueError where they do not go together."""
@@ -74,31 +81,17 @@ class Columns:
             return self
         if other.dim is not None and self.dim not in (None, other.dim):
             raise ValueError(f"documents have dim {other.dim}, index has dim {self.dim}")
-        self.check_ids(pa.array([], other.id_type))
-        metadata = joined_metadata(self.metadata, 0, [rows_of(other.metadata, 0)])
-        return Columns(other.id_type, other.dim, self.dtype or other.dtype, metadata)
-
-    def check_ids(self, ids: pa.Array) -> None:
-        """TypeError where ids are of another kind than those there are."""
-        if self.id_type is not None:
-            some = pa.array([0]) if pa.types.is_integer(self.id_type) else pa.array([""], self.id_type)
-            IdMap(IdColumn([some])).check_kind(ids)
+        check_kind(pa.array([], other.id_type), self.id_type)
+        return Columns(other.id_type, other.dim, self.dtype or other.dtype, joined_schema(self.schema, other.schema))
 
     def with_batch(self, batch: DocumentBatch, first_row: int) -> tuple[Columns, DocumentBatch]:
         """With the columns of a checked batch of which all have ids, and the batch in the dtype of all tokens."""
         assert batch.ids is not None
-        self.check_ids(batch.ids)
-        dtype = self.dtype or batch.tokens.dtype
-        if batch.tokens.dtype != dtype:
-            with np.errstate(over="ignore"):
-                batch = replace(batch, tokens=batch.tokens.astype(dtype))
-            row = validate.first_bad_row(batch.tokens)
-            if row is not None:
-                document = first_row + int(np.searchsorted(batch.offsets, row, side="right")) - 1
-                raise ValueError(f"document {document} exceeds the range of {dtype}, in which the index holds tokens")
-        metadata = joined_metadata(self.metadata, 0, [rows_of(batch.metadata, len(batch))[:0]])
+        check_kind(batch.ids, self.id_type)
+        batch = as_dtype(batch, self.dtype or batch.tokens.dtype, first_row)
+        schema = self.schema if batch.metadata is None else joined_schema(self.schema, batch.metadata.schema)
         assert batch.ids is not None
-        return Columns(batch.ids.type, batch.tokens.shape[1], dtype, metadata), batch
+        return Columns(batch.ids.type, batch.tokens.shape[1], batch.tokens.dtype, schema), batch
 
 
 @dataclass(frozen=True)
@@ -152,7 +145,7 @@ class Sender:
         """
         batch = self._named(batch)
         assert batch.ids is not None
-        IdMap().check_new(batch.ids, self._seen, replaces=True)  # repeated ones
+        check_new(batch.ids.to_pylist(), self._seen)
         dtype = self._columns.dtype
         if self._is_first and dtype is not None and not np.can_cast(batch.tokens.dtype, dtype):
             raise ValueError(
@@ -187,12 +180,7 @@ class Sender:
             raise TypeError(
                 "upsert needs to know which documents to replace, and these have no ids; pass ids=, or a column 'id'"
             )
-        if pa.types.is_large_string(self._columns.id_type or pa.int64()):
-            raise ValueError("documents have no ids, and the index holds string ids; pass ids=")
-        first = self._next_id + self._num_documents
-        if first + len(batch) > 2**63:
-            raise ValueError(f"no integers are left for ids after {first - 1}; pass ids=")
-        return replace(batch, ids=pa.array(np.arange(first, first + len(batch))))
+        return replace(batch, ids=next_ids(self._next_id + self._num_documents, len(batch), self._columns.id_type))
 
     def _table(self, batch: DocumentBatch, store: TokenStore, rows: npt.NDArray[np.int64]) -> pa.Table:
         assert batch.ids is not None
@@ -229,13 +217,13 @@ def matching_ids(table: pa.Table, expression: pc.Expression, columns: pa.Schema)
     """
     import pyarrow.dataset as ds
 
-    for field in columns:
-        if field.name not in table.column_names:
-            table = table.append_column(field, pa.nulls(len(table), field.type))
+    for column in columns:
+        if column.name not in table.column_names:
+            table = table.append_column(column, pa.nulls(len(table), column.type))
     try:
         ids = ds.dataset(table).to_table(columns=["id"], filter=expression).column("id")
     except (pa.ArrowInvalid, pa.ArrowNotImplementedError, pa.ArrowKeyError, pa.ArrowTypeError) as error:
-        known = [f"{field.name} ({field.type})" for field in table.schema]
+        known = [f"{column.name} ({column.type})" for column in table.schema]
         reason = str(error).splitlines()[0]
         raise ValueError(f"filter {expression} does not fit the columns {', '.join(known)}: {reason}") from error
     return pa.concat_arrays(ids.chunks) if ids.num_chunks else pa.array([], table.schema.field("id").type)

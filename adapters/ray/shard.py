@@ -19,9 +19,9 @@ import pyarrow.compute as pc
 import ray
 
 from lemur_ann import Hits, IndexLocked, LemurEncoder, LemurIndex
-from lemur_ann.insight.stats import Stats
-from lemur_ann.saved.storage import MANIFEST
-from lemur_ann.searching.settings import Tuned
+from lemur_ann.insight import Stats
+from lemur_ann.saved import MANIFEST
+from lemur_ann.searching import Tuned
 
 from .calls import WRITER
 from .documents import ROW, matching_ids
@@ -204,11 +204,11 @@ class Shard:
             index.delete(there)
         self._publish()
 
-    def learn(self, encoder: npt.NDArray[np.uint8], num_threads: int | None) -> None:
+    def learn(self, encoder: bytes, num_threads: int | None) -> None:
         """Index the documents with a map that was learned elsewhere."""
         index = self._changeable()
         learn = index.refit if index.is_fitted else index.fit
-        learn(encoder=from_bytes(encoder), num_threads=self._threads(num_threads), progress=False)
+        learn(encoder=LemurEncoder.from_bytes(encoder), num_threads=self._threads(num_threads), progress=False)
         self._publish()
 
     def compact(self, num_threads: int | None) -> None:
@@ -307,9 +307,9 @@ class Shard:
         """See :meth:`lemur_ann.LemurIndex.stats`."""
         return self.index.stats()
 
-    def encoder(self) -> npt.NDArray[np.uint8]:
+    def encoder(self) -> bytes:
         """The learned map."""
-        return to_bytes(self.index.encoder)
+        return self.index.encoder.to_bytes()
 
     def _threads(self, num_threads: int | None) -> int | None:
         return self._num_threads if num_threads is None else num_threads
@@ -329,20 +329,6 @@ class _Stream:
 
 def _matrices(tokens: Any, offsets: Any) -> list[Any]:
     return np.split(tokens, offsets[1:-1])
-
-
-def to_bytes(encoder: LemurEncoder) -> npt.NDArray[np.uint8]:
-    """A learned map as it is saved, to be sent."""
-    with tempfile.TemporaryDirectory() as folder:
-        encoder.save(Path(folder, "encoder"))
-        return np.fromfile(Path(folder, "encoder"), np.uint8)
-
-
-def from_bytes(data: npt.NDArray[np.uint8]) -> LemurEncoder:
-    """What :func:`to_bytes` gave."""
-    with tempfile.TemporaryDirectory() as folder:
-        data.tofile(Path(folder, "encoder"))
-        return LemurEncoder.load(Path(folder, "encoder"))
 
 
 def start(

@@ -15,9 +15,10 @@ from typing import Any
 import fsspec
 from fsspec.implementations.local import LocalFileSystem
 
-from lemur_ann import CorruptIndex, IndexLocked
-from lemur_ann.saved import storage as files
+from lemur_ann import CorruptIndex, IndexLocked, LemurIndex, saved
+from lemur_ann import _validate as validate
 
+SHARDS, FORMAT = "shards.json", "lemur_ann shards 1"
 TRIES = 20  # to fetch a version while a writer publishes one after the other
 KEPT = 2  # versions under a URL: the newest, and the one before, which a replica may be fetching
 
@@ -94,14 +95,14 @@ class Place:
         new = folder / f".{name}.{uuid.uuid4().hex[:12]}"
         try:
             new.write_bytes(data)
-            files.sync(new)
+            saved.sync(new)
             if create:
                 os.link(new, folder / name)
             else:
                 new.replace(folder / name)
         finally:
             new.unlink(missing_ok=True)
-        files.sync_parents(folder)
+        saved.sync_parents(folder)
 
     def put(self, file: Path, name: str) -> None:
         """Copy a file there."""
@@ -109,7 +110,7 @@ class Place:
             Path(self.path).mkdir(parents=True, exist_ok=True)
             new = Path(self.path, f".{name}.{uuid.uuid4().hex[:12]}")
             shutil.copyfile(file, new)
-            files.sync(new)
+            saved.sync(new)
             new.replace(Path(self.path, name))
         else:
             self.system.put_file(str(file), f"{self.path}/{name}")
@@ -123,6 +124,37 @@ class Place:
         for name in names:
             with suppress(OSError):
                 self.system.rm_file(f"{self.path}/{name}")
+
+
+def described(place: Place, num_shards: int | None, options: dict[str, Any]) -> dict[str, Any]:
+    """What is to be known of an index before its shards are opened; of a new one it is written."""
+    data = place.read(SHARDS)
+    if data is None:
+        foreign = [name for name in place.names() if name != "shard-000" and not name.startswith(".")]
+        if foreign:
+            raise FileExistsError(f"{place.url} holds {foreign[0]!r} and no {SHARDS}; choose another path or move that away")
+        chosen = LemurIndex(**options).options
+        options = {name: getattr(chosen, name) for name in options}  # checked, and plain values
+        count = 2 if num_shards is None else validate.positive_int(num_shards, "num_shards")
+        return describe(place, [f"shard-{shard:03}" for shard in range(count)], options)
+    try:
+        known: dict[str, Any] = json.loads(data)
+        if known["format"] != FORMAT or not known["shards"] or not isinstance(known["options"], dict):
+            raise ValueError(f"expected {FORMAT!r}")
+    except (ValueError, KeyError, TypeError) as error:
+        raise CorruptIndex(f"{place.url}/{SHARDS} cannot be read: {error!r}") from error
+    if options:
+        raise TypeError(f"options ({', '.join(sorted(options))}) are for a new index, and this opens the one in {place.url}")
+    if num_shards not in (None, len(known["shards"])):
+        raise ValueError(f"num_shards is {num_shards}, and the index in {place.url} has {len(known['shards'])} shards")
+    return known
+
+
+def describe(place: Place, names: list[str], options: dict[str, Any]) -> dict[str, Any]:
+    """Write the names of the shards, and the options that they are made with."""
+    known = {"format": FORMAT, "shards": names, "options": options}
+    place.write(SHARDS, json.dumps(known, indent=2).encode())
+    return known
 
 
 class Published:
@@ -168,7 +200,7 @@ class Published:
         with self._lock:
             published = {} if self._manifest is None else json.loads(self._manifest)["files"]
             while True:
-                manifest = (self._folder / files.MANIFEST).read_bytes()
+                manifest = (self._folder / saved.MANIFEST).read_bytes()
                 if manifest == self._manifest:
                     return
                 wanted = json.loads(manifest)["files"]
@@ -179,7 +211,7 @@ class Published:
                         self._place.put(self._folder / name, keys[name])
                     break
                 except FileNotFoundError:
-                    if (self._folder / files.MANIFEST).read_bytes() == manifest:
+                    if (self._folder / saved.MANIFEST).read_bytes() == manifest:
                         raise
                     # else a compaction in the background was quicker
             try:
@@ -217,10 +249,10 @@ class Published:
                 if self._numbers(self._place.names())[-1:] == numbers[-1:]:
                     raise CorruptIndex(f"{self._place.url} lacks a file of its newest version: {error}") from None
                 continue  # a writer was quicker
-            new = self._folder / f".{files.MANIFEST}.{uuid.uuid4().hex[:12]}"
+            new = self._folder / f".{saved.MANIFEST}.{uuid.uuid4().hex[:12]}"
             new.write_bytes(manifest)
-            new.replace(self._folder / files.MANIFEST)
-            self._clear({files.MANIFEST, *wanted})
+            new.replace(self._folder / saved.MANIFEST)
+            self._clear({saved.MANIFEST, *wanted})
             self._number, self._manifest, self._keys = numbers[-1], manifest, keys
             return
         raise TimeoutError(f"{self._place.url} changed {TRIES} times while it was read")
@@ -234,7 +266,7 @@ class Published:
         self._folder.mkdir(parents=True, exist_ok=True)
         known: dict[str, Any] = {}
         with suppress(OSError, ValueError):
-            known = files.written_manifest(self._folder)["files"]
+            known = saved.written_manifest(self._folder)["files"]
         for name, (key, described) in wanted.items():
             if Path(name).name != name or Path(key).name != key:
                 raise CorruptIndex(f"{self._place.url} names a file outside the index: {name!r}")
@@ -244,7 +276,7 @@ class Published:
             new = self._folder / f".building-{uuid.uuid4().hex[:12]}"
             try:
                 self._place.get(key, new)
-                if files.describe(new) != described:
+                if saved.describe(new) != described:
                     raise CorruptIndex(f"{self._place.url}/{key} was altered: its checksum does not match")
                 new.replace(file)
             finally:
@@ -254,8 +286,8 @@ class Published:
         """Remove all else; who has it open goes on reading it."""
         if self._folder.exists():
             for file in self._folder.iterdir():
-                if file.name not in kept and file.name != files.LOCK:
-                    files.remove(file)
+                if file.name not in kept and file.name != saved.LOCK:
+                    saved.remove(file)
 
     def _tidy(self) -> None:
         """Delete what no version needs any more, unless another writer has come meanwhile, whose new files these may be."""

@@ -17,6 +17,41 @@ from lemur_ann.documents.rows import Rows, RowSet
 IDS_TO_MERGE = 65_536  # chunks with fewer may be merged
 
 
+def check_kind(ids: pa.Array, kind: pa.DataType | None) -> None:
+    """TypeError where ids are of another kind, large_string or int64, than those of the index; None is of an empty one."""
+    if kind is not None and ids.type != kind:
+        raise TypeError(f"ids are {_kind(ids.type)}, index has ids that are {_kind(kind)}")
+
+
+def check_new(ids: list[Any], seen: set[Any], taken: Iterable[bool] = itertools.repeat(False)) -> None:
+    """ValueError where an id is repeated, or ``taken`` by a document of the index.
+
+    ``seen`` holds the ids of documents before these, and then these too.
+    """
+    for row, (doc_id, is_taken) in enumerate(zip(ids, taken, strict=False), start=len(seen)):
+        if doc_id in seen:
+            raise ValueError(f"id {doc_id!r} is repeated in row {row}, expected each id once")
+        seen.add(doc_id)
+        if is_taken:
+            raise ValueError(f"id {doc_id!r} in row {row} names a document of the index already; delete it first, or upsert")
+
+
+def check_known(ids: list[Any], known: Iterable[bool]) -> None:
+    """KeyError where an id names no document."""
+    missing = list(dict.fromkeys(doc_id for doc_id, is_known in zip(ids, known, strict=True) if not is_known))
+    if missing:
+        raise KeyError(f"no document has the id {missing[0]!r}" + f" ({len(missing)} ids missing)" * (len(missing) > 1))
+
+
+def next_ids(first: int, count: int, kind: pa.DataType | None) -> pa.Array:
+    """Ids for documents that came without: the integers from ``first`` on; ValueError where those of the index are strings."""
+    if kind is not None and not pa.types.is_integer(kind):
+        raise ValueError("documents have no ids, and the index holds string ids; pass ids=")
+    if first + count > 2**63:
+        raise ValueError(f"no integers are left for ids after {first - 1}; pass ids=")
+    return pa.array(np.arange(first, first + count))
+
+
 class IdColumn:
     """Ids (large_string or int64) by row. It never changes: more ids make a new one."""
 
@@ -75,13 +110,8 @@ class IdColumn:
 
     def next_ids(self, count: int) -> pa.Array:
         """Ids for documents that came without: the integers after the largest one so far."""
-        if not pa.types.is_integer(self.type):
-            raise ValueError("documents have no ids, and the index holds string ids; pass ids=")
-        largest = max((pc.max(chunk).as_py() for chunk in self.chunks), default=-1)
-        first = max(largest + 1, 0)
-        if first + count > 2**63:
-            raise ValueError(f"no integers are left for ids after {first - 1}; pass ids=")
-        return pa.array(np.arange(first, first + count))
+        largest = max((pc.max(chunk).as_py() for chunk in self.chunks), default=-1) if pa.types.is_integer(self.type) else -1
+        return next_ids(max(largest + 1, 0), count, self.kind)
 
 
 class IdMap:
@@ -122,8 +152,7 @@ class IdMap:
 
     def check_kind(self, ids: pa.Array) -> None:
         """TypeError where ids are of another kind than those there are."""
-        if self.column.kind is not None and ids.type != self.column.kind:
-            raise TypeError(f"ids are {_kind(ids.type)}, index has ids that are {_kind(self.column.kind)}")
+        check_kind(ids, self.column.kind)
 
     def check_new(self, ids: pa.Array, seen: set[Any] | None = None, *, replaces: bool = False) -> None:
         """Refuse ids of another kind, repeated ones, and unless ``replaces`` those that name a document already.
@@ -131,24 +160,15 @@ class IdMap:
         ``seen`` holds the ids of documents before these, and then these too.
         """
         self.check_kind(ids)
-        seen = set() if seen is None else seen
         values = ids.to_pylist()
-        for row, (doc_id, known) in enumerate(zip(values, self._look_up(values), strict=True), start=len(seen)):
-            if doc_id in seen:
-                raise ValueError(f"id {doc_id!r} is repeated in row {row}, expected each id once")
-            seen.add(doc_id)
-            if known is not None and not replaces:
-                raise ValueError(
-                    f"id {doc_id!r} in row {row} names a document of the index already; delete it first, or upsert"
-                )
+        taken = (row is not None and not replaces for row in self._look_up(values))
+        check_new(values, set() if seen is None else seen, taken)
 
     def find(self, ids: pa.Array) -> Rows:
         """The rows of ids; KeyError where one names no document."""
         values = ids.to_pylist()
         found = self._look_up(values)
-        missing = list(dict.fromkeys(doc_id for doc_id, row in zip(values, found, strict=True) if row is None))
-        if missing:
-            raise KeyError(f"no document has the id {missing[0]!r}" + f" ({len(missing)} ids missing)" * (len(missing) > 1))
+        check_known(values, (row is not None for row in found))
         return np.array(found, dtype=np.int64)
 
     def known(self, ids: pa.Array) -> Rows:

@@ -210,15 +210,20 @@ def _with_dtype(batches: list[DocumentBatch], dtype: np.dtype[Any] | None, first
         dtype = np.result_type(*(batch.tokens.dtype for batch in batches)) if batches else np.dtype(np.float32)
     converted = []
     for batch in batches:
-        with np.errstate(over="ignore"):
-            tokens = batch.tokens.astype(dtype, copy=False)
-        row = validate.first_bad_row(tokens) if tokens.dtype != batch.tokens.dtype else None
-        if row is not None:
-            document = first_row + int(np.searchsorted(batch.offsets, row, side="right")) - 1
-            raise ValueError(f"document {document} exceeds the range of {dtype}, in which the index holds tokens")
-        converted.append(DocumentBatch(batch.ids, tokens, batch.offsets, batch.metadata))
+        converted.append(as_dtype(batch, dtype, first_row))
         first_row += len(batch)
     return converted
+
+
+def as_dtype(batch: DocumentBatch, dtype: np.dtype[Any], first_row: int = 0) -> DocumentBatch:
+    """Checked documents with tokens in the dtype of an index; ValueError, with the row, where one exceeds its range."""
+    with np.errstate(over="ignore"):
+        tokens = batch.tokens.astype(dtype, copy=False)
+    row = validate.first_bad_row(tokens) if tokens.dtype != batch.tokens.dtype else None
+    if row is not None:
+        document = first_row + int(np.searchsorted(batch.offsets, row, side="right")) - 1
+        raise ValueError(f"document {document} exceeds the range of {dtype}, in which the index holds tokens")
+    return DocumentBatch(batch.ids, tokens, batch.offsets, batch.metadata)
 
 
 def joined_metadata(existing: pa.Table | None, num_rows: int, new: list[pa.Table]) -> pa.Table | None:
@@ -227,6 +232,11 @@ def joined_metadata(existing: pa.Table | None, num_rows: int, new: list[pa.Table
     if table.num_columns and table.column(0).num_chunks > CHUNKS_TO_JOIN:
         table = table.combine_chunks()
     return table if table.num_columns else None
+
+
+def joined_schema(known: pa.Schema, new: pa.Schema) -> pa.Schema:
+    """The metadata columns of documents there are and of new ones; TypeError where a column has another type in each."""
+    return pa.schema(list(_merged_kinds(_merged_kinds({}, known), new).items()))
 
 
 def rows_of(metadata: pa.Table | None, num_rows: int) -> pa.Table:

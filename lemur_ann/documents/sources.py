@@ -34,20 +34,23 @@ STREAMING_METHODS = (
 IPC_SUFFIXES = (".arrow", ".feather", ".ipc")
 
 
-def open_path(path: str | os.PathLike[str]) -> Any:
+def open_path(path: str | os.PathLike[str], *others: str | os.PathLike[str]) -> Any:
     """A pyarrow dataset of a Parquet file, a folder of Parquet files, or an Arrow IPC file (.arrow, .feather, .ipc).
 
+    ``others`` are more files of the same format.
+
     Raises:
-        FileNotFoundError: there is nothing at ``path``.
+        FileNotFoundError: there is nothing at ``path``, or at one of the others.
         ValueError: what is there is something else, or a folder without files.
     """
     import pyarrow.dataset as ds
 
     kind = "ipc" if PurePath(path).suffix in IPC_SUFFIXES else "parquet"
     try:
-        dataset = ds.dataset(path, format=kind)
-    except FileNotFoundError:
-        raise FileNotFoundError(f"no Parquet file or folder of Parquet files at {os.fspath(path)!r}") from None
+        dataset = ds.dataset([os.fspath(file) for file in (path, *others)] if others else path, format=kind)
+    except FileNotFoundError as error:
+        where = f"{os.fspath(path)!r}" if not others else f"one of {1 + len(others)} paths: {error}"
+        raise FileNotFoundError(f"no Parquet file or folder of Parquet files at {where}") from None
     except pa.ArrowInvalid as error:
         raise ValueError(f"{path} cannot be read as {kind}: {error}") from error
     if not dataset.files:
@@ -184,10 +187,22 @@ def _dataset_batches(dataset: Any, columns: list[str] | None) -> Iterable[pa.Rec
             options = ds.ParquetFragmentScanOptions(use_buffered_stream=True, buffer_size=BYTES_PER_DISK_READ, pre_buffer=False)
             settings["fragment_scan_options"] = options
     elif hasattr(dataset, "lance_schema"):
-        settings = {"batch_readahead": 1, "fragment_readahead": 1, "io_buffer_size": BYTES_READ_AHEAD}
+        return lance_scanner(dataset, columns).to_batches()  # type: ignore[no-any-return]
     # Of these (filtered, Arrow IPC) whole row groups or record batches of the file are in memory, but few at once.
     settings = {"batch_size": ROWS_PER_READ, "batch_readahead": 0, "fragment_readahead": 0, **settings}
     return dataset.to_batches(columns=columns, **settings)  # type: ignore[no-any-return]
+
+
+def lance_scanner(dataset: Any, columns: list[str] | None = None, fragments: list[Any] | None = None) -> Any:
+    """A scanner of a Lance dataset, or of some fragments of it, that reads a few rows at a time and not far ahead."""
+    return dataset.scanner(
+        columns=columns,
+        fragments=fragments,
+        batch_size=ROWS_PER_READ,
+        batch_readahead=1,
+        fragment_readahead=1,
+        io_buffer_size=BYTES_READ_AHEAD,
+    )
 
 
 def _parquet_batches(dataset: Any, fragments: list[Any], columns: list[str]) -> Iterator[pa.RecordBatch]:

@@ -1,1 +1,8 @@
-"""An index on disk: its files, the versions that they make, and the folder that one writer changes."""
+"""An index on disk: its files, the versions that they make, and the folder that one writer changes.
+
+What stands here is for those who keep the files of an index elsewhere too, as :mod:`lemur_ann.adapters.ray` does.
+"""
+
+from lemur_ann.saved.storage import LOCK, MANIFEST, describe, remove, sync, sync_parents, written_manifest
+
+__all__ = ["LOCK", "MANIFEST", "describe", "remove", "sync", "sync_parents", "written_manifest"]

@@ -91,7 +91,7 @@ def recall(found, exact) -> float:
 
 
 def actor(index, shard, replica=0):
-    return index._actors.shards[shard][replica]
+    return index._shards.actors.shards[shard][replica]
 
 
 def process_of(index, shard, replica=0) -> int:
@@ -196,6 +196,8 @@ def test_from_a_task_and_an_event_loop(sharded, queries):
     first, *found = asyncio.run(side_by_side())
     assert found == expected
     assert first.scores[0] == expected[0].scores[0]
+    with pytest.raises(TypeError, match="unexpected keyword argument 'effort'"):
+        asyncio.run(sharded.asearch(queries[0], effort=3))
 
 
 def test_changes(index, make_matrices):
@@ -323,12 +325,12 @@ def test_a_late_replica_is_not_waited_for(sharded, queries, monkeypatch):
         for process in stopped:
             os.kill(process, signal.SIGSTOP)
         found = [sharded.search(query, exact=True, timeout=30.0) for query in queries[:4]]
-        assert [pending[1] for pending in sharded._actors._pending] == [1, 1]  # asked, and answered by the others
+        assert [pending[1] for pending in sharded._shards.actors._pending] == [1, 1]  # asked, and answered by the others
     finally:
         for process in stopped:
             os.kill(process, signal.SIGCONT)
     assert found == expected
-    while any(pending[1] for pending in sharded._actors._pending):  # what came late counts for nothing
+    while any(pending[1] for pending in sharded._shards.actors._pending):  # what came late counts for nothing
         time.sleep(0.05)
     assert sharded.search(queries[0], exact=True) == expected[0]
 
@@ -759,16 +761,16 @@ def test_documents_that_were_sent_and_lost_are_sent_again(session, tmp_path, mak
     place = (tmp_path / "store").as_uri()
     with ShardedLemurIndex(place, num_shards=1, cache=tmp_path / "cache") as index:
         index.add(make_matrices(5))
-        check, losses = index._check, []
+        check, losses = index._changes.check, []
 
-        def lost(staged, replaces):
+        def lost(staged, joining):
             if not losses:
                 losses.append(staged)
                 os.kill(process_of(index, 0), signal.SIGKILL)
                 shutil.rmtree(tmp_path / "cache")
-            check(staged, replaces)
+            check(staged, joining)
 
-        index._check = lost
+        index._changes.check = lost
         index.add(make_matrices(5))
         assert sorted(index) == list(range(10))
         losses.clear()
