@@ -15,7 +15,7 @@ from rich.table import Table
 
 import lemur_ann
 from lemur_ann import _validate as validate
-from lemur_ann.candidates import KINDS
+from lemur_ann.candidates.kinds import KINDS
 from lemur_ann.documents.inputs import read_queries
 from lemur_ann.documents.sources import open_path, record_batches
 from lemur_ann.errors import CorruptIndex
