@@ -94,12 +94,16 @@ def map_header() -> dict[str, str]:
 
 def check_map_header(header: dict[str, str], name: object) -> None:
     """CorruptIndex unless the header is that of a map, of a format that this version reads; ``name`` is the file's."""
-    found, number = header.get("format"), header.get("format_version", "")
+    found = header.get("format")
     if found == FIRST_MAP:
         return
-    if found != MAP_FORMAT or not number.isdecimal():
+    try:
+        number = int(header["format_version"]) if found == MAP_FORMAT else 0
+    except (KeyError, TypeError, ValueError):
+        number = 0
+    if number < 1:
         raise CorruptIndex(f"{name} is not an encoder of this format: expected {MAP_FORMAT!r}, got {found!r}")
-    if int(number) > MAP_VERSION:
+    if number > MAP_VERSION:
         raise CorruptIndex(
             f"{name} has encoder format {number}, this lemur_ann {_core.version} reads up to {MAP_VERSION}; "
             f"it was written by lemur_ann {header.get('lemur_ann_version')}"

@@ -1,9 +1,9 @@
 """An HNSW graph: hnswlib builds it, by L2 distance; our own search walks it, with the vectors as int8 codes.
 
 The search works on links of its own, which are better than hnswlib's: each document's are chosen, as Vamana chooses them, among
-what a search of hnswlib's graph finds near it (cpp/include/lemur/links.hpp). Documents that came since
-the copy was made are scanned, which for a few thousand is as fast; when they are many, hnswlib takes them into the graph, and a
-new copy is made. So nothing that a search reads ever changes, and a process that only searches never loads hnswlib's graph.
+what a search of hnswlib's graph finds near it (cpp/include/lemur/links.hpp). Documents that came since these links were made
+are scanned, which for a few thousand is as fast. When they are many, hnswlib takes them into its graph, and new links are made.
+So nothing that a search reads ever changes, and a process that only searches never loads hnswlib's graph (hnswlib_file.py).
 """
 
 from __future__ import annotations
@@ -69,7 +69,7 @@ class HnswCandidates:
         options: dict[str, Any],
         directory: str | None = None,
     ) -> None:
-        """``recent``: codes and scales of the parts' rows, where they are known."""
+        """``recent``: codes and scales of the parts' rows, where they are known; ``directory``: for hnswlib's file."""
         self._dim = dim
         self.structure = structure
         self.parts = parts
@@ -101,7 +101,7 @@ class HnswCandidates:
             return more
         try:
             return more._all_in_graph(num_threads)
-        except OSError as error:
+        except OSError as error:  # a full disk does not keep documents from being added and found
             log.warning("new documents are scanned until there is room for a graph of them: %s", error)
             return more
 

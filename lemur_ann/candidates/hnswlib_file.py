@@ -38,10 +38,10 @@ class GraphFile:
 
     def __init__(self, path: Path, *, temporary: bool = False) -> None:
         self._file = path.open("rb")
-        by_descriptor = Path(f"/dev/fd/{self._file.fileno()}")
+        by_descriptor = Path(f"/dev/fd/{self._file.fileno()}")  # a name of the file for as long as it is open
         self.path = by_descriptor if by_descriptor.exists() else path
         if temporary and self.path != path:
-            path.unlink()
+            path.unlink()  # now, so that nothing is left behind by a process that is killed
             temporary = False
         weakref.finalize(self, _close, self._file, path if temporary else None)
 
@@ -124,7 +124,7 @@ def read_links(path: Path, dim: int, num_rows: int) -> tuple[npt.NDArray[np.int3
         links = np.full((num_rows, degree), -1, np.int32)
         for begin, end in blocks:
             block, own = nodes(begin, end), rows[begin:end]
-            there = np.arange(degree) < column(block, 0, 2, np.uint16)
+            there = np.arange(degree) < column(block, 0, 2, np.uint16)  # the places after them hold anything
             found = np.where(there, rows[np.where(there, column(block, 4, 4 * degree, np.int32), 0)], -1)
             links[own[own >= 0]] = _without_gaps(found)[own >= 0]
         file.seek(HEADER.itemsize + count * size)
@@ -176,33 +176,55 @@ def check(path: Path, dim: int) -> None:
     """CorruptIndex where hnswlib, which checks nothing, would read outside of its file or of its graph."""
     check_dim(path, dim)
     header = read_header(path)
-    count, degree, M = header["count"], header["degree"], header["M"]
+    count, M = header["count"], header["M"]
     if count == 0:
         return
     nodes = np.memmap(path, np.uint8, "r", HEADER.itemsize, (count, header["node_bytes"]))
     _labels(nodes, path)
-    level_words = 1 + M
     higher = np.fromfile(path, np.uint32, offset=HEADER.itemsize + nodes.size)
+    levels, begins = _higher_lists(higher, count, M, path)
+    if not (
+        _lowest_stay_inside(nodes, header)
+        # a search begins at the first node, on the highest level
+        and levels.max() == header["highest_level"]
+        and 0 <= header["first_node"] < count
+        and levels[header["first_node"]] == header["highest_level"]
+        and _higher_stay_inside(higher, levels, begins, M)
+    ):
+        raise CorruptIndex(f"{path} cannot be read: its links lead out of it")
+
+
+def _lowest_stay_inside(nodes: npt.NDArray[np.uint8], header: dict[str, int]) -> bool:
+    """Whether no link of the lowest level leads to a node that there is not."""
     links = nodes[:, 4 : header["vector_offset"]].copy().view(np.uint32)
-    used = nodes[:, :2].copy().view(np.uint16)[:, 0]
-    good = bool(used.max() <= degree and (links[np.arange(degree) < used[:, None]] < count).all())
-    levels, place = np.zeros(count, np.int64), 0
-    begins = np.empty(count, np.int64)
+    used = nodes[:, :2].copy().view(np.uint16)  # their number has two bytes; of the other two one marks deleted nodes
+    return bool(used.max() <= header["degree"] and (links[np.arange(header["degree"]) < used] < header["count"]).all())
+
+
+def _higher_lists(higher: npt.NDArray[np.uint32], count: int, M: int, path: Path) -> tuple[npt.NDArray[np.int64], Rows]:
+    """How many levels each node has above the lowest, and where its lists of links begin among the words after the nodes."""
+    levels, begins = np.zeros(count, np.int64), np.empty(count, np.int64)
+    place = 0
     for node in range(count):
-        if place >= len(higher) or int(higher[place]) % (4 * level_words):
+        if place >= len(higher) or int(higher[place]) % (4 * (1 + M)):
             raise CorruptIndex(f"{path} cannot be read: its links of higher levels are cut off")
-        levels[node], begins[node] = int(higher[place]) // (4 * level_words), place + 1
+        levels[node], begins[node] = int(higher[place]) // (4 * (1 + M)), place + 1
         place += 1 + int(higher[place]) // 4
-    good = good and place == len(higher) and levels.max() == header["highest_level"]
-    good = good and 0 <= header["first_node"] < count and levels[header["first_node"]] == header["highest_level"]
-    for node in np.flatnonzero(levels).tolist() if good else ():
-        lists = higher[begins[node] : begins[node] + levels[node] * level_words].reshape(-1, level_words)
+    if place != len(higher):
+        raise CorruptIndex(f"{path} cannot be read: its links of higher levels are not all that follows its nodes")
+    return levels, begins
+
+
+def _higher_stay_inside(higher: npt.NDArray[np.uint32], levels: npt.NDArray[np.int64], begins: Rows, M: int) -> bool:
+    """Whether every link of a higher level leads to a node that is on that level too."""
+    for node in np.flatnonzero(levels).tolist():
+        lists = higher[begins[node] : begins[node] + levels[node] * (1 + M)].reshape(-1, 1 + M)
         for level, words in enumerate(lists, start=1):
             number = int(words[0]) & 0xFFFF
             found = words[1 : 1 + number]
-            good = good and number <= M and bool((found < count).all()) and bool((levels[found] >= level).all())
-    if not good:
-        raise CorruptIndex(f"{path} cannot be read: its links lead out of it")
+            if number > M or (found >= len(levels)).any() or (levels[found] < level).any():
+                return False
+    return True
 
 
 def _levels(higher_links: bytes, count: int) -> npt.NDArray[np.int64]:
@@ -241,6 +263,6 @@ def saved(graph: hnswlib.Index, directory: str | None) -> Path:
 def _save(builder: hnswlib.Index, path: Path) -> None:
     """hnswlib does not notice when there is no room for its file."""
     builder.save_index(str(path))
-    size, expected = path.stat().st_size, builder.index_file_size()
+    size, expected = path.stat().st_size, builder.index_file_size()  # of which it knows beforehand
     if size != expected:
         raise OSError(errno.ENOSPC, f"the graph takes {expected:,} bytes and {size:,} were written: no room left", str(path))

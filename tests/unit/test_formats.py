@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from lemur_ann import LemurIndex, formats
+from lemur_ann import CorruptIndex, LemurEncoder, LemurIndex, formats
+from lemur_ann.arrays import map_arrays, read_metadata, write_arrays
 from lemur_ann.saved import storage
 
 FORMATS = Path(__file__).parent.parent / "formats"
@@ -34,3 +36,69 @@ def test_load_search_add_and_save(folder, tmp_path):
     assert storage.read_manifest(tmp_path / "index")["format_version"] == formats.INDEX_VERSION
     again = LemurIndex.load(tmp_path / "index")
     np.testing.assert_array_equal(again.search(expected["queries"][0], k=5).ids, index.search(expected["queries"][0], k=5).ids)
+
+
+@pytest.fixture
+def saved_map(tmp_path):
+    """An encoder, the file of it alone, what that holds and what its header says."""
+    encoder = LemurIndex.load(FORMATS / "format_4" / "index").encoder
+    file = tmp_path / "map.safetensors"
+    encoder.save(file)
+    return encoder, file, {name: np.array(array) for name, array in map_arrays(file).items()}, read_metadata(file)
+
+
+def assert_same(encoder, other):
+    documents = [np.full((3, 4), i, np.float32) for i in range(5)]
+    np.testing.assert_array_equal(encoder.encode_documents(documents), other.encode_documents(documents))
+    np.testing.assert_array_equal(encoder.encode_queries(documents[1]), other.encode_queries(documents[1]))
+
+
+def test_a_map_whose_format_was_one_string(saved_map):
+    encoder, file, arrays, header = saved_map
+    assert (header["format"], header.pop("format_version")) == ("lemur_ann encoder", "1")
+    write_arrays(file, arrays, {**header, "format": "lemur_ann encoder 1"})
+    assert_same(LemurEncoder.load(file), encoder)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        (
+            {"format_version": "2", "lemur_ann_version": "9.0"},
+            rf"encoder format 2, this lemur_ann .* reads up to {formats.MAP_VERSION}; it was written by lemur_ann 9.0",
+        ),
+        ({"format": "lemur_ann encoder 2"}, "expected 'lemur_ann encoder', got 'lemur_ann encoder 2'"),
+        ({"format": "lemur_ann"}, "expected 'lemur_ann encoder', got 'lemur_ann'"),
+        ({"format_version": "newest"}, "not an encoder of this format"),
+        ({"format_version": "9" * 5000}, "not an encoder of this format"),
+        ({"format_version": ""}, "not an encoder of this format"),
+    ],
+)
+def test_a_map_of_another_format(saved_map, changes, message):
+    _, file, arrays, header = saved_map
+    write_arrays(file, arrays, {**header, **changes})
+    with pytest.raises(CorruptIndex, match=message):
+        LemurEncoder.load(file)
+
+
+def test_a_map_with_an_array_that_came_later(saved_map):
+    """One more array needs no other number, where encoding does not need the array."""
+    encoder, file, arrays, header = saved_map
+    write_arrays(file, {**arrays, "of_later": np.zeros(3)}, header)
+    assert_same(LemurEncoder.load(file), encoder)
+
+
+def test_a_map_in_two_steps(saved_map):
+    encoder, file, arrays, header = saved_map
+    doubled = {"projection": 2 * arrays["projection"], "offset": 2 * arrays["offset"]}
+    half = 0.5 * np.eye(len(arrays["offset"]), dtype=np.float32)
+    write_arrays(file, {**arrays, **doubled, "document_map": half}, header)
+    assert_same(LemurEncoder.load(file), encoder)
+
+
+def test_a_manifest_that_does_not_say_how_many_rows_the_map_was_learned_from():
+    manifest = json.loads((FORMATS / "format_4/index/manifest.json").read_text())
+    assert formats.manifest(manifest) is manifest
+    del manifest["training"]["num_rows"]
+    assert formats.manifest(manifest)["training"]["num_rows"] == 1100
+    assert "num_rows" not in manifest["training"], "what was read stays as it is"
