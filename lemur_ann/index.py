@@ -18,8 +18,8 @@ from lemur_ann.documents.sources import opened
 from lemur_ann.events import event
 from lemur_ann.hits import Hits
 from lemur_ann.insight.evaluation import Evaluation, evaluate
-from lemur_ann.insight.health import Health, measure
-from lemur_ann.insight.stats import Stats, measured
+from lemur_ann.insight.health import Health, health_of
+from lemur_ann.insight.stats import Stats, stats_of
 from lemur_ann.insight.tuning import tune
 from lemur_ann.learning.memory import parse_bytes
 from lemur_ann.notebook import facts
@@ -36,7 +36,8 @@ from lemur_ann.searching.tables import documents_of, hits_table, metadata_of, st
 
 if TYPE_CHECKING:
     from lemur_ann.encoder import LemurEncoder
-    from lemur_ann.insight.explanation import Case, Explanation
+    from lemur_ann.insight.case import Case
+    from lemur_ann.insight.explanation import Explanation
     from lemur_ann.insight.miss import Miss
 
 
@@ -150,6 +151,14 @@ class LemurIndex:
     @property
     def _snapshot(self) -> Snapshot:
         return self._changes.snapshot  # read once where it is searched: a change in another thread may replace it
+
+    @property
+    def snapshot(self) -> Snapshot:
+        """All that a search reads, as it is at this moment: a change makes another. For reports and adapters.
+
+        What is in it may differ from version to version of the library.
+        """
+        return self._snapshot
 
     # What it holds
 
@@ -290,7 +299,7 @@ class LemurIndex:
 
     def stats(self) -> Stats:
         """How many documents, and the memory they take, by part; see :class:`~lemur_ann.insight.Stats`."""
-        return measured(self._snapshot)
+        return stats_of(self._snapshot)
 
     def check(self) -> None:
         """Read all tokens, ids and links, and compare what belongs together: what checksums cannot tell.
@@ -698,7 +707,7 @@ class LemurIndex:
             raise ValueError("health needs at least one query, got none; queries=None takes the map's own sample")
         sizes = {"num_documents": num_documents, "num_queries": num_queries}
         with progress_lines(progress) as lines:
-            return measure(snapshot, batch, settings, **sizes, random=random, progress=lines)
+            return health_of(snapshot, batch, settings, **sizes, random=random, progress=lines)
 
     def explain(
         self,
@@ -774,7 +783,7 @@ class LemurIndex:
         return explain_miss(case, asked)
 
     def _case(self, snapshot: Snapshot, query_tokens: Any, doc_id: Any, settings: Settings, filter: Any = None) -> Case:
-        from lemur_ann.insight.explanation import Case
+        from lemur_ann.insight.case import Case
 
         return Case.of(
             snapshot,

@@ -8,7 +8,9 @@ from typing import Any
 
 import numpy as np
 
+from lemur_ann._validate import Tokens
 from lemur_ann.documents.inputs import QueryBatch, queries_of
+from lemur_ann.hits import Hits
 from lemur_ann.insight import metrics
 from lemur_ann.progress import Progress
 from lemur_ann.searching.searcher import Searcher
@@ -43,6 +45,15 @@ class Evaluation:
     recall_interval: tuple[float, float] = (0.0, 1.0)
 
 
+def timed_search(
+    searcher: Searcher, snapshot: Snapshot, query: Tokens, settings: Settings, *, filter: Any = None, exact: bool = False
+) -> tuple[Hits, float]:
+    """The hits of one query (num_tokens, dim), and the milliseconds of all that a search of an index does for it alone."""
+    start = time.perf_counter()
+    (hits,) = searcher.search(snapshot, queries_of(query, snapshot.dim).batch, settings, filter=filter, exact=exact)
+    return hits, (time.perf_counter() - start) * 1e3
+
+
 def evaluate(
     snapshot: Snapshot, queries: QueryBatch, settings: Settings, searcher: Searcher, filter: Any, progress: Progress
 ) -> Evaluation:
@@ -53,18 +64,13 @@ def evaluate(
     exact_ms = (time.perf_counter() - start) / len(queries) * 1e3
     task.advance()
 
-    def search(number: int) -> list[Any]:
-        one = queries_of(queries.matrix(number), snapshot.dim).batch  # as a search of one query begins
-        (hits,) = searcher.search(snapshot, one, settings, filter=filter)
-        return hits.ids.tolist()  # type: ignore[no-any-return]
-
     task = progress.task("queries", len(queries))
     found, latencies = [], []
-    search(0)  # warm up
+    timed_search(searcher, snapshot, queries.matrix(0), settings, filter=filter)  # warm up
     for number in range(len(queries)):
-        start = time.perf_counter()
-        found.append(search(number))
-        latencies.append((time.perf_counter() - start) * 1e3)
+        hits, milliseconds = timed_search(searcher, snapshot, queries.matrix(number), settings, filter=filter)
+        found.append(hits.ids.tolist())
+        latencies.append(milliseconds)
         task.advance()
     wanted = [hits.ids.tolist() for hits in exact]
     share = metrics.share_found(

@@ -7,33 +7,23 @@ import io
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from os import PathLike
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
 
 from lemur_ann import _core
-from lemur_ann import _validate as validate
-from lemur_ann.documents.inputs import QueryBatch, ids_of, is_single_query, queries_of
-from lemur_ann.documents.rows import Rows, RowSet
-from lemur_ann.searching.search import exact_scores, search
-from lemur_ann.searching.settings import Settings
-from lemur_ann.searching.snapshot import Snapshot
+from lemur_ann.insight import metrics
+from lemur_ann.insight.case import Case
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
     from rich.table import Table
     from rich.text import Text
 
-    from lemur_ann.searching.device import DeviceSearch
-
 NEIGHBOURS = 2  # tokens shown on each side of the best one
 CONTEXT_WIDTH, BAR_WIDTH = 30, 11  # characters
 STRONGEST = 0.6  # opacity of the highlight of the token that gains most; black text and white text stay legible on it
-MAX_LABELS = 80  # document tokens that a picture names
-ROWS_PER_BLOCK = 16_384  # of vectors, when the estimates of all documents are computed
-FIRST_SCAN = 1024  # rows looked through for a document's rank by estimate, before more are
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -225,159 +215,10 @@ class Explanation:
             ValueError, TypeError: a grid that the document has too few tokens for, an image without a grid, or a query token
                 that there is not.
         """
-        num_query, num_document = self.similarities.shape
-        if query_token is not None and validate.integer(query_token, "query_token", least=0) >= num_query:
-            raise ValueError(f"query_token must be below {num_query}, the number of query tokens, got {query_token}")
-        offset = validate.integer(offset, "offset", least=0)
-        if grid is None and (image is not None or offset):
-            raise ValueError("image= and offset= go with grid=(rows, columns), the patches of the page")
-        if grid is not None:
-            if not isinstance(grid, Sequence) or len(grid) != 2:
-                raise TypeError(f"grid must be (rows, columns), got {grid!r}")
-            rows, columns = (validate.positive_int(size, "grid") for size in grid)
-            if offset + rows * columns > num_document:
-                raise ValueError(
-                    f"grid {rows} x {columns} from token {offset} needs {offset + rows * columns} document tokens, "
-                    f"and there are {num_document}"
-                )
-        axes = target if hasattr(target, "imshow") else None
-        if axes is None and not (target is None or isinstance(target, (str, PathLike))):
-            raise TypeError(f"target must be a path or matplotlib axes, got {type(target).__name__}")
-        figure_class = _matplotlib_figure()
-        page = None if image is None else _page(image)
-        if axes is None:
-            high, wide = min(max(1.5 + 0.2 * num_query, 3), 16), min(max(2 + 0.16 * num_document, 5), 24)
-            if grid is not None:
-                tall, broad = (rows, columns) if page is None else page.shape[:2]
-                high, wide = 0.5 + 5 * min(tall / broad, 2), 6
-            axes = figure_class(figsize=(wide, high), layout="constrained").add_subplot()
+        from lemur_ann.insight.pictures import draw
+
         query, document = ([text for _, text in side] for side in self._pieces)
-        if grid is None:
-            self._draw_matrix(axes, query, document, range(num_query) if query_token is None else [query_token])
-        else:
-            values = self.similarities.sum(axis=0) if query_token is None else self.similarities[query_token]
-            what = "all query tokens" if query_token is None else f"query token {query[query_token]}"
-            patches = values[offset : offset + rows * columns].reshape(rows, columns)
-            _draw_heat_map(axes, patches, page, f"{self.doc_id}: {what}")
-        if isinstance(target, (str, PathLike)):
-            axes.figure.savefig(target, dpi=120)
-        return axes
-
-    def _draw_matrix(self, axes: Any, query: list[str], document: list[str], shown: Sequence[int]) -> None:
-        drawn = axes.imshow(self.similarities[shown], aspect="auto", interpolation="nearest", cmap="viridis")
-        axes.plot(self.best_tokens[shown], range(len(shown)), ".", color="white", markeredgecolor="black")
-        axes.set_yticks(range(len(shown)), [query[token] for token in shown])
-        if self.document_words is not None and len(document) <= MAX_LABELS:
-            axes.set_xticks(range(len(document)), document, rotation=90)
-        axes.set_xlabel("document tokens")
-        axes.set_ylabel("query tokens")
-        axes.set_title(f"{self.doc_id}: score {self.score:.3f}")
-        axes.figure.colorbar(drawn, ax=axes, label="similarity")
-
-
-@dataclass(frozen=True, eq=False)
-class Case:
-    """A query and a document, in a snapshot that is searched."""
-
-    snapshot: Snapshot
-    query: QueryBatch  # of one, float32
-    doc_id: Any
-    row: int
-    excluded: RowSet
-    device_search: DeviceSearch | None
-    settings: Settings  # of the search in question
-
-    @classmethod
-    def of(cls, snapshot: Snapshot, query_tokens: Any, doc_id: Any, **where: Any) -> Case:
-        """Checked; ``where`` are the other fields."""
-        row = int(snapshot.ids.find(ids_of([doc_id]))[0])
-        if not is_single_query(query_tokens):
-            raise TypeError(
-                f"query_tokens must be one query, a matrix (num_tokens, dim), got {type(query_tokens).__name__}; "
-                "of a batch, explain one query at a time"
-            )
-        query = queries_of(query_tokens, snapshot.store.dim).batch.as_float32
-        return cls(snapshot, query, doc_id.item() if isinstance(doc_id, np.generic) else doc_id, row, **where)
-
-    @property
-    def num_threads(self) -> int:
-        """Of all that is computed."""
-        return self.settings.num_threads
-
-    @property
-    def num_matching(self) -> int:
-        """Documents that are not excluded."""
-        return len(self.excluded) - self.excluded.count
-
-    @cached_property
-    def scores(self) -> npt.NDArray[np.float32]:
-        """Exact, of every document, (num_rows,); -inf where it is excluded."""
-        (scores,) = exact_scores(self.snapshot, self.query, self.num_threads, self.excluded)
-        return scores
-
-    def usual_similarities(self) -> npt.NDArray[np.float32]:
-        """The largest similarity of each query token to a token of a document, mean over those not excluded: (num_tokens,)."""
-        total = np.zeros(len(self.query.tokens))
-        rows = self.excluded.others
-        for begin in range(0, len(rows), ROWS_PER_BLOCK):
-            documents = self.snapshot.store.select(rows[begin : begin + ROWS_PER_BLOCK])
-            total += _core.token_maxima(self.query.tokens, documents, self.num_threads).sum(axis=1, dtype=np.float64)
-        return (total / len(rows)).astype(np.float32)
-
-    @property
-    def rank(self) -> int:
-        """Of the document's exact score, from 1, in the order of a search."""
-        return _rank(self.scores, self.row)
-
-    @cached_property
-    def encoded(self) -> npt.NDArray[np.float32]:
-        """The query for the candidate index, (1, dim); only of an index that has learned."""
-        assert self.snapshot.learned is not None
-        encoder = self.snapshot.learned.encoder
-        return encoder.encode_batch(self.query.tokens, self.query.offsets, num_threads=self.num_threads)
-
-    @cached_property
-    def estimates(self) -> npt.NDArray[np.float32]:
-        """Inner products of vectors, of every document, (num_rows,); -inf where it is excluded."""
-        assert self.snapshot.learned is not None
-        rows = np.arange(len(self.excluded))
-        blocks = (rows[begin : begin + ROWS_PER_BLOCK] for begin in range(0, len(rows), ROWS_PER_BLOCK))
-        take = self.snapshot.learned.candidates.take
-        estimates = np.concatenate([take(block) @ self.encoded[0] for block in blocks])
-        estimates[self.excluded.mask] = -np.inf
-        return estimates
-
-    @cached_property
-    def estimate_rank(self) -> int:
-        """The document's rank by estimate, from 1: in how many candidates a search has it that scans all vectors."""
-        assert self.snapshot.learned is not None
-        if self.device_search is not None:  # which scans the vectors themselves; the candidate index may read codes of them
-            return _rank(self.estimates, self.row)
-        find = self.snapshot.learned.candidates.search
-        count = FIRST_SCAN
-        while True:
-            count = min(count, self.num_matching)
-            found = find(self.encoded, count, len(self.excluded), num_threads=self.num_threads, excluded=self.excluded)[0]
-            if self.row in found:
-                return int(np.flatnonzero(found == self.row)[0]) + 1
-            assert count < self.num_matching
-            count *= 8
-
-    def searched(self, settings: Settings) -> tuple[int | None, Rows]:
-        """Where a search finds the document, from 1, and the rows that it reranked; none where it scored all documents."""
-        seen: list[Rows] = [np.empty(0, np.int64)]
-        (hits,) = search(
-            self.snapshot,
-            self.query,
-            settings,
-            self.excluded,
-            device_search=self.device_search,
-            watch=lambda candidates: seen.extend(candidates),
-        )
-        if self.device_search is not None and settings.num_candidates < self.num_matching:
-            seen = [np.argsort(-self.estimates, kind="stable")[: settings.num_candidates]]
-        places = np.flatnonzero(hits.ids == self.doc_id)
-        return int(places[0]) + 1 if len(places) else None, np.unique(np.concatenate(seen))
+        return draw(self, (query, document), target, image=image, grid=grid, offset=offset, query_token=query_token)
 
 
 def explain(case: Case, *, query_words: Any = None, document_words: Any = None) -> Explanation:
@@ -396,7 +237,7 @@ def explain(case: Case, *, query_words: Any = None, document_words: Any = None) 
         score=float(case.scores[case.row]),
         rank=case.rank,
         num_documents=case.num_matching,
-        estimate=_on_the_scale_of_scores(case) if fitted else None,
+        estimate=_estimate_on_the_scale_of_scores(case) if fitted else None,
         estimate_rank=case.estimate_rank if fitted else None,
         found_at=case.searched(case.settings)[0],
         k=case.settings.k,
@@ -405,19 +246,11 @@ def explain(case: Case, *, query_words: Any = None, document_words: Any = None) 
     )
 
 
-def _rank(values: npt.NDArray[np.float32], row: int) -> int:
-    """The place of a row, from 1: the largest value first, the earlier row first among equals."""
-    return 1 + int(np.count_nonzero(values > values[row])) + int(np.count_nonzero(values[:row] == values[row]))
-
-
-def _on_the_scale_of_scores(case: Case) -> float:
+def _estimate_on_the_scale_of_scores(case: Case) -> float:
     """The document's estimate through the affine map that brings all estimates nearest to the exact scores."""
     live = case.excluded.others
-    estimates, scores = case.estimates[live].astype(np.float64), case.scores[live].astype(np.float64)
-    centred = estimates - estimates.mean()
-    spread = centred @ centred
-    slope = centred @ scores / spread if spread > 0 else 0.0
-    return float(scores.mean() + slope * (float(case.estimates[case.row]) - estimates.mean()))
+    fitted = metrics.fitted(case.estimates[live], case.scores[live])
+    return float(fitted[np.searchsorted(live, case.row)])
 
 
 def _checked_words(words: Any, count: int, name: str) -> tuple[str, ...] | None:
@@ -467,38 +300,3 @@ def _highlighted(pieces: list[tuple[str, str]], gains: npt.NDArray[np.float64], 
         style = f" style='background:rgba(255,140,0,{opacity:.2f});border-radius:3px'" if opacity >= 0.01 else ""
         out.append(f"{gap}<span{style} title='{html.escape(title, quote=True)}'>{html.escape(word)}</span>")
     return "".join(out)
-
-
-def _matplotlib_figure() -> Any:
-    try:
-        from matplotlib.figure import Figure
-    except ImportError as error:
-        raise ImportError("a picture needs matplotlib, which is not installed: pip install 'lemur_ann[plots]'") from error
-    return Figure
-
-
-def _page(image: Any) -> npt.NDArray[Any]:
-    """The pixels of an image, (height, width, 3 or 4)."""
-    if isinstance(image, (str, PathLike)):
-        from PIL import Image  # which matplotlib depends on
-
-        with Image.open(image) as opened:
-            return _page(opened)
-    page = np.asarray(image.convert("RGB") if hasattr(image, "convert") else image)
-    if page.ndim == 2:
-        page = np.repeat(page[:, :, None], 3, axis=2)
-    if page.ndim != 3 or page.shape[2] not in (3, 4):
-        raise ValueError(f"image must have shape (height, width) or (height, width, 3 or 4), got {page.shape}")
-    return page
-
-
-def _draw_heat_map(axes: Any, patches: npt.NDArray[np.float32], page: npt.NDArray[Any] | None, title: str) -> None:
-    high, wide = patches.shape if page is None else page.shape[:2]
-    if page is not None:
-        axes.imshow(page)
-    how: dict[str, Any] = {} if page is None else {"alpha": 0.55, "interpolation": "bilinear"}
-    drawn = axes.imshow(patches, cmap="viridis", extent=(-0.5, wide - 0.5, high - 0.5, -0.5), **how)
-    axes.set_xticks([])
-    axes.set_yticks([])
-    axes.set_title(title)
-    axes.figure.colorbar(drawn, ax=axes, label="similarity", shrink=0.8)

@@ -169,7 +169,7 @@ def own_queries(tokens: npt.NDArray[np.float32], num_queries: int, random: np.ra
     return QueryBatch(tokens[random.permutation(len(tokens))[: count * size]], to_offsets([size] * count))
 
 
-def measure(
+def health_of(
     snapshot: Snapshot,
     queries: QueryBatch | None,
     settings: Settings,

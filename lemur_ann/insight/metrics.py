@@ -47,6 +47,15 @@ def share_found(found: npt.ArrayLike, wanted: npt.ArrayLike) -> tuple[float, flo
     return p, max((centre - half) / (1 + width), 0.0), min((centre + half) / (1 + width), 1.0)
 
 
+def fitted(values: npt.ArrayLike, goal: npt.ArrayLike) -> npt.NDArray[np.float64]:
+    """``values`` (n,), n > 0, through the affine map that brings them nearest to ``goal`` (n,) by least squares."""
+    x, y = np.asarray(values, np.float64), np.asarray(goal, np.float64)
+    centred = x - x.mean()
+    spread = float(centred @ centred)
+    slope = float(centred @ y) / spread if spread > 0 else 0.0
+    return np.asarray(y.mean() + slope * centred)
+
+
 def rank_correlation(a: npt.ArrayLike, b: npt.ArrayLike) -> float | None:
     """Spearman's rank correlation of two arrays of shape (n,); ties share their mean rank.
 

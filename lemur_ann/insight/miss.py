@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from lemur_ann.insight.explanation import Case
+from lemur_ann.insight.case import Case
 from lemur_ann.searching.settings import Settings
 
 

@@ -62,7 +62,7 @@ class Stats:
         return "\n".join(lines)
 
 
-def measured(snapshot: Snapshot) -> Stats:
+def stats_of(snapshot: Snapshot) -> Stats:
     """The parts of a snapshot."""
     memory = _Memory()
     chunks, ids, learned = snapshot.store.chunks, snapshot.ids, snapshot.learned

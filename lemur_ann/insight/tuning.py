@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import math
 import time
 
@@ -10,12 +9,12 @@ import numpy as np
 import numpy.typing as npt
 
 from lemur_ann import _core
-from lemur_ann.documents.inputs import QueryBatch, to_offsets
+from lemur_ann.documents.inputs import QueryBatch, queries_of
 from lemur_ann.documents.rows import Rows
 from lemur_ann.insight import metrics
 from lemur_ann.progress import Progress, Task
-from lemur_ann.searching.search import exact_scores
-from lemur_ann.searching.settings import Tuned
+from lemur_ann.searching.search import Candidates, Rerank, exact_scores
+from lemur_ann.searching.settings import Settings, Tuned
 from lemur_ann.searching.snapshot import Snapshot
 
 FIRST_BEAM = 32
@@ -40,10 +39,10 @@ def tune(
     for scores in exact_scores(snapshot, queries, num_threads, snapshot.deleted):
         exact.append(_core.top_k(scores, k))
         task.advance()
-    tuner = Tuner(snapshot, queries, exact, num_threads)
+    tuner = Tuner(snapshot, queries, exact, k, num_threads)
     order = random.permutation(len(queries))
     chosen_on, measured_on = order[: len(order) // 2], order[len(order) // 2 :]
-    count, beam = tuner.choose(chosen_on, target_recall, k, progress.task("settings tried", None))
+    count, beam = tuner.choose(chosen_on, target_recall, progress.task("settings tried", None))
     recall, low, high = tuner.recall(measured_on, count, beam) or (1.0, 0.0, 1.0)
     return Tuned(target_recall, k, count, beam, recall, (low, high), len(measured_on))
 
@@ -56,22 +55,18 @@ class Tuner:
         snapshot: Snapshot,
         queries: QueryBatch,
         exact: list[Rows],
+        k: int,
         num_threads: int,
     ) -> None:
-        """``queries`` are float32; ``exact`` the rows of their exact top k. The snapshot has learned a map."""
-        assert snapshot.learned is not None
-        encoder, candidates = snapshot.learned.encoder, snapshot.learned.candidates
-        self._encoded = encoder.encode_batch(queries.tokens, queries.offsets, num_threads=num_threads)
-        self._search = functools.partial(candidates.search, num_threads=num_threads, excluded=snapshot.deleted)
-        self._store = snapshot.store
-        self._num_documents = snapshot.num_documents
-        self._queries = queries
-        self._exact = exact
-        self._num_threads = num_threads
+        """``queries`` are float32, ``exact`` the rows of their exact top k; the snapshot has a learned map and documents."""
+        self._snapshot, self._queries, self._exact, self._k = snapshot, queries, exact, k
+        self._num_documents = size = snapshot.num_documents
+        self._widest = Settings(min(k, size), size, size, num_threads)
+        self._candidates = Candidates(snapshot, queries, self._widest, snapshot.deleted)
 
-    def choose(self, chosen_on: npt.NDArray[np.int64], target_recall: float, k: int, task: Task) -> tuple[int, int]:
+    def choose(self, chosen_on: npt.NDArray[np.int64], target_recall: float, task: Task) -> tuple[int, int]:
         """The quickest (num_candidates, ef_search) that finds ``target_recall`` of the exact top k on some of the queries."""
-        num_documents = self._num_documents
+        num_documents, k = self._num_documents, self._k
         candidate_seconds = self._candidate_seconds(chosen_on)
         best, best_seconds = (num_documents, num_documents), math.inf
         beam = max(FIRST_BEAM, k)
@@ -91,18 +86,18 @@ class Tuner:
         self, measured_on: npt.NDArray[np.int64], num_candidates: int, ef_search: int
     ) -> tuple[float, float, float] | None:
         """Share found, and its confidence interval. The rerank is exact, so a candidate of the exact top k is found."""
-        found = self._search(self._encoded[measured_on], num_candidates, ef_search)
+        found = self._candidates(measured_on, num_candidates, ef_search)
         exact = [self._exact[i] for i in measured_on]
         hits = [int(np.isin(e, f).sum()) for e, f in zip(exact, found, strict=True)]
         return metrics.share_found(hits, [len(e) for e in exact])
 
     def _timed_search(self, queries: npt.NDArray[np.int64], beam: int) -> tuple[list[npt.NDArray[np.int64]], float]:
         """Candidates of all the queries, and the seconds of one, alone."""
-        found = self._search(self._encoded[queries], beam, beam)
-        timed = queries[:MAX_TIMED_QUERIES]
+        found = self._candidates(queries, beam, beam)
+        timed = queries[:MAX_TIMED_QUERIES].tolist()
         start = time.perf_counter()
         for i in timed:
-            self._search(self._encoded[i : i + 1], beam, beam)
+            self._candidates([i], beam, beam)
         return found, (time.perf_counter() - start) / len(timed)
 
     def _depth(self, queries: npt.NDArray[np.int64], found: list[npt.NDArray[np.int64]], target_recall: float) -> int | None:
@@ -125,11 +120,10 @@ class Tuner:
             seconds = 0.0
             timed = queries[:MAX_TIMED_QUERIES].tolist()
             for i in timed:
-                found = self._search(self._encoded[i : i + 1], count, count)[0]
-                own = self._queries.matrix(i)
-                bounds, candidates, ends = to_offsets([len(own)]), np.sort(found), to_offsets([len(found)])
+                found = self._candidates([i], count, count)
+                rerank = Rerank(self._snapshot, queries_of(self._queries.matrix(i), None).batch, self._widest)
                 start = time.perf_counter()
-                _core.rerank(own, bounds, self._store.documents, candidates, ends, len(self._exact[i]) or 1, self._num_threads)
+                rerank(found)
                 seconds += time.perf_counter() - start
             means.append(seconds / len(timed))
         return max(means[1] - means[0], 0.0) / (many - few)

@@ -10,10 +10,13 @@ from os import PathLike
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
+from lemur_ann import _validate as validate
 from lemur_ann.index import LemurIndex
 from lemur_ann.progress import Show
 from lemur_ann.report import plots
-from lemur_ann.report.measuring import measure
+from lemur_ann.report.measuring import figures, subject_of
 from lemur_ann.report.page import page
 
 __all__ = ["Report", "report"]
@@ -56,7 +59,7 @@ def report(
     seed: int = 0,
     progress: Show = None,
 ) -> Report:
-    """Measure an index on given queries.
+    """Measure an index on given queries, as it is now: whatever changes meanwhile, all figures are of this moment.
 
     It searches them at some twenty settings, one query at a time, and scores every document for each of them once: about the
     time of ``num_queries`` exact searches and of fifty searches for each query.
@@ -76,19 +79,8 @@ def report(
     Raises:
         ImportError: matplotlib is not installed.
         ValueError, TypeError: bad queries, none at all, or no documents.
-        RuntimeError: the index changed meanwhile.
     """
     plots.check_installed()
-    return Report(
-        measure(
-            index,
-            queries,
-            k=k,
-            num_queries=num_queries,
-            title=title,
-            text_column=text_column,
-            num_threads=num_threads,
-            seed=seed,
-            progress=progress,
-        )
-    )
+    random = np.random.default_rng(validate.integer(seed, "seed", least=0))
+    subject = subject_of(index, queries, k=k, num_queries=num_queries, num_threads=num_threads, random=random)
+    return Report(figures(subject, title=title, text_column=text_column, random=random, progress=progress))

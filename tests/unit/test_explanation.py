@@ -16,9 +16,10 @@ from rich.console import Console
 
 from lemur_ann import LemurIndex, reference
 from lemur_ann.demo import demo_encoder
-from lemur_ann.insight.explanation import Case
+from lemur_ann.insight.case import Case
 from lemur_ann.insight.miss import explain_miss
 from lemur_ann.searching.device import DeviceSearch
+from lemur_ann.searching.settings import Settings
 
 QUERY = np.array([[1, 0, 0], [0, 2, 0]], np.float32)
 DOCUMENTS = [  # scores 1.5 + 0.4, 1 + 2, 0.5 + 2
@@ -124,7 +125,7 @@ def test_what_it_refuses(by_hand, small_index):
                 explain(QUERY, doc_id)
     with pytest.raises(TypeError, match=r"query_tokens must be one query, a matrix \(num_tokens, dim\), got list"):
         by_hand.explain([QUERY, QUERY], "a")
-    with pytest.raises(ValueError, match="query 0 has dim 4, index has dim 3"):
+    with pytest.raises(ValueError, match="^query has dim 4, index has dim 3"):
         by_hand.explain(np.ones((2, 4), np.float32), "a")
     with pytest.raises(ValueError, match="has a NaN, infinite or huge value"):
         by_hand.explain(np.full((2, 3), np.nan), "a")
@@ -317,10 +318,14 @@ def test_pictures_it_refuses(page):
     for grid in (24, (4, 6, 1)):
         with pytest.raises(TypeError, match=r"grid must be \(rows, columns\), got"):
             page.picture(grid=grid)
-    with pytest.raises(ValueError, match=r"image must have shape \(height, width\) or .*, got \(4,\)"):
-        page.picture(image=np.ones(4), grid=(4, 6))
     with pytest.raises(TypeError, match="target must be a path or matplotlib axes, got int"):
         page.picture(3)
+
+
+def test_an_image_it_refuses(page):
+    pytest.importorskip("matplotlib", reason="pip install lemur_ann[plots]")
+    with pytest.raises(ValueError, match=r"image must have shape \(height, width\) or .*, got \(4,\)"):
+        page.picture(image=np.ones(4), grid=(4, 6))
 
 
 def test_without_matplotlib(page, monkeypatch):
@@ -504,13 +509,14 @@ def test_on_a_device(small_index):
     stages = Counter()
     for query in queries[:10]:
         for doc_id in index.search(query, k=5, exact=True).ids:
-            case = Case.of(snapshot, query, doc_id, excluded=snapshot.deleted, device_search=device, num_threads=1)
-            miss = explain_miss(case, 5, 6, 6, {})
+            where = {"excluded": snapshot.deleted, "device_search": device, "settings": Settings(5, 6, 6, 1)}
+            case = Case.of(snapshot, query, doc_id, **where)
+            miss = explain_miss(case, {})
             stages[miss.stage] += 1
             if miss.stage == "estimate":
                 assert miss.num_reranked == 6 < miss.changed["num_candidates"] == miss.estimate_rank
-                assert case.searched(5, miss.estimate_rank, miss.estimate_rank)[0] is not None
-                assert case.searched(5, miss.estimate_rank - 1, miss.estimate_rank)[0] is None
+                assert case.searched(Settings(5, miss.estimate_rank, miss.estimate_rank, 1))[0] is not None
+                assert case.searched(Settings(5, miss.estimate_rank - 1, miss.estimate_rank, 1))[0] is None
     assert stages.keys() == {"found", "estimate"}
 
 

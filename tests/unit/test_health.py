@@ -41,6 +41,13 @@ def test_rank_correlation_that_is_not_defined():
         metrics.rank_correlation([1, 2], [1, 2, 3])
 
 
+def test_fitted_beside_polyfit(rng):
+    values, goal = rng.normal(size=(2, 50)).astype(np.float32)
+    np.testing.assert_allclose(metrics.fitted(values, goal), np.polyval(np.polyfit(values, goal, 1), values), rtol=1e-5)
+    assert metrics.fitted([2, 2, 2], [1, 2, 6]).tolist() == [3, 3, 3]
+    assert metrics.fitted([7], [4]).tolist() == [4]
+
+
 def test_share_found_by_hand():
     share, low, high = metrics.share_found([1, 0], [1, 1])  # two trials, one found: Wilson's interval in closed form
     z = metrics.Z
