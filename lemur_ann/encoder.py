@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import copy
+import hashlib
 import json
 import os
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass, fields
 from functools import cached_property
@@ -14,6 +16,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
+from safetensors import SafetensorError
+from safetensors import numpy as safetensors
 
 from lemur_ann import _core
 from lemur_ann import _validate as validate
@@ -33,6 +37,10 @@ if TYPE_CHECKING:
     from lemur_ann.learning.features import FeatureMap
 
 FORMAT = "lemur_ann encoder 1"
+# what a fingerprint is of: these and no others, for ever, whatever :meth:`LemurEncoder.arrays` comes to hold
+NAMED_BY = re.compile(
+    r"feature_map\.layers\.\d+\.(weight|bias)|sample_tokens|token_weights|target_mean|projection|offset|query_map|radius"
+)
 ROWS_PER_PRODUCT = 4096
 
 
@@ -270,6 +278,44 @@ class LemurEncoder:
             return cls.from_arrays(map_arrays(Path(path)), plain["feature_map"], plain["training"], options)
         except (KeyError, TypeError, ValueError) as error:
             raise CorruptIndex(f"{path} cannot be read: {error!r}") from error
+
+    def to_bytes(self) -> bytes:
+        """What :meth:`save` writes, for a place that is no file."""
+        plain = {"feature_map": self.feature_weights.config, "training": self.training, "precision": self.targets.precision}
+        described = {"format": FORMAT, "lemur_ann_version": _core.version, "encoder": json.dumps(plain)}
+        return safetensors.save({name: np.ascontiguousarray(array) for name, array in self.arrays().items()}, described)
+
+    @classmethod
+    def from_bytes(cls, data: Any, *, device: str = "cpu") -> LemurEncoder:
+        """What :meth:`to_bytes` gave, or the bytes of a file that :meth:`save` wrote; it encodes with the same bits.
+
+        Args:
+            data: bytes, or another buffer of them.
+            device: where to encode.
+
+        Raises:
+            CorruptIndex: they are damaged, of a newer format, or something else.
+        """
+        data = bytes(data)
+        try:
+            described = json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")])["__metadata__"]
+            if described["format"] != FORMAT:
+                raise ValueError(f"expected format {FORMAT!r}, got {described['format']!r}")
+            plain = json.loads(described["encoder"])
+            options = Options(target_precision=plain["precision"], device=device)
+            return cls.from_arrays(safetensors.load(data), plain["feature_map"], plain["training"], options)
+        except (KeyError, TypeError, ValueError, SafetensorError) as error:
+            raise CorruptIndex(f"these bytes are not an encoder: {error!r}") from error
+
+    @property
+    def fingerprint(self) -> str:
+        """A name for the map, 16 hexadecimal digits: the same for the same learned arrays, in every version of this library."""
+        state = hashlib.sha256()
+        for name, array in sorted(self.arrays().items()):
+            if NAMED_BY.fullmatch(name):
+                state.update(f"{name} {array.dtype} {array.shape}".encode())
+                state.update(np.ascontiguousarray(array).data)
+        return state.hexdigest()[:16]
 
     @classmethod
     def fit(cls, documents: Any, queries: Any = None, **how: Any) -> LemurEncoder:

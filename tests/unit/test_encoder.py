@@ -9,6 +9,7 @@ import pyarrow as pa
 import pytest
 
 from lemur_ann import CorruptIndex, LemurEncoder, LemurIndex
+from lemur_ann.options import Options
 from lemur_ann.saved.storage import map_arrays, write_arrays
 
 
@@ -74,6 +75,62 @@ def test_saved_and_loaded(small_index, tmp_path, epochs):
     np.testing.assert_array_equal(loaded.encode_documents(documents), encoder.encode_documents(documents))
     np.testing.assert_array_equal(loaded.encode_queries(queries), encoder.encode_queries(queries))
     assert (loaded.dim, loaded.token_dim, loaded.training) == (16, 16, encoder.training)
+
+
+def test_as_bytes(encoder, tmp_path):
+    encoder, documents, queries = encoder
+    encoder.save(tmp_path / "map.safetensors")
+    saved, data = (tmp_path / "map.safetensors").read_bytes(), encoder.to_bytes()
+
+    def parts(whole: bytes) -> tuple[dict, bytes]:  # the strings of a header stand in any order
+        end = 8 + int.from_bytes(whole[:8], "little")
+        return json.loads(whole[8:end]), whole[end:]
+
+    assert parts(data) == parts(saved)
+    for given in (data, saved, memoryview(data), np.frombuffer(data, np.uint8)):
+        again = LemurEncoder.from_bytes(given)
+        np.testing.assert_array_equal(again.encode_documents(documents), encoder.encode_documents(documents))
+        np.testing.assert_array_equal(again.encode_queries(queries), encoder.encode_queries(queries))
+        assert again.training == encoder.training
+        assert again.fingerprint == encoder.fingerprint
+    (tmp_path / "written").write_bytes(data)
+    assert LemurEncoder.load(tmp_path / "written").fingerprint == encoder.fingerprint
+    newer = data.replace(b"lemur_ann encoder 1", b"lemur_ann encoder 9")
+    for bad in (b"", b"no map", data[:-1], data[:100], newer, b"\xff" * 100):
+        with pytest.raises(CorruptIndex, match="these bytes are not an encoder"):
+            LemurEncoder.from_bytes(bad)
+
+
+def tiny_map(**changes) -> LemurEncoder:
+    """Of numbers that are the same on every machine."""
+
+    def numbers(*shape: int) -> np.ndarray:
+        return (np.arange(np.prod(shape), dtype=np.float32).reshape(shape) - 3) / 8
+
+    layer = {"0.weight": numbers(4, 2), "0.bias": numbers(4), "1.weight": numbers(4), "1.bias": numbers(4)}
+    arrays = {
+        **{f"feature_map.layers.{name}": array for name, array in layer.items()},
+        "sample_tokens": numbers(5, 2),
+        "token_weights": numbers(5),
+        "target_mean": np.array([0.5]),
+        "projection": numbers(5, 3),
+        "offset": numbers(3),
+        "query_map": numbers(4, 3),
+        "radius": np.array([2.0]),
+        **changes,
+    }
+    config = {"dim": 2, "num_features": 4, "kind": "trained", "hidden_dims": [], "activation": "gelu"}
+    return LemurEncoder.from_arrays(arrays, config, {}, Options())
+
+
+def test_a_map_has_one_name_for_ever(monkeypatch):
+    """Tables that were made with lemur_ann 0.1 keep this name of their map."""
+    tiny = tiny_map()
+    assert tiny.fingerprint == "413437b5fcba1c25"
+    assert tiny_map(radius=np.array([2.5])).fingerprint != tiny.fingerprint
+    learned = tiny.arrays()
+    monkeypatch.setattr(tiny, "arrays", lambda: {**learned, "feature_map.scale": np.ones(1), "a_later_array": np.ones(3)})
+    assert tiny.fingerprint == "413437b5fcba1c25"
 
 
 def test_queries_are_encoded_without_torch(encoder, tmp_path):
