@@ -29,7 +29,10 @@ try:
 except ImportError as error:
     raise ImportError("lemur_ann.adapters.chroma needs chromadb 1.5: pip install lemur_ann[chroma]") from error
 
-from lemur_ann.adapters._two_stages import (
+from lemur_ann import LemurEncoder, LemurIndex
+from lemur_ann.documents import DocumentBatch, to_offsets, tokens_from_arrow
+
+from ._two_stages import (
     Found,
     Offsets,
     Part,
@@ -39,9 +42,6 @@ from lemur_ann.adapters._two_stages import (
     check_encoder,
     largest_products,
 )
-
-from lemur_ann import LemurEncoder, LemurIndex
-from lemur_ann.documents import DocumentBatch, to_offsets, tokens_from_arrow
 
 URI = "data:application/octet-stream;base64,"
 HNSW = {"space": "ip", "max_neighbors": 32, "ef_construction": 200, "ef_search": 800}

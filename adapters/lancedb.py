@@ -33,7 +33,10 @@ try:
 except ImportError as error:
     raise ImportError("lemur_ann.adapters.lancedb needs lancedb and pylance: pip install lemur_ann[lancedb]") from error
 
-from lemur_ann.adapters._two_stages import (
+from lemur_ann import LemurEncoder
+from lemur_ann.documents import DocumentBatch, iterate_documents, opened, tokens_from_arrow
+
+from ._two_stages import (
     Found,
     Offsets,
     Part,
@@ -48,9 +51,6 @@ from lemur_ann.adapters._two_stages import (
     requests,
     sample_of,
 )
-
-from lemur_ann import LemurEncoder
-from lemur_ann.documents import DocumentBatch, iterate_documents, opened, tokens_from_arrow
 
 MADE_BY = b"lemur_ann encoder"  # in the metadata of the field vector, so that each version of a table names its own encoder
 DOCUMENTS_PER_BATCH = 1024  # written at a time, of which LanceDB reads as many again when it learns a column

@@ -35,7 +35,10 @@ try:
 except ImportError as error:
     raise ImportError("lemur_ann.adapters.milvus needs pymilvus: pip install lemur_ann[milvus]") from error
 
-from lemur_ann.adapters._two_stages import (
+from lemur_ann import LemurEncoder
+from lemur_ann.documents import DocumentBatch, to_offsets
+
+from ._two_stages import (
     Found,
     Offsets,
     Part,
@@ -47,9 +50,6 @@ from lemur_ann.adapters._two_stages import (
     ids_in,
     largest_products,
 )
-
-from lemur_ann import LemurEncoder
-from lemur_ann.documents import DocumentBatch, to_offsets
 
 LARGEST_RESULT = 16_384  # Milvus returns no more rows
 LONGEST_TEXT = 65_535  # bytes of a VARCHAR
