@@ -1,7 +1,7 @@
 """What the databases have in common: documents are written with their vectors, and candidates are ranked by exact MaxSim.
 
 An adapter is a class over :class:`TwoStages` with six hooks, which hold all that its engine says in its own way. Add it to the
-list in tests/adapters/database_contract.py, and the contract runs over it.
+list in tests/adapters/test_database_contract.py, and the contract runs over it.
 """
 
 from __future__ import annotations
@@ -94,9 +94,10 @@ class TwoStages:
     """Adds, deletes and searches documents of a database.
 
     Args:
-        encoder: what the vectors are made with.
+        encoder: what the vectors are made with; None where ``token_dim`` is given.
         integer_ids: whether ids are integers, or strings; None where they may be either.
         stored_as: the dtype of stored tokens, float16 or float32.
+        token_dim: of the tokens, for documents that nothing is learned of yet.
 
     Raises:
         TypeError: encoder is not one.
@@ -108,10 +109,18 @@ class TwoStages:
     most_candidates = 2**31  # that the engine gives for one query
     all_or_nothing = False  # whether the engine undoes what an error interrupts: documents then need not be checked before
 
-    def __init__(self, encoder: LemurEncoder, *, integer_ids: bool | None = None, stored_as: Any = np.float16) -> None:
-        check_encoder(encoder)
-        self.encoder = encoder
-        self.token_dim = encoder.token_dim
+    def __init__(
+        self,
+        encoder: Any,
+        *,
+        integer_ids: bool | None = None,
+        stored_as: Any = np.float16,
+        token_dim: int | None = None,
+    ) -> None:
+        if token_dim is None:
+            check_encoder(encoder)
+        self.encoder: LemurEncoder = encoder
+        self.token_dim: int = encoder.token_dim if token_dim is None else token_dim
         self._integer_ids = integer_ids
         self._stored_as = np.dtype(stored_as)
 

@@ -32,9 +32,8 @@ from weakref import WeakSet, WeakValueDictionary
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from lemur_ann import LemurIndex, TextIndex
 from lemur_ann.encoders import as_encoder
-from lemur_ann.index import LemurIndex
-from lemur_ann.texts import TextIndex
 
 try:
     from haystack import Document, component, default_from_dict, default_to_dict

@@ -44,6 +44,7 @@ from ._two_stages import (
     TwoStages,
     Wanted,
     as_stored,
+    check_encoder,
     check_once,
     ids_in,
     learned,
@@ -96,7 +97,8 @@ class LemurTable(TwoStages):
             if made_by is None:
                 raise ValueError(f"table {name!r} does not name its encoder: pass it")
             encoder = LemurEncoder.load(_encoder_path(db, name, made_by))
-        elif made_by not in (None, encoder.fingerprint):
+        check_encoder(encoder)
+        if made_by not in (None, encoder.fingerprint):
             raise ValueError(f"the vectors of table {name!r} were made by another encoder")
         expected = (encoder.dim, encoder.token_dim)
         found = (schema.field("vector").type.list_size, schema.field("tokens").type.value_type.list_size)
@@ -417,7 +419,8 @@ def _made_by(schema: pa.Schema) -> str | None:
 
 
 def _stored_as(schema: pa.Schema) -> np.dtype[Any]:
-    return np.dtype(schema.field("tokens").type.value_type.value_type.to_pandas_dtype())
+    kind: np.dtype[Any] = np.dtype(schema.field("tokens").type.value_type.value_type.to_pandas_dtype())
+    return kind
 
 
 def _tokens_in(table: pa.Table) -> tuple[Tokens, Offsets]:

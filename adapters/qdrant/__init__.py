@@ -20,11 +20,11 @@ the same for a shard of Qdrant Edge, the engine within a process. A collection t
 
 from __future__ import annotations
 
-from .collection import LemurCollection, models
+from .collection import HAS_CLIENT, LemurCollection
 from .points import NAMESPACE, PointId, point_id
-from .shard import LemurShard, edge
+from .shard import HAS_EDGE, LemurShard
 
-if models is None and edge is None:
+if not HAS_CLIENT and not HAS_EDGE:
     raise ImportError(
         "lemur_ann.adapters.qdrant needs qdrant-client 1.18 or later, or qdrant-edge-py: pip install lemur_ann[qdrant]"
     )

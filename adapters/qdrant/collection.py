@@ -12,6 +12,7 @@ try:
     from qdrant_client import models
 except ImportError:
     models = None  # type: ignore[assignment,unused-ignore]
+HAS_CLIENT = models is not None
 
 
 def maker_key(vector_name: str) -> str:

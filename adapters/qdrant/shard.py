@@ -15,6 +15,7 @@ try:
     import qdrant_edge as edge
 except ImportError:
     edge = None  # type: ignore[assignment,unused-ignore]
+HAS_EDGE = edge is not None
 
 
 class _Edge:
