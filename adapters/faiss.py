@@ -25,7 +25,7 @@ import numpy.typing as npt
 
 from lemur_ann import Hits, LemurIndex
 from lemur_ann import _validate as validate
-from lemur_ann.documents.inputs import tokens_from_arrow
+from lemur_ann.documents import tokens_from_arrow
 
 METRIC_INNER_PRODUCT = 0
 NO_SCORE = np.finfo(np.float32).min  # what faiss fills in, beside the id -1, where there are fewer than k

