@@ -14,8 +14,7 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from lemur_ann import Hits, LemurEncoder, maxsim
-from lemur_ann import _validate as validate
+from lemur_ann import Hits, LemurEncoder, maxsim, validate
 from lemur_ann.documents import DocumentBatch, QueryBatch, ids_of, iterate_documents, opened, queries_of, to_offsets
 
 Tokens = npt.NDArray[Any]  # (total_tokens, token_dim)

@@ -23,8 +23,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from lemur_ann import Hits, LemurIndex
-from lemur_ann import _validate as validate
+from lemur_ann import Hits, LemurIndex, validate
 from lemur_ann.documents import tokens_from_arrow
 
 METRIC_INNER_PRODUCT = 0

@@ -28,8 +28,7 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow.compute as pc
 
-from lemur_ann import LemurIndex
-from lemur_ann import _validate as validate
+from lemur_ann import LemurIndex, validate
 from lemur_ann.documents import tokens_from_arrow
 
 SETTINGS, ITEMS = "hnswlib.json", "index"  # what is in the folder that save_index writes

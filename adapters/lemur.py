@@ -27,15 +27,13 @@ import numpy.typing as npt
 import torch
 from torch import nn
 
-from lemur_ann import _core  # whose kernels take a batch of queries, where those of lemur_ann.maxsim take one
-from lemur_ann import _validate as validate
+from lemur_ann import NotFitted, validate
 from lemur_ann.documents import TokenStore, to_offsets
-from lemur_ann.errors import NotFitted
 from lemur_ann.learning.features import FeatureMap
 from lemur_ann.learning.targets import Targets
 from lemur_ann.learning.training import Training, train_feature_map
 from lemur_ann.learning.weights import WeightSolver
-from lemur_ann.progress import progress
+from lemur_ann.progress import progress_lines
 
 QUERY_SCALE = 32  # the reference divides the sum over a query's tokens by this, whatever their number
 MAX_TEST_TOKENS = 32_000
@@ -122,7 +120,7 @@ class Lemur:
         keep = max(learn_subset_size, ols_sample_size)
         learn_sample = learn_tokens[random.permutation(len(learn_tokens))[:keep]]
         cached = None if force_retrain else self._checkpoint("mlp.pt")
-        with progress(None if verbose else False) as lines:
+        with progress_lines(None if verbose else False) as lines:
             if cached is not None:
                 self.load_mlp(cached)
                 if self.mlp.feature_map.dim != dim:
@@ -305,7 +303,7 @@ class MaxSim:
     """
 
     def __init__(self, train: Any, train_counts: Any) -> None:
-        self._documents = _core.Documents([_ragged(train, train_counts, "train")])
+        self._store = TokenStore([_ragged(train, train_counts, "train")])
 
     def rerank_subset(
         self, queries: Any, query_counts: Any, k: int, indices: Any, num_threads: int = -1
@@ -336,12 +334,13 @@ class MaxSim:
         width = candidates.shape[1]
         bounds = np.arange(len(counts) + 1, dtype=np.int64) * width
         threads = validate.num_threads(None if num_threads < 1 else num_threads)
-        scores = _core.candidate_scores(tokens, offsets, self._documents, flat, bounds, threads)
+        scores = self._store.candidate_scores(tokens, offsets, flat, bounds, num_threads=threads)
         out = np.full((len(counts), validate.positive_int(k, "k")), -1, np.int32)
         for i in range(len(counts)):
-            own = slice(bounds[i], bounds[i + 1])
-            best = flat[own][_core.top_k(scores[own], k)]
-            out[i, : len(best)] = best
+            own = scores[bounds[i] : bounds[i + 1]]
+            best = np.argsort(-own, kind="stable")[:k]
+            best = best[own[best] > -np.inf]  # which a document without tokens has
+            out[i, : len(best)] = flat[bounds[i] + best]
         return out
 
     def rerank_subset_fixed(self, queries: Any, k: int, indices: Any, num_threads: int = -1) -> npt.NDArray[np.int32]:

@@ -16,7 +16,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from lemur_ann.learning.pseudo_queries import from_sentences
-from lemur_ann.progress import progress
+from lemur_ann.progress import progress_lines
 
 
 def main() -> None:
@@ -31,7 +31,7 @@ def main() -> None:
     spec.loader.exec_module(module)
     encoder = module.Encoder(args.cache, 2)
     texts = pq.read_table(args.corpus / "docs.parquet", columns=["text"]).column("text").to_pylist()
-    with progress() as lines:
+    with progress_lines() as lines:
         queries = from_sentences(
             texts, lambda t: encoder(t, marker=1, max_tokens=32, pad_to=32), np.random.default_rng(0), lines, dim=128
         )

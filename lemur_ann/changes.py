@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from lemur_ann import _validate as validate
+from lemur_ann import validate
 from lemur_ann.candidates.kinds import kind_of
 from lemur_ann.documents.inputs import QueryBatch, read_queries
 from lemur_ann.documents.intake import take_in

@@ -14,7 +14,7 @@ from rich.console import Console
 from rich.table import Table
 
 import lemur_ann
-from lemur_ann import _validate as validate
+from lemur_ann import validate
 from lemur_ann.candidates.kinds import KINDS
 from lemur_ann.documents.inputs import read_queries
 from lemur_ann.documents.sources import open_path, record_batches
@@ -23,7 +23,7 @@ from lemur_ann.insight import run_files
 from lemur_ann.insight.evaluation import Evaluation
 from lemur_ann.insight.health import Health, MapFit
 from lemur_ann.options import Options
-from lemur_ann.progress import progress
+from lemur_ann.progress import progress_lines
 from lemur_ann.saved import storage
 
 OLD_NAMES = {"threads": "num-threads", "id": "doc-id"}  # accepted still, and not shown
@@ -450,7 +450,7 @@ def export(
 
     index = lemur_ann.LemurIndex.load(path)
     reader = index.to_arrow(tokens=tokens, vectors=vectors)
-    with progress(None) as lines, pq.ParquetWriter(out, reader.schema) as file:
+    with progress_lines(None) as lines, pq.ParquetWriter(out, reader.schema) as file:
         task = lines.task("documents", len(index))
         for batch in reader:
             file.write_batch(batch)

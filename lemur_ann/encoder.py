@@ -19,8 +19,7 @@ import numpy.typing as npt
 from safetensors import SafetensorError
 from safetensors import numpy as safetensors
 
-from lemur_ann import _core, formats
-from lemur_ann import _validate as validate
+from lemur_ann import _core, formats, validate
 from lemur_ann.arrays import map_arrays, read_metadata
 from lemur_ann.documents.inputs import iterate_documents, queries_of, read_queries
 from lemur_ann.documents.intake import tokens_alone
@@ -34,8 +33,7 @@ from lemur_ann.learning.query_features import FeatureWeights
 from lemur_ann.learning.reduction import augment
 from lemur_ann.learning.targets import Targets
 from lemur_ann.options import Options
-from lemur_ann.progress import Show, Task
-from lemur_ann.progress import progress as progress_lines
+from lemur_ann.progress import Show, Task, progress_lines
 
 if TYPE_CHECKING:
     from lemur_ann.learning.features import FeatureMap

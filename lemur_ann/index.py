@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pyarrow as pa
 
-from lemur_ann import _validate as validate
+from lemur_ann import validate
 from lemur_ann.changes import Changes, Documents, Lesson, check_map
 from lemur_ann.documents.inputs import ids_of, queries_of, read_queries
 from lemur_ann.documents.sources import opened
@@ -24,8 +24,7 @@ from lemur_ann.insight.tuning import tune
 from lemur_ann.learning.memory import parse_bytes
 from lemur_ann.notebook import facts
 from lemur_ann.options import Options
-from lemur_ann.progress import Show
-from lemur_ann.progress import progress as progress_lines
+from lemur_ann.progress import Show, progress_lines
 from lemur_ann.saved.directory import Directory
 from lemur_ann.saved.directory import save as save_directory
 from lemur_ann.saved.versions import read_version

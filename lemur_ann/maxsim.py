@@ -22,8 +22,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from lemur_ann import _core
-from lemur_ann import _validate as validate
+from lemur_ann import _core, validate
 
 active_isa = _core.active_isa
 supported_isas = _core.supported_isas

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from lemur_ann import _validate as validate
+from lemur_ann import validate
 from lemur_ann.candidates.kinds import OWN_KINDS, check_kind
 
 

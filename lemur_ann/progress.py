@@ -82,7 +82,7 @@ class _Calls(Progress):
 
 
 @contextmanager
-def progress(show: Show = None) -> Iterator[Progress]:
+def progress_lines(show: Show = None) -> Iterator[Progress]:
     """Progress for the time of a ``with`` block.
 
     Args:

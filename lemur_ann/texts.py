@@ -11,15 +11,14 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pyarrow as pa
 
-from lemur_ann import _validate as validate
-from lemur_ann._validate import Tokens
+from lemur_ann import validate
 from lemur_ann.documents.inputs import ids_of
 from lemur_ann.documents.sources import opened, record_batches
 from lemur_ann.encoders import as_encoder, encoded
 from lemur_ann.events import event
 from lemur_ann.index import LemurIndex
-from lemur_ann.progress import Progress, Show, Task
-from lemur_ann.progress import progress as progress_lines
+from lemur_ann.progress import Progress, Show, Task, progress_lines
+from lemur_ann.validate import Tokens
 
 if TYPE_CHECKING:
     from lemur_ann.insight.explanation import Explanation

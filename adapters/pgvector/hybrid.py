@@ -8,8 +8,7 @@ import numpy as np
 import numpy.typing as npt
 from psycopg import sql
 
-from lemur_ann import Hits, maxsim
-from lemur_ann import _validate as validate
+from lemur_ann import Hits, maxsim, validate
 from lemur_ann.documents import queries_of
 
 if TYPE_CHECKING:

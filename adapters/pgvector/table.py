@@ -10,8 +10,7 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from lemur_ann import Hits, LemurEncoder, maxsim
-from lemur_ann import _validate as validate
+from lemur_ann import Hits, LemurEncoder, maxsim, validate
 from lemur_ann.documents import DocumentBatch, opened, queries_of
 
 try:

@@ -13,8 +13,7 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from lemur_ann import LemurEncoder
-from lemur_ann import _validate as validate
+from lemur_ann import LemurEncoder, validate
 from lemur_ann.documents import DocumentBatch, opened, read_queries, to_offsets
 
 from .._two_stages import Found, Offsets, Part, Tokens, TwoStages, Wanted, check_maker, ids_in, learned

@@ -10,7 +10,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import ray
 
-from lemur_ann import _validate as validate
+from lemur_ann import validate
 from lemur_ann.documents import check_kind, ids_of, queries_of
 from lemur_ann.searching import booleans
 

@@ -11,10 +11,9 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from lemur_ann import _validate as validate
+from lemur_ann import validate
 from lemur_ann.documents import ids_of, is_stream, iterate_documents, opened, read_documents
-from lemur_ann.progress import Progress, Show
-from lemur_ann.progress import progress as progress_lines
+from lemur_ann.progress import Progress, Show, progress_lines
 
 from .asking import filters_of, run
 from .building import Build, Marks, default_tasks, partitions_of

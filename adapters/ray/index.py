@@ -12,13 +12,11 @@ import numpy as np
 import pyarrow as pa
 import ray
 
-from lemur_ann import LemurEncoder, NotFitted
-from lemur_ann import _validate as validate
+from lemur_ann import LemurEncoder, NotFitted, validate
 from lemur_ann.documents import QueryBatch, ids_of, opened, queries_of, read_queries
 from lemur_ann.insight import Part, Stats
 from lemur_ann.options import Options
-from lemur_ann.progress import Show
-from lemur_ann.progress import progress as progress_lines
+from lemur_ann.progress import Show, progress_lines
 from lemur_ann.searching import Tuned
 
 from .asking import arun, run, searching, seconds

@@ -11,8 +11,7 @@ import pyarrow as pa
 import ray
 from ray.exceptions import RayTaskError
 
-from lemur_ann import LemurEncoder
-from lemur_ann import _validate as validate
+from lemur_ann import LemurEncoder, validate
 from lemur_ann.documents import QueryBatch
 from lemur_ann.options import Options
 from lemur_ann.progress import Progress

@@ -15,8 +15,7 @@ from typing import Any
 import fsspec
 from fsspec.implementations.local import LocalFileSystem
 
-from lemur_ann import CorruptIndex, IndexLocked, LemurIndex, saved
-from lemur_ann import _validate as validate
+from lemur_ann import CorruptIndex, IndexLocked, LemurIndex, saved, validate
 
 SHARDS, FORMAT = "shards.json", "lemur_ann shards 1"
 TRIES = 20  # to fetch a version while a writer publishes one after the other

@@ -15,9 +15,9 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from lemur_ann import _validate as validate
-from lemur_ann._validate import Offsets, Tokens
+from lemur_ann import validate
 from lemur_ann.documents.sources import is_stream, record_batches
+from lemur_ann.validate import Offsets, Tokens
 
 DOCUMENTS_PER_BATCH = 4096  # sequences of matrices are laid end to end this many at a time,
 BYTES_PER_BATCH = 2**22  # and matrices of an iterator no more than this

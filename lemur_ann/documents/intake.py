@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from lemur_ann import _validate as validate
+from lemur_ann import validate
 from lemur_ann.documents.ids import IdMap
 from lemur_ann.documents.inputs import DocumentBatch, iterate_documents, read_documents
 from lemur_ann.documents.rows import Rows

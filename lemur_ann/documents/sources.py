@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from lemur_ann import _validate as validate
+from lemur_ann import validate
 
 VALUES_PER_READ = 2**19  # of a Parquet file; decoding them takes several times their size
 ROWS_PER_READ = 64  # of other datasets, whose rows may be pages of a thousand tokens each

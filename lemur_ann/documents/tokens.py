@@ -17,9 +17,9 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from lemur_ann import _core
-from lemur_ann._validate import Offsets, Tokens
 from lemur_ann.documents.inputs import to_offsets, tokens_from_arrow
 from lemur_ann.errors import CorruptIndex
+from lemur_ann.validate import Offsets, Tokens
 
 VALUES_PER_BATCH = 2**24  # of a token file: 64 MiB of float32, the memory it takes to write one
 CODE_COLUMNS = ("codes", "scales", "sums")
@@ -104,6 +104,19 @@ class TokenStore:
             runs = np.split(inside, np.flatnonzero(np.diff(inside) != 1) + 1)
             chunks += [(tokens, offsets[run[0] : run[-1] + 2]) for run in runs]
         return _core.Documents(chunks)
+
+    def candidate_scores(
+        self, tokens: Tokens, offsets: Offsets, candidates: npt.NDArray[np.int64], bounds: Offsets, *, num_threads: int
+    ) -> npt.NDArray[np.float32]:
+        """Exact MaxSim of queries and their own candidates, float32 (len(candidates),); -inf for one without tokens.
+
+        Args:
+            tokens, offsets: the queries, float32 (total_tokens, dim) and int64 (num_queries + 1,).
+            candidates: indices of documents, those of the first query first.
+            bounds: int64 (num_queries + 1,), where in these each query's begin and end.
+            num_threads: at least 1.
+        """
+        return _core.candidate_scores(tokens, offsets, self.documents, candidates, bounds, num_threads)
 
     def gather(self, indices: npt.NDArray[np.int64]) -> tuple[Tokens, Offsets]:
         """Some documents' tokens, laid end to end, and their offsets."""

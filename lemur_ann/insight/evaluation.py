@@ -8,7 +8,6 @@ from typing import Any
 
 import numpy as np
 
-from lemur_ann._validate import Tokens
 from lemur_ann.documents.inputs import QueryBatch, queries_of
 from lemur_ann.hits import Hits
 from lemur_ann.insight import metrics
@@ -16,6 +15,7 @@ from lemur_ann.progress import Progress
 from lemur_ann.searching.searcher import Searcher
 from lemur_ann.searching.settings import Settings
 from lemur_ann.searching.snapshot import Snapshot
+from lemur_ann.validate import Tokens
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
-from lemur_ann import _validate as validate
+from lemur_ann import validate
 
 if TYPE_CHECKING:
     from lemur_ann.insight.explanation import Explanation

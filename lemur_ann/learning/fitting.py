@@ -245,7 +245,7 @@ def _distilled(job: _Job, wide: _Reduced, target_std: float) -> _Reduced:
     clock.lap("candidate documents")
     used, bounds = wide.queries, np.arange(len(wide.queries) + 1) * candidates.shape[1]
     rows = wide.kept[candidates.reshape(-1)]
-    exact = _core.candidate_scores(_float32(used.tokens), used.offsets, job.store.documents, rows, bounds, job.num_threads)
+    exact = job.store.candidate_scores(_float32(used.tokens), used.offsets, rows, bounds, num_threads=job.num_threads)
     scores = exact.reshape(candidates.shape) / np.float32(target_std)
     clock.lap("exact scores")
     document_map, further = distil(

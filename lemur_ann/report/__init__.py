@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from lemur_ann import _validate as validate
+from lemur_ann import validate
 from lemur_ann.index import LemurIndex
 from lemur_ann.progress import Show
 from lemur_ann.report import plots

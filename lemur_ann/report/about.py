@@ -9,8 +9,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from lemur_ann import _core
-from lemur_ann import _validate as validate
+from lemur_ann import _core, validate
 from lemur_ann.insight.stats import stats_of
 from lemur_ann.searching.snapshot import Snapshot
 

@@ -8,10 +8,9 @@ from typing import Any
 
 import numpy as np
 
-from lemur_ann import _validate as validate
+from lemur_ann import validate
 from lemur_ann.index import LemurIndex
-from lemur_ann.progress import Show
-from lemur_ann.progress import progress as progress_lines
+from lemur_ann.progress import Show, progress_lines
 from lemur_ann.report import about, findings
 from lemur_ann.report.searches import Searches, curve, settings_to_measure
 from lemur_ann.report.subject import Subject, read, truths

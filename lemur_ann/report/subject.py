@@ -9,8 +9,7 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from lemur_ann import _core
-from lemur_ann import _validate as validate
+from lemur_ann import _core, validate
 from lemur_ann.documents.inputs import QueryBatch, is_single_query, read_queries, to_offsets
 from lemur_ann.documents.rows import Rows
 from lemur_ann.documents.sources import opened, record_batches

@@ -10,7 +10,6 @@ import numpy as np
 import pyarrow as pa
 
 from lemur_ann._core import token_codes
-from lemur_ann._validate import BAD_VALUE, first_bad_row
 from lemur_ann.candidates import CandidateIndex
 from lemur_ann.candidates.kinds import kind_of
 from lemur_ann.documents.ids import IdColumn, IdMap
@@ -20,6 +19,7 @@ from lemur_ann.documents.rows import Rows, RowSet
 from lemur_ann.documents.tokens import TokenStore
 from lemur_ann.errors import CorruptIndex, NotFitted
 from lemur_ann.searching.settings import Tuned
+from lemur_ann.validate import BAD_VALUE, first_bad_row
 
 if TYPE_CHECKING:
     from lemur_ann.encoder import LemurEncoder

@@ -15,13 +15,13 @@ DOORS = {
     "lemur_ann",
     "lemur_ann.documents",
     "lemur_ann.encoders",
-    "lemur_ann.errors",
     "lemur_ann.insight",
     "lemur_ann.maxsim",
     "lemur_ann.options",
     "lemur_ann.progress",
     "lemur_ann.saved",
     "lemur_ann.searching",
+    "lemur_ann.validate",
 }
 # The reference implementation's interface has the pieces of learning as its arguments.
 LEARNING = {f"lemur_ann.learning.{name}" for name in ("features", "targets", "training", "weights")}

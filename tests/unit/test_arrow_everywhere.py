@@ -10,8 +10,7 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 
-from lemur_ann import Hits, LemurIndex, TextIndex
-from lemur_ann import _validate as validate
+from lemur_ann import Hits, LemurIndex, TextIndex, validate
 from lemur_ann.documents import sources
 from lemur_ann.documents.inputs import read_documents, read_queries
 from lemur_ann.documents.sources import is_stream, record_batches
