@@ -5,19 +5,40 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from os import PathLike
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
 
 from lemur_ann import validate
 
-if TYPE_CHECKING:
-    from lemur_ann.insight.explanation import Explanation
-
 MAX_LABELS = 80  # document tokens that a picture names
 
 Labels = tuple[list[str], list[str]]  # of the query tokens, and of the document tokens
+
+
+class Pictured(Protocol):
+    """What a picture shows of an explanation, which has it by these names."""
+
+    @property
+    def doc_id(self) -> Any:
+        """Names the picture."""
+
+    @property
+    def score(self) -> float:
+        """In its title."""
+
+    @property
+    def similarities(self) -> npt.NDArray[np.float32]:
+        """(num_query_tokens, num_document_tokens)."""
+
+    @property
+    def best_tokens(self) -> npt.NDArray[np.int64]:
+        """(num_query_tokens,), where dots are."""
+
+    @property
+    def document_words(self) -> tuple[str, ...] | None:
+        """Along the axis, where there are not too many."""
 
 
 @dataclass(frozen=True)
@@ -47,7 +68,7 @@ class Patches:
 
 
 def draw(
-    explanation: Explanation,
+    explanation: Pictured,
     labels: Labels,
     target: Any,
     *,
@@ -116,7 +137,7 @@ def _size_of_heat_map(patches: Patches, page: npt.NDArray[Any] | None) -> tuple[
     return 6, 0.5 + 5 * min(high / wide, 2)
 
 
-def _draw_matrix(axes: Any, explanation: Explanation, labels: Labels, shown: list[int]) -> None:
+def _draw_matrix(axes: Any, explanation: Pictured, labels: Labels, shown: list[int]) -> None:
     query, document = labels
     drawn = axes.imshow(explanation.similarities[shown], aspect="auto", interpolation="nearest", cmap="viridis")
     axes.plot(explanation.best_tokens[shown], range(len(shown)), ".", color="white", markeredgecolor="black")
