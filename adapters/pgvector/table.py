@@ -21,11 +21,10 @@ except ImportError as error:
     raise ImportError("lemur_ann.adapters.pgvector needs psycopg 3: pip install lemur_ann[pgvector]") from error
 
 from .._two_stages import Found, Offsets, Part, Tokens, TwoStages, Wanted, check_encoder, check_maker, ids_in, learned
-from . import hybrid, wire
+from . import definition, hybrid, wire
 
 ROWS_PER_FETCH = 1024
 LARGEST_EF_SEARCH = 1000  # pgvector's
-LONGEST_NAME = 63 - len("_lemur_hnsw")  # Postgres cuts longer names off, and then two are one
 WITHOUT_INDEX = {"enable_indexscan": "off", "enable_seqscan": "on", "enable_sort": "on"}
 
 
@@ -51,7 +50,7 @@ class LemurTable(TwoStages):
     ids_per_request = 2**20  # of one deletion, which is one statement
 
     def __init__(self, connection: psycopg.Connection[Any], name: str, encoder: LemurEncoder | None = None) -> None:
-        _check_name(name)
+        definition.check_name(name)
         self.connection = connection
         self.name = name
         self._dumpers: list[Any] = []
@@ -123,32 +122,14 @@ class LemurTable(TwoStages):
             ValueError, TypeError: a column whose type has no counterpart, or wrong arguments.
             psycopg.errors.DuplicateTable: it is there already.
         """
-        _check_name(name)
-        if tokens not in ("bytea", "halfvec", "vector"):
-            raise ValueError(f'tokens must be "bytea", "halfvec" or "vector", got {tokens!r}')
-        _check_vector(vector)
+        definition.check_name(name)
+        definition.check_vector(vector)
         dim = validate.positive_int(token_dim if encoder is None else encoder.token_dim, "token_dim")
-        if "id" not in schema.names:
-            raise ValueError(f"the schema must have a column id, got columns {schema.names}")
-        if "lemur" in schema.names:
-            raise ValueError("a column of documents must not have the name lemur, which is the vector's")
-        columns = [
-            sql.SQL("id {} PRIMARY KEY").format(sql.SQL("bigint" if pa.types.is_integer(schema.field("id").type) else "text"))
-        ]
-        columns += [
-            sql.SQL("{} {}").format(sql.Identifier(field.name), sql.SQL(wire.sql_type(field)))
-            for field in schema
-            if field.name not in ("id", "tokens")
-        ]
-        # EXTERNAL: not compressed, which would cost time and gain nothing
-        kind = "bytea" if tokens == "bytea" else f"{tokens}({dim})[]"
-        columns.append(sql.SQL("tokens {} STORAGE EXTERNAL NOT NULL").format(sql.SQL(kind)))
-        if encoder is not None:
-            columns.append(sql.SQL("lemur {}({})").format(sql.SQL(vector), sql.Literal(encoder.dim)))
+        columns = definition.columns(schema, encoder, dim, tokens, vector)
         beside = sql.Identifier(f"{name}_lemur")
         with _writing(connection):
             connection.execute("CREATE EXTENSION IF NOT EXISTS vector")
-            connection.execute(sql.SQL("CREATE TABLE {} ({})").format(sql.Identifier(name), sql.SQL(", ").join(columns)))
+            connection.execute(sql.SQL("CREATE TABLE {} ({})").format(sql.Identifier(name), columns))
             connection.execute(
                 sql.SQL("CREATE TABLE {} (token_dim integer NOT NULL, encoder bytea STORAGE EXTERNAL)").format(beside)
             )
@@ -184,7 +165,7 @@ class LemurTable(TwoStages):
         Raises:
             ValueError: the table is empty, or bad arguments.
         """
-        _check_vector(vector)
+        definition.check_vector(vector)
         table = cls(connection, name)
         some = sql.SQL("SELECT id, {} FROM {} ORDER BY hashtext(id::text) LIMIT {}").format(
             table._tokens_sent, table._table, sql.Literal(validate.positive_int(num_documents, "num_documents"))
@@ -563,13 +544,3 @@ def _chosen(ef_search: int | None, iterative_scan: str, max_scan_tuples: int | N
 
 def _columns(table: pa.Table) -> dict[str, pa.ChunkedArray]:
     return dict(zip(table.column_names, table.columns, strict=True))
-
-
-def _check_name(name: str) -> None:
-    if not isinstance(name, str) or not 0 < len(name.encode()) <= LONGEST_NAME or "\0" in name:
-        raise ValueError(f"a table's name must be a string of 1 to {LONGEST_NAME} bytes, got {name!r}")
-
-
-def _check_vector(kind: str) -> None:
-    if kind not in ("halfvec", "vector"):
-        raise ValueError(f'vector must be "halfvec" or "vector", got {kind!r}')

@@ -1,4 +1,4 @@
-"""What goes over the wire: column types, and tokens and vectors in Postgres's binary form."""
+"""What goes over the wire: tokens and vectors in Postgres's binary form."""
 
 from __future__ import annotations
 
@@ -8,7 +8,6 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import psycopg
-import pyarrow as pa
 from psycopg.adapt import Dumper
 from psycopg.pq import Format
 
@@ -16,25 +15,6 @@ from lemur_ann.documents import to_offsets
 
 # Of a one-dimensional array on the wire: dimensions, whether it has nulls, element oid, length, lower bound.
 ARRAY_HEADER = struct.Struct(">iiIii")
-SQL_TYPES = {
-    "bool": "boolean",
-    "int8": "smallint",
-    "int16": "smallint",
-    "uint8": "smallint",
-    "int32": "integer",
-    "uint16": "integer",
-    "int64": "bigint",
-    "uint32": "bigint",
-    "halffloat": "real",
-    "float": "real",
-    "double": "double precision",
-    "string": "text",
-    "large_string": "text",
-    "string_view": "text",
-    "binary": "bytea",
-    "large_binary": "bytea",
-    "date32[day]": "date",
-}
 
 
 class Vector(bytes):
@@ -114,17 +94,3 @@ def vector_bytes(vector: npt.NDArray[np.float32], kind: str) -> Vector:
 def vector_of(packed: bytes, kind: str) -> npt.NDArray[np.float32]:
     """What :func:`vector_bytes` packed."""
     return np.frombuffer(packed, ">f4" if kind == "vector" else ">f2", offset=4).astype(np.float32)
-
-
-def sql_type(field: pa.Field) -> str:
-    """The column type for an Arrow field; TypeError where there is none."""
-    kind = field.type
-    if pa.types.is_dictionary(kind):
-        kind = kind.value_type
-    if pa.types.is_timestamp(kind):
-        return "timestamp" if kind.tz is None else "timestamptz"
-    if pa.types.is_list(kind) or pa.types.is_large_list(kind):
-        return f"{sql_type(kind.value_field)}[]"
-    if str(kind) not in SQL_TYPES:
-        raise TypeError(f"column {field.name!r} of type {kind} has no counterpart in Postgres; cast it")
-    return SQL_TYPES[str(kind)]

@@ -8,7 +8,7 @@ import pyarrow as pa
 import pytest
 
 from lemur_ann import Hits, LemurEncoder, LemurIndex
-from lemur_ann.documents.inputs import tokens_from_arrow
+from lemur_ann.documents import tokens_from_arrow
 
 
 @pytest.fixture(scope="session")
@@ -18,10 +18,9 @@ def documents(demo_data) -> pa.Table:
 
 
 @pytest.fixture(scope="session")
-def queries(demo_data) -> list[np.ndarray]:
+def queries(demo_data, matrices_of) -> list[np.ndarray]:
     """The demo's, in float16."""
-    tokens, offsets = tokens_from_arrow(demo_data.queries.column("tokens").combine_chunks(), "tokens")
-    return np.split(tokens, offsets[1:-1])
+    return matrices_of(demo_data.queries)
 
 
 @pytest.fixture(scope="session")
@@ -34,6 +33,29 @@ def exact(documents, queries) -> list[Hits]:
 def encoder(demo_data) -> LemurEncoder:
     """A map of the demo's documents that is quickly learned."""
     return LemurEncoder.fit(demo_data.documents, demo_data.training_queries, num_features=512, epochs=0, num_sample_tokens=1024)
+
+
+@pytest.fixture(scope="session")
+def matrices_of():
+    """A function: a table's documents as a list of (num_tokens, dim) matrices."""
+
+    def split(table: pa.Table) -> list[np.ndarray]:
+        tokens, offsets = tokens_from_arrow(table.column("tokens").combine_chunks(), "tokens")
+        return np.split(tokens, offsets[1:-1])
+
+    return split
+
+
+@pytest.fixture(scope="session")
+def recall():
+    """A function: the share of the exact hits that were found, over queries."""
+    return lambda found, exact: float(np.mean([np.isin(b.ids, a.ids).mean() for a, b in zip(found, exact, strict=True)]))
+
+
+@pytest.fixture(scope="session")
+def maxsim():
+    """A function: the score of a document for a query, in double precision."""
+    return lambda query, document: float((query.astype(np.float64) @ document.astype(np.float64).T).max(axis=1).sum())
 
 
 @pytest.fixture(scope="session")

@@ -16,22 +16,8 @@ from lancedb.index import HnswFlat, IvfFlat, IvfSq
 from lemur_ann.adapters.lancedb import LemurTable
 
 from lemur_ann import LemurEncoder, LemurIndex
-from lemur_ann.documents.inputs import tokens_from_arrow
 
 QUICK = {"num_features": 512, "epochs": 0, "num_sample_tokens": 1024}
-
-
-def matrices_of(table: pa.Table) -> list[np.ndarray]:
-    tokens, offsets = tokens_from_arrow(table.column("tokens").combine_chunks(), "tokens")
-    return np.split(tokens, offsets[1:-1])
-
-
-def recall(found: list, exact: list) -> float:
-    return float(np.mean([np.isin(b.ids, a.ids).mean() for a, b in zip(found, exact, strict=True)]))
-
-
-def maxsim(query: np.ndarray, document: np.ndarray) -> float:
-    return float((query.astype(np.float64) @ document.astype(np.float64).T).max(axis=1).sum())
 
 
 @pytest.fixture
@@ -40,7 +26,7 @@ def table(tmp_path, encoder, documents) -> LemurTable:
 
 
 @pytest.mark.parametrize("config", [None, HnswFlat(distance_type="l2"), IvfFlat(distance_type="cosine"), "none"])
-def test_finds_what_exact_search_finds(table, documents, queries, exact, config):
+def test_finds_what_exact_search_finds(table, documents, queries, exact, config, matrices_of, recall, maxsim):
     if config != "none":
         table.create_index(config)
         assert table.table.index_stats("vector_idx").num_indexed_rows == 600
@@ -75,7 +61,7 @@ def test_search_without_lemur_agrees_with_exact(table, queries, exact):
 
 
 @pytest.mark.parametrize("dtype", [np.float32, np.float16])
-def test_clusters(tmp_path, dtype):
+def test_clusters(tmp_path, dtype, recall):
     random = np.random.default_rng(3)
     centres = random.normal(size=(60, 24))
 
@@ -100,7 +86,7 @@ def test_clusters(tmp_path, dtype):
 
 @pytest.mark.parametrize("indexed", [False, True])
 @pytest.mark.parametrize("rerank", ["kernel", "engine"])
-def test_filters(table, documents, queries, indexed, rerank):
+def test_filters(table, documents, queries, indexed, rerank, recall):
     if indexed:
         table.create_index(IvfSq(distance_type="dot", num_partitions=20))
     years = dict(zip(documents.column("id").to_pylist(), documents.column("year").to_pylist(), strict=True))
@@ -117,7 +103,7 @@ def test_filters(table, documents, queries, indexed, rerank):
         table.search(queries[0], filter="nothing_of_the_kind = 1")
 
 
-def test_changes_are_visible_and_versions_stay(table, documents, queries, tmp_path):
+def test_changes_are_visible_and_versions_stay(table, documents, queries, tmp_path, maxsim):
     table.create_index()
     before = table.search(queries[0], k=3)
     version = table.table.version
@@ -154,7 +140,7 @@ def test_changes_are_visible_and_versions_stay(table, documents, queries, tmp_pa
     assert table.search(queries[0], k=3) == before
 
 
-def test_fit_adds_the_column(tmp_path, demo_data, documents, queries, exact):
+def test_fit_adds_the_column(tmp_path, demo_data, documents, queries, exact, recall):
     db = lancedb.connect(tmp_path)
     db.create_table("demo", documents)
     with pytest.raises(ValueError, match=r"no column 'vector': LemurTable\.fit"):
@@ -213,7 +199,7 @@ def test_encoder_elsewhere(tmp_path, encoder, documents, queries):
     assert LemurTable(db, "demo", LemurEncoder.load(path)).search(queries[0]) == table.search(queries[0])
 
 
-def test_bad_input_changes_nothing(table, encoder, documents, demo_data, queries, tmp_path):
+def test_bad_input_changes_nothing(table, encoder, documents, demo_data, queries, tmp_path, matrices_of):
     version = table.table.version
     good = matrices_of(documents)[:2]
     nan = good[1].copy()

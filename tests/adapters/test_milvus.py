@@ -15,22 +15,8 @@ from lemur_ann.adapters.milvus import LemurCollection
 from pymilvus import DataType, MilvusClient, MilvusException
 
 from lemur_ann import LemurEncoder, LemurIndex
-from lemur_ann.documents.inputs import tokens_from_arrow
 
 QUICK = {"num_features": 512, "epochs": 0, "num_sample_tokens": 1024}
-
-
-def matrices_of(table: pa.Table) -> list[np.ndarray]:
-    tokens, offsets = tokens_from_arrow(table.column("tokens").combine_chunks(), "tokens")
-    return np.split(tokens, offsets[1:-1])
-
-
-def recall(found: list, exact: list) -> float:
-    return float(np.mean([np.isin(b.ids, a.ids).mean() for a, b in zip(found, exact, strict=True)]))
-
-
-def maxsim(query: np.ndarray, document: np.ndarray) -> float:
-    return float((query.astype(np.float64) @ document.astype(np.float64).T).max(axis=1).sum())
 
 
 def small_table(ids: list, matrices: list, **columns) -> pa.Table:
@@ -39,7 +25,7 @@ def small_table(ids: list, matrices: list, **columns) -> pa.Table:
 
 
 @pytest.fixture(scope="module")
-def queries(demo_data) -> list[np.ndarray]:
+def queries(demo_data, matrices_of) -> list[np.ndarray]:
     return matrices_of(demo_data.queries)[:25]
 
 
@@ -91,7 +77,7 @@ def small(empty_client, small_encoder) -> LemurCollection:
 
 
 @pytest.mark.parametrize("index", ["as made", ("HNSW", "L2"), ("IVF_FLAT", "COSINE"), ("FLAT",)])
-def test_finds_what_exact_search_finds(collection, documents, queries, exact, index):
+def test_finds_what_exact_search_finds(collection, documents, queries, exact, index, matrices_of, recall, maxsim):
     if index != "as made":
         collection.create_index(*index)
         assert collection.client.describe_index("demo", "vector")["index_type"] == index[0]
@@ -110,7 +96,7 @@ def test_all_documents_as_candidates_are_exact_search(collection, queries, exact
     assert collection.search(queries[3], k=10, num_candidates=600) == found[3]
 
 
-def test_clusters_and_integer_ids(empty_client):
+def test_clusters_and_integer_ids(empty_client, recall):
     random = np.random.default_rng(3)
     centres = random.normal(size=(60, 24))
 
@@ -134,7 +120,7 @@ def test_clusters_and_integer_ids(empty_client):
 
 
 @pytest.mark.parametrize("flushed", [False, True])
-def test_filters(collection, documents, queries, flushed):
+def test_filters(collection, documents, queries, flushed, recall):
     if flushed:
         collection.create_index()
     years = dict(zip(documents.column("id").to_pylist(), documents.column("year").to_pylist(), strict=True))
@@ -151,7 +137,7 @@ def test_filters(collection, documents, queries, flushed):
         collection.search(queries[0], filter="nothing_of_the_kind == 1")
 
 
-def test_documents_come_and_go(small, make_small):
+def test_documents_come_and_go(small, make_small, maxsim):
     tokens = make_small(12)
     ids = [f"doc-{i}" for i in range(10)]
     assert len(small) == 0
@@ -191,7 +177,7 @@ def test_any_text_is_an_id(small, make_small):
     assert small.search(tokens[0]).ids.tolist() == ["ü"]
 
 
-def test_long_documents_and_many(small, make_small):
+def test_long_documents_and_many(small, make_small, maxsim):
     long = np.random.default_rng(2).normal(size=(20_000, 8)).astype(np.float32)  # 320,000 bytes as float16
     tokens = make_small(600)
     small.add([*tokens, long], ids=[str(i) for i in range(601)])
@@ -223,7 +209,7 @@ def test_columns_become_fields(empty_client, small_encoder, make_small):
         LemurCollection.create(empty_client, "other", small_encoder, when)
 
 
-def test_learns_anew(collection, demo_data, documents, queries, exact):
+def test_learns_anew(collection, demo_data, documents, queries, exact, recall):
     other = collection.fit("anew", demo_data.training_queries, num_documents=400, rank=63, **QUICK)
     assert other.encoder.dim == 64
     assert len(other) == len(collection) == 600
@@ -278,18 +264,9 @@ def test_other_processes_and_a_killed_one(small_encoder, tmp_path):
     np.testing.assert_allclose(scores, exact.scores, rtol=1e-3)
 
 
-def test_bad_input_changes_nothing(small, make_small):
+def test_what_milvus_does_not_take(small, make_small):
     good = make_small(2)
-    bad = good[1].copy()
-    bad[0, 0] = np.nan
     for documents, ids, kind, message in (
-        ([good[0], np.ones((3, 7), np.float32)], ["a", "b"], ValueError, "dim"),
-        ([np.ones((3, 7), np.float32)], ["a"], ValueError, "has dim 7, index has dim 8"),
-        ([good[0], bad], ["a", "b"], ValueError, "'b'"),
-        (good, ["a", "a"], ValueError, "id 'a' is repeated, expected each id once"),
-        (good, None, ValueError, "have no ids"),
-        (good, [1, 2], TypeError, "ids must be strings, got int64"),
-        ([np.full((1, 8), 1e6, np.float32)], ["a"], ValueError, "stored as float16, and a value is beyond its range, 65504"),
         (small_table(["a"], good[:1], colour=["red"]), None, ValueError, "column 'colour', the collection has fields"),
         (small_table(["a"], good[:1], year=["then"]), None, TypeError, "column 'year' is .*string, the field takes int64"),
         (good[:1], ["a" * 70_000], ValueError, "column 'id' has a text of 70000 bytes"),
@@ -298,22 +275,11 @@ def test_bad_input_changes_nothing(small, make_small):
             with pytest.raises(kind, match=message):
                 write(documents, ids=ids)
     small.add(good[:1], ids=["a"])
-    for arguments in ({}, {"ids": ["a"], "filter": "year == 1"}):
-        with pytest.raises(TypeError, match="delete takes either ids or filter=, one of them"):
-            small.delete(**arguments)
     with pytest.raises(ValueError, match="filter must not be empty"):
         small.delete(filter=" ")
-    with pytest.raises(TypeError, match="ids must be strings"):
-        small.delete([1])
-    for arguments, message in (
-        ({"k": 0}, "k must be at least 1"),
-        ({"num_candidates": 0}, "num_candidates must be at least 1"),
-        ({"k": 20_000}, "at most 16384, got 20000"),
-    ):
-        with pytest.raises(ValueError, match=message):
+    for arguments in ({"k": 20_000}, {"num_candidates": 20_000}):
+        with pytest.raises(ValueError, match="at most 16384, got 20000"):
             small.search(good[0], **arguments)
-    with pytest.raises(ValueError, match="has dim 7"):
-        small.search(np.ones((3, 7), np.float32))
     assert len(small) == 1
 
 
