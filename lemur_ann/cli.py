@@ -580,7 +580,8 @@ def _print_hits(index: lemur_ann.LemurIndex, hits: lemur_ann.Hits, title: str) -
 def _print_evaluation(result: Evaluation) -> None:
     values = asdict(result)
     table = Table(title=f"{values['num_queries']} queries over {values['num_documents']:,} documents", show_header=False)
-    table.add_row(f"recall@{result.k} against exact MaxSim", f"{result.recall:.3f}")
+    low, high = result.recall_interval
+    table.add_row(f"recall@{result.k} against exact MaxSim", f"{result.recall:.3f} (95% interval {low:.3f} to {high:.3f})")
     table.add_row("candidates reranked, ef_search", f"{result.num_candidates}, {result.ef_search}")
     table.add_row("threads", str(result.num_threads))
     table.add_row(

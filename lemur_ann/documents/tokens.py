@@ -18,6 +18,7 @@ import pyarrow as pa
 
 from lemur_ann import _core
 from lemur_ann.documents.inputs import to_offsets, tokens_from_arrow
+from lemur_ann.documents.rows import Rows
 from lemur_ann.errors import CorruptIndex
 from lemur_ann.validate import Offsets, Tokens
 
@@ -84,22 +85,22 @@ class TokenStore:
             self._documents = _core.Documents([(chunk.tokens, chunk.offsets) for chunk in self.chunks], codes)
         return self._documents
 
-    def __getitem__(self, index: int) -> Tokens:
+    def __getitem__(self, row: int) -> Tokens:
         """The (num_tokens, dim) matrix of one document, a view."""
-        if not 0 <= index < len(self):
+        if not 0 <= row < len(self):
             raise IndexError("document index outside the store")
-        i = int(np.searchsorted(self._firsts, index, side="right")) - 1
+        i = int(np.searchsorted(self._firsts, row, side="right")) - 1
         tokens, offsets, _ = self.chunks[i]
-        index -= int(self._firsts[i])
-        return tokens[offsets[index] : offsets[index + 1]]
+        row -= int(self._firsts[i])
+        return tokens[offsets[row] : offsets[row + 1]]
 
-    def select(self, indices: npt.NDArray[np.int64]) -> _core.Documents:
-        """Some documents, in ascending order of index, for the kernels; nothing is copied."""
+    def select(self, rows: Rows) -> _core.Documents:
+        """Some documents, by ascending rows, for the kernels; nothing is copied."""
         chunks = []
-        cuts = np.searchsorted(indices, self._firsts)
+        cuts = np.searchsorted(rows, self._firsts)
         for i in np.flatnonzero(np.diff(cuts)).tolist():
             tokens, offsets, _ = self.chunks[i]
-            inside = indices[cuts[i] : cuts[i + 1]] - self._firsts[i]
+            inside = rows[cuts[i] : cuts[i + 1]] - self._firsts[i]
             # runs of neighbouring documents become one chunk each
             runs = np.split(inside, np.flatnonzero(np.diff(inside) != 1) + 1)
             chunks += [(tokens, offsets[run[0] : run[-1] + 2]) for run in runs]
@@ -118,18 +119,18 @@ class TokenStore:
         """
         return _core.candidate_scores(tokens, offsets, self.documents, candidates, bounds, num_threads)
 
-    def gather(self, indices: npt.NDArray[np.int64]) -> tuple[Tokens, Offsets]:
+    def gather(self, rows: Rows) -> tuple[Tokens, Offsets]:
         """Some documents' tokens, laid end to end, and their offsets."""
-        matrices = [self[int(index)] for index in indices]
+        matrices = [self[int(row)] for row in rows]
         return np.concatenate(matrices), np.concatenate([[0], np.cumsum([len(matrix) for matrix in matrices])])
 
-    def to_arrow(self, indices: npt.NDArray[np.int64]) -> pa.Array:
+    def to_arrow(self, rows: Rows) -> pa.Array:
         """Some documents as large_list<fixed_size_list<float32 or float16>[dim]>."""
         if self.dtype is None or self.dim is None:
             return pa.array([], pa.large_list(pa.list_(pa.float32(), 1)))
-        matrices = [np.empty((0, self.dim), self.dtype), *(self[int(index)] for index in indices)]
+        matrices = [np.empty((0, self.dim), self.dtype), *(self[int(row)] for row in rows)]
         offsets = np.cumsum([len(matrix) for matrix in matrices])
-        return pa.LargeListArray.from_arrays(pa.array(offsets), _rows(np.concatenate(matrices)))
+        return pa.LargeListArray.from_arrays(pa.array(offsets), _as_arrow(np.concatenate(matrices)))
 
     def extended(self, tokens: Tokens, offsets: Offsets, codes: Codes | None = None, *, num_threads: int = 1) -> TokenStore:
         """With more documents at the end, in the store's dtype; the arrays are kept, not copied."""
@@ -225,6 +226,7 @@ class TokenWriter:
         begin = 0
         while begin < len(offsets) - 1:
             used = self._offsets[self._size]
+            # the last document whose tokens, and whose offset, have room in this batch
             end = int(np.searchsorted(offsets, offsets[begin] + len(self._tokens) - used, side="right")) - 1
             end = min(end, begin + len(self._offsets) - 1 - self._size)
             part = tokens[offsets[begin] : offsets[max(end, begin + 1)]]
@@ -236,7 +238,7 @@ class TokenWriter:
                 begin = end
             elif self._size:
                 self._flush()
-            else:
+            else:  # longer than a whole batch
                 self._write(part, bounds)
                 begin += 1
 
@@ -252,11 +254,12 @@ class TokenWriter:
 
     def _write(self, tokens: Tokens, offsets: Offsets) -> None:
         values = [tokens, *(_core.token_codes(np.ascontiguousarray(tokens), os.cpu_count() or 1) if self._coded else ())]
-        columns = [pa.LargeListArray.from_arrays(pa.array(offsets), _rows(array)) for array in values]
+        columns = [pa.LargeListArray.from_arrays(pa.array(offsets), _as_arrow(array)) for array in values]
         self._writer.write_batch(pa.record_batch(columns, schema=self._schema))
 
 
-def _rows(array: npt.NDArray[Any]) -> pa.Array:
+def _as_arrow(array: npt.NDArray[Any]) -> pa.Array:
+    """An element a row: a number, or a list of all its components."""
     flat = pa.array(array.reshape(-1))
     return flat if array.ndim == 1 else pa.FixedSizeListArray.from_arrays(flat, array.shape[1])
 

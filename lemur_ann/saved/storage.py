@@ -28,8 +28,9 @@ FORMAT = "lemur_ann"
 MANIFEST = "manifest.json"
 LOCK = "writer.lock"
 TOKENS = "tokens"  # what the names of token files begin with
+# what files of ours are called, those left by a crash included: whatever has such a name may be deleted
 NAMES = re.compile(
-    r"(tokens|documents|deleted|learned|vectors|graph|links)-(?P<number>\d{6,})\.(arrow|safetensors|hnsw)"
+    r"(tokens|documents|deleted|learned|vectors|graph|links)-(?P<number>\d{6,})\.(arrow|safetensors|hnsw|bin)"
     r"|\.manifest\.json\..*|\.building-.*"
 )
 

@@ -19,6 +19,7 @@ from lemur_ann.documents.ids import IdColumn, IdMap
 from lemur_ann.documents.intake import joined_metadata, rows_of
 from lemur_ann.documents.rows import RowSet
 from lemur_ann.documents.tokens import Chunk, TokenStore
+from lemur_ann.encoder import LemurEncoder
 from lemur_ann.errors import CorruptIndex
 from lemur_ann.options import Options
 from lemur_ann.saved import storage
@@ -112,6 +113,8 @@ def assembled(
         options = replace(options, device=device)
     objects: dict[Any, Any] = {}
 
+    # What did not change stays the same object from version to version: nothing is read twice, and a search that goes on in
+    # the version before shares its memory with this one.
     def known_or(name: Any, read: Callable[[], Any]) -> Any:
         objects[name] = known[name] if name in known else read()
         return objects[name]
@@ -126,12 +129,7 @@ def assembled(
         column = IdColumn([chunk for segment in segments for chunk in segment.ids])
         if any(chunk.type != column.type for chunk in column.chunks):
             raise CorruptIndex(f"{folder} has ids of more than one type")
-        metadata = None
-        rows = 0
-        if any(segment.metadata is not None for segment in segments):
-            for segment in segments:
-                metadata = joined_metadata(metadata, rows, [rows_of(segment.metadata, segment.num_rows)])
-                rows += segment.num_rows
+        metadata = _joined(segments)
         deleted = RowSet.none(num_rows)
         if manifest["deleted"] is not None:
             name = manifest["deleted"]
@@ -152,6 +150,17 @@ def _read_segment(folder: Path, entry: dict[str, Any], *, coded: bool) -> Segmen
     return Segment(entry["tokens"], entry["documents"], len(store), store.chunks, ids.chunks, metadata)
 
 
+def _joined(segments: list[Segment]) -> pa.Table | None:
+    """The metadata of all segments, null in columns that a segment lacks; None where none has any."""
+    if all(segment.metadata is None for segment in segments):
+        return None
+    metadata, rows = None, 0
+    for segment in segments:
+        metadata = joined_metadata(metadata, rows, [rows_of(segment.metadata, segment.num_rows)])
+        rows += segment.num_rows
+    return metadata
+
+
 def _learned(
     folder: Path,
     manifest: dict[str, Any],
@@ -160,8 +169,6 @@ def _learned(
     known_or: Callable[[Any, Callable[[], Any]], Any],
     scratch: str | None,
 ) -> Learned:
-    from lemur_ann.encoder import LemurEncoder
-
     training, kind = manifest["training"], kind_of(options.candidates)
 
     def read_encoder() -> LemurEncoder:

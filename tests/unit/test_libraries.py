@@ -11,8 +11,12 @@ import pytest
 
 import lemur_ann.candidates
 from lemur_ann import CorruptIndex, LemurIndex
+from lemur_ann.candidates.exact import ExactKind
+from lemur_ann.candidates.hnsw import HnswKind
 from lemur_ann.candidates.kinds import KINDS, LIBRARIES, kind_of
+from lemur_ann.candidates.library import LibraryKind
 from lemur_ann.documents.rows import RowSet
+from lemur_ann.saved import storage
 
 OPTIONS = {"M": 12, "ef_construction": 80, "seed": 0, "candidates_options": None}
 VARIANTS = [
@@ -160,3 +164,10 @@ def test_options_that_fit_no_kind():
         LemurIndex(candidates_options={"factory": "Flat"})
     with pytest.raises(TypeError, match="candidates_options must be a dict, got str"):
         LemurIndex(candidates="exact", candidates_options="Flat")
+
+
+@pytest.mark.parametrize("kind", [ExactKind, HnswKind, LibraryKind])
+def test_files_of_every_kind_have_names_of_ours(kind):
+    """So that the next writer deletes those that a crash left behind."""
+    for role, suffix in kind.files.items():
+        assert storage.number_of(f"{role}-000012{suffix}") == 12
