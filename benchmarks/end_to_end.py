@@ -73,7 +73,7 @@ def full_weights(index: lemur_ann.LemurIndex, path: Path) -> np.ndarray:
         encoder = index.encoder
         # in units of one inner product: the deviation of the targets scales all scores alike
         solver = WeightSolver(encoder.feature_map, encoder.targets, 1.0, token_weights=encoder.token_weights)
-        solved = solver.solve(index._snapshot.store, np.arange(len(index)), os.cpu_count() or 1)
+        solved = solver.solve(index.snapshot.store, np.arange(len(index)), os.cpu_count() or 1)
         np.save(path, np.concatenate([weights for _, weights in solved]))
         torch.set_num_threads(1)
     return np.load(path, mmap_mode="r")
@@ -165,14 +165,14 @@ def main() -> None:
     psi = index.encoder.feature_map
     features = psi.query_features(batch.tokens, batch.offsets).numpy()
     encoded = index.encoder.encode_batch(batch.tokens, batch.offsets)
-    reduced = index._snapshot.learned.candidates.take(np.arange(len(index)))
+    reduced = index.snapshot.learned.candidates.take(np.arange(len(index)))
     scans = {
         "full weights, float32": scan_recall(features, weights, exact),
         f"reduced to rank {options.rank}": scan_recall(encoded, reduced, exact),
     }
 
     torch.set_num_threads(1)
-    documents = index._snapshot.store.documents
+    documents = index.snapshot.store.documents
 
     def ours(ef: int, count: int):
         return lambda q: index.search(q, k=min(count, 100), num_candidates=count, ef_search=ef, num_threads=1).ids
@@ -195,7 +195,7 @@ def main() -> None:
 
     curves = {"lemur_ann": measure(ours, SETTINGS), "stock hnswlib ip": measure(stock, STOCK_SETTINGS)}
     plain = [point for point in curves["stock hnswlib ip"] if point["ef"] == point["candidates"]]
-    candidates = index._snapshot.learned.candidates
+    candidates = index.snapshot.learned.candidates
     walks = {
         "lemur_ann": (lambda x, ef: candidates.search(x, ef, ef, num_threads=1)[0], encoded),
         "stock hnswlib ip": (lambda x, ef: graph.knn_query(x, k=ef, num_threads=1)[0][0], features),
@@ -224,7 +224,7 @@ def main() -> None:
         "num_documents": len(index),
         "num_tokens": index.num_tokens,
         "dim": index.dim,
-        "token_dtype": str(index._snapshot.store.dtype),
+        "token_dtype": str(index.snapshot.store.dtype),
         "num_queries": len(matrices),
         "options": vars(options),
         "fit_s": fit_s,
@@ -242,7 +242,7 @@ def main() -> None:
         args.json.write_text(json.dumps(result, indent=2) + "\n")
 
     console.print(
-        f"{len(index):,} documents, {index.num_tokens:,} tokens of {index.dim}-d {index._snapshot.store.dtype}; ", end=""
+        f"{len(index):,} documents, {index.num_tokens:,} tokens of {index.dim}-d {index.snapshot.store.dtype}; ", end=""
     )
     console.print(f"{len(matrices)} queries; {result['cpu']}, {result['isa']}")
     console.print(f"fit {fit_s:.0f} s on {result['fit_threads']} threads, {args.epochs} epochs", end="")

@@ -124,7 +124,7 @@ def run(corpus: Path, work: Path, options: dict, share: int, pieces: int, learn_
         np.save(truth, np.stack([hits.ids for hits in index.search(matrices, k=100, exact=True)]))
     exact = np.load(truth)
     encoded = index.encoder.encode_batch(queries.tokens, queries.offsets)
-    scan = ExactCandidates(index.encoder.dim, [index._snapshot.learned.candidates.take(np.arange(len(index)))])
+    scan = ExactCandidates(index.encoder.dim, [index.snapshot.learned.candidates.take(np.arange(len(index)))])
     found = scan.search(encoded, 400, 400, num_threads=os.cpu_count() or 1)
     for top, count in ((10, 100), (10, 200), (100, 200), (100, 400)):
         result[f"top {top} in {count}"] = recall([f[:count].tolist() for f in found], exact[:, :top].tolist())

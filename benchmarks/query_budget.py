@@ -136,7 +136,7 @@ def main() -> None:
     count, beam = args.num_candidates, args.ef_search
     queries = [tokens[batch.offsets[i] : batch.offsets[i + 1]] for i in range(len(batch))]
     bounds = [np.array([0, len(query)]) for query in queries]
-    encoder, candidates, documents = index.encoder, index._snapshot.learned.candidates, index._snapshot.store.documents
+    encoder, candidates, documents = index.encoder, index.snapshot.learned.candidates, index.snapshot.store.documents
     encoded = encoder.encode_batch(tokens, batch.offsets)
     found = [np.sort(f) for f in candidates.search(encoded, count, beam, num_threads=os.cpu_count() or 1)]
     ends = np.array([0, count])
@@ -153,7 +153,7 @@ def main() -> None:
         "rerank": mean_seconds(lambda i: _core.rerank(queries[i], bounds[i], documents, found[i], ends, 10, 1), len(queries)),
     }
     hnswlib_graph = candidates.structure.load(encoder.dim, candidates.num_rows)
-    plain = _core.Documents([(chunk.tokens, chunk.offsets) for chunk in index._snapshot.store.chunks])
+    plain = _core.Documents([(chunk.tokens, chunk.offsets) for chunk in index.snapshot.store.chunks])
     others = {
         "graph, by hnswlib": mean_seconds(
             lambda i: hnswlib_graph.knn_query(encoded[i : i + 1], k=beam, num_threads=1), len(queries)
@@ -162,9 +162,9 @@ def main() -> None:
             lambda i: _core.rerank(queries[i], bounds[i], plain, found[i], ends, 10, 1), len(queries)
         ),
     }
-    lengths = np.concatenate([np.diff(chunk.offsets) for chunk in index._snapshot.store.chunks])
+    lengths = np.concatenate([np.diff(chunk.offsets) for chunk in index.snapshot.store.chunks])
     token_bytes = np.mean([lengths[f].sum() for f in found]) * (_core.int8_stride(index.dim) + 8)
-    exact_bytes = 12 * np.mean(lengths[np.concatenate(found)]) * index.dim * index._snapshot.store.dtype.itemsize
+    exact_bytes = 12 * np.mean(lengths[np.concatenate(found)]) * index.dim * index.snapshot.store.dtype.itemsize
     config = encoder.feature_weights.config
     looked, graph_bytes = walked_bytes(candidates, encoded, beam)
     widths = [config["dim"], *config["hidden_dims"], config["num_features"]]

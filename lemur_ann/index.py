@@ -148,25 +148,21 @@ class LemurIndex:
         self._saved: tuple[Path, Snapshot] | None = None  # where this one can be loaded from
 
     @property
-    def _snapshot(self) -> Snapshot:
-        return self._changes.snapshot  # read once where it is searched: a change in another thread may replace it
-
-    @property
     def snapshot(self) -> Snapshot:
         """All that a search reads, as it is at this moment: a change makes another. For reports and adapters.
 
         What is in it may differ from version to version of the library.
         """
-        return self._snapshot
+        return self._changes.snapshot  # read once for each use: a change in another thread may replace it
 
     # What it holds
 
     def __len__(self) -> int:
         """The number of documents, without deleted ones."""
-        return self._snapshot.num_documents
+        return self.snapshot.num_documents
 
     def __contains__(self, doc_id: object) -> bool:
-        return doc_id in self._snapshot.ids
+        return doc_id in self.snapshot.ids
 
     def __iter__(self) -> Iterator[Any]:
         """The ids of all documents, in the order of :meth:`ids`."""
@@ -199,17 +195,17 @@ class LemurIndex:
     @property
     def is_fitted(self) -> bool:
         """Whether a learned map is there; if not, searches are exact."""
-        return self._snapshot.learned is not None
+        return self.snapshot.learned is not None
 
     @property
     def dim(self) -> int | None:
         """Dimension of tokens; None before the first document, unless a map was given."""
-        return self._snapshot.dim
+        return self.snapshot.dim
 
     @property
     def num_tokens(self) -> int:
         """Stored tokens, those of deleted documents included until they are compacted away."""
-        return self._snapshot.store.num_tokens
+        return self.snapshot.store.num_tokens
 
     @property
     def version(self) -> int:
@@ -227,17 +223,17 @@ class LemurIndex:
         Raises:
             NotFitted: before fit.
         """
-        return self._snapshot.fitted().encoder
+        return self.snapshot.fitted().encoder
 
     @property
     def tuned(self) -> tuple[Tuned, ...]:
         """What :meth:`tune` chose for the learned map."""
-        learned = self._snapshot.learned
+        learned = self.snapshot.learned
         return () if learned is None else learned.tuned
 
     def ids(self) -> pa.Array:
         """The ids of all documents, int64 or large_string: oldest first, a replaced one where its replacement came."""
-        snapshot = self._snapshot
+        snapshot = self.snapshot
         return snapshot.ids.column.take_array(snapshot.live)
 
     def get(self, ids: Any) -> pa.Table:
@@ -248,7 +244,7 @@ class LemurIndex:
         Raises:
             KeyError: an id names no document.
         """
-        snapshot = self._snapshot
+        snapshot = self.snapshot
         return documents_of(snapshot, snapshot.ids.find(ids_of(ids)))
 
     def metadata(self, ids: Any) -> pa.Table:
@@ -257,7 +253,7 @@ class LemurIndex:
         Raises:
             KeyError: an id names no document.
         """
-        snapshot = self._snapshot
+        snapshot = self.snapshot
         return metadata_of(snapshot, snapshot.ids.find(ids_of(ids)))
 
     def to_table(self, hits: Hits | Sequence[Hits], columns: Sequence[str] | None = None) -> pa.Table:
@@ -275,7 +271,7 @@ class LemurIndex:
             KeyError: a document has been deleted since, or there is no such column.
             ValueError: a metadata column to take has the name of one of the others.
         """
-        return hits_table(self._snapshot, hits, columns)
+        return hits_table(self.snapshot, hits, columns)
 
     def to_arrow(self, *, tokens: bool = True, vectors: bool = True) -> pa.RecordBatchReader:
         """All documents as a stream, for another index or another engine, in the order of :meth:`ids`.
@@ -294,11 +290,11 @@ class LemurIndex:
         Raises:
             ValueError: a metadata column is called ``vector``, and vectors are asked for.
         """
-        return stream_of(self._snapshot, tokens=tokens, vectors=vectors)
+        return stream_of(self.snapshot, tokens=tokens, vectors=vectors)
 
     def stats(self) -> Stats:
         """How many documents, and the memory they take, by part; see :class:`~lemur_ann.insight.Stats`."""
-        return stats_of(self._snapshot)
+        return stats_of(self.snapshot)
 
     def check(self) -> None:
         """Read all tokens, ids and links, and compare what belongs together: what checksums cannot tell.
@@ -306,7 +302,7 @@ class LemurIndex:
         Raises:
             CorruptIndex: what does not fit.
         """
-        check(self._snapshot)
+        check(self.snapshot)
 
     # Changing it
 
@@ -372,7 +368,7 @@ class LemurIndex:
         if sum(given is not None for given in (queries, encode_query, encoder)) > 1:
             raise TypeError("encode_query= or encoder= takes the place of queries; pass one of them")
         if encoder is not None:
-            check_map(encoder, self._snapshot.store.dim)
+            check_map(encoder, self.snapshot.store.dim)
         if documents is None and (ids is not None or offsets is not None):
             raise TypeError("ids= and offsets= go with documents, and documents is None")
         training = None if queries is None else read_queries(opened(queries), offsets=query_offsets)
@@ -565,7 +561,7 @@ class LemurIndex:
             ValueError, TypeError: queries of a wrong shape, dtype or dim, without tokens or not finite; k below 1; a
                 target_recall for which the index was not tuned; a filter that does not fit the documents.
         """
-        snapshot = self._snapshot
+        snapshot = self.snapshot
         settings = self._settings(snapshot, k, num_candidates, ef_search, target_recall, num_threads)
         asked = queries_of(queries, snapshot.dim)
         return asked.answered(self._searcher.search(snapshot, asked.batch, settings, filter=filter, exact=exact))
@@ -603,7 +599,7 @@ class LemurIndex:
             k, num_candidates, ef_search, target_recall, filter, num_threads: as for :meth:`search`.
             progress: as for :meth:`fit`.
         """
-        snapshot = self._snapshot
+        snapshot = self.snapshot
         settings = self._settings(snapshot, k, num_candidates, ef_search, target_recall, num_threads)
         batch = queries_of(queries, snapshot.dim).batch
         if len(batch) == 0:
@@ -643,7 +639,7 @@ class LemurIndex:
             RuntimeError: the index learned another map meanwhile.
         """
         self._changes.check_writable()
-        snapshot = self._snapshot
+        snapshot = self.snapshot
         encoder = snapshot.fitted().encoder
         k, target = validate.positive_int(k, "k"), validate.share(target_recall, "target_recall")
         threads = validate.num_threads(num_threads)
@@ -693,7 +689,7 @@ class LemurIndex:
             NotFitted: before fit.
             ValueError, TypeError: bad queries, none at all, or no documents.
         """
-        snapshot = self._snapshot
+        snapshot = self.snapshot
         snapshot.fitted()
         settings = self._settings(snapshot, k, num_candidates, ef_search, None, num_threads)
         num_documents = validate.integer(num_documents, "num_documents", least=2)
@@ -740,7 +736,7 @@ class LemurIndex:
         """
         from lemur_ann.insight.explanation import explain
 
-        snapshot = self._snapshot
+        snapshot = self.snapshot
         settings = self._settings(snapshot, k, num_threads=num_threads)
         case = self._case(snapshot, query_tokens, doc_id, settings)
         return explain(case, query_words=query_words, document_words=document_words)
@@ -775,7 +771,7 @@ class LemurIndex:
         """
         from lemur_ann.insight.miss import explain_miss
 
-        snapshot = self._snapshot
+        snapshot = self.snapshot
         settings = self._settings(snapshot, k, num_candidates, ef_search, target_recall, num_threads)
         case = self._case(snapshot, query_tokens, doc_id, settings, filter)
         asked = {"num_candidates": num_candidates, "ef_search": ef_search, "target_recall": target_recall, "filter": filter}
@@ -804,7 +800,7 @@ class LemurIndex:
             FileExistsError: something other than an index is there.
             IndexLocked: the index there is open for writing.
         """
-        snapshot, target, directory = self._snapshot, Path(path), self._changes.directory
+        snapshot, target, directory = self.snapshot, Path(path), self._changes.directory
         if directory is not None and target.resolve() == directory.path.resolve():
             return
         with self._changes.timed("save", path=str(target)):
@@ -892,7 +888,7 @@ class LemurIndex:
         directory = self._changes.directory
         if directory is not None:
             return _reopened, (str(directory.path.resolve()), self.options.device, True)
-        if self._saved is None or self._saved[1] is not self._snapshot:
+        if self._saved is None or self._saved[1] is not self.snapshot:
             raise TypeError("an index is pickled as the path it is at: save it first, or open it on a directory")
         return _reopened, (str(self._saved[0]), self.options.device, False)
 

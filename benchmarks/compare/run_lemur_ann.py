@@ -75,7 +75,7 @@ def throughput(index, queries: list[np.ndarray]) -> list[dict]:
 
 def in_memory(index) -> None:
     """Every page of the mapped files read once."""
-    for chunk in index._snapshot.store.chunks:
+    for chunk in index.snapshot.store.chunks:
         np.max(chunk.tokens.view(np.uint16))
         if chunk.codes is not None:
             np.max(chunk.codes[0])

@@ -59,7 +59,7 @@ class Tuner:
         num_threads: int,
     ) -> None:
         """``queries`` are float32, ``exact`` the rows of their exact top k; the snapshot has a learned map and documents."""
-        self._snapshot, self._queries, self._exact, self._k = snapshot, queries, exact, k
+        self.snapshot, self._queries, self._exact, self._k = snapshot, queries, exact, k
         self._num_documents = size = snapshot.num_documents
         self._widest = Settings(min(k, size), size, size, num_threads)
         self._candidates = Candidates(snapshot, queries, self._widest, snapshot.deleted)
@@ -121,7 +121,7 @@ class Tuner:
             timed = queries[:MAX_TIMED_QUERIES].tolist()
             for i in timed:
                 found = self._candidates([i], count, count)
-                rerank = Rerank(self._snapshot, queries_of(self._queries.matrix(i), None).batch, self._widest)
+                rerank = Rerank(self.snapshot, queries_of(self._queries.matrix(i), None).batch, self._widest)
                 start = time.perf_counter()
                 rerank(found)
                 seconds += time.perf_counter() - start

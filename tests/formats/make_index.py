@@ -26,5 +26,5 @@ np.savez(
     ids=np.stack([h.ids for h in hits]).astype(str),
     scores=np.stack([h.scores for h in hits]),
     new_document=documents[3] * np.float16(0.5),
-    new_vector=index.add([documents[3] * np.float16(0.5)], ids=["new"])._snapshot.learned.candidates.take([len(documents)])[0],
+    new_vector=index.add([documents[3] * np.float16(0.5)], ids=["new"]).snapshot.learned.candidates.take([len(documents)])[0],
 )

@@ -87,7 +87,7 @@ class LivingIndex(RuleBasedStateMachine):
 
     @rule(number=st.integers(0, 9))
     def delete_by_filter(self, number):
-        if not self.model and self.index._snapshot.metadata is None:
+        if not self.model and self.index.snapshot.metadata is None:
             return
         gone = [doc_id for doc_id, (_, n) in self.model.items() if n == number]
         assert self.index.delete(filter=pc.field("number") == number) == len(gone)
@@ -135,7 +135,7 @@ class LivingIndex(RuleBasedStateMachine):
             ({i: m for i, m in self.model.items() if m[1] < number}, [n < number for _, n in self.model.values()]),
             ({i: m for i, m in self.model.items() if m[1] < number}, pc.field("number") < number),
         ):
-            if self.index._snapshot.metadata is None and isinstance(filter, pc.Expression):
+            if self.index.snapshot.metadata is None and isinstance(filter, pc.Expression):
                 continue
             self.compare(query, self.index.search(query, k=k, filter=filter, exact=True), allowed, k)
             self.subset(query, self.index.search(query, k=k, filter=filter), allowed, min(k, len(allowed)))

@@ -13,10 +13,10 @@ def candidate_recall(index, queries, count, top=10):
     """Share of the exact top among the first candidates, before the rerank."""
     batch = read_queries(queries)
     encoded = index.encoder.encode_batch(batch.tokens, batch.offsets)
-    found = index._snapshot.learned.candidates.search(encoded, count, count, num_threads=2)
+    found = index.snapshot.learned.candidates.search(encoded, count, count, num_threads=2)
     exact = index.search(queries, k=top, exact=True)
     return np.mean(
-        [np.isin(h.ids, index._snapshot.ids.column.take(np.asarray(f))).mean() for f, h in zip(found, exact, strict=True)]
+        [np.isin(h.ids, index.snapshot.ids.column.take(np.asarray(f))).mean() for f, h in zip(found, exact, strict=True)]
     )
 
 
@@ -45,16 +45,16 @@ def same_hits(index, queries, num_candidates):
     batch = read_queries(queries)
     tokens = np.ascontiguousarray(batch.tokens, dtype=np.float32)
     encoded = index.encoder.encode_batch(tokens, batch.offsets)
-    found = index._snapshot.learned.candidates.search(encoded, num_candidates, num_candidates, num_threads=2)
+    found = index.snapshot.learned.candidates.search(encoded, num_candidates, num_candidates, num_threads=2)
     same = []
     hits = index.search(queries, k=10, num_candidates=num_candidates, ef_search=num_candidates)
     for i, (own, hit) in enumerate(zip(found, hits, strict=True)):
         own, bounds = np.sort(own), batch.offsets[i : i + 2]
-        documents = index._snapshot.store.documents
+        documents = index.snapshot.store.documents
         scores = _core.candidate_scores(tokens, bounds, documents, own, np.array([0, len(own)]), 2)
         best = _core.top_k(scores, 10)
         same.append(
-            index._snapshot.ids.column.take(own[best]).tolist() == hit.ids.tolist() and np.array_equal(scores[best], hit.scores)
+            index.snapshot.ids.column.take(own[best]).tolist() == hit.ids.tolist() and np.array_equal(scores[best], hit.scores)
         )
     return np.mean(same)
 

@@ -101,9 +101,9 @@ def assert_same(source, matrices, ids=IDS, metadata=("year", YEARS)):
     plain = LemurIndex(**OPTIONS).add(matrices, ids=ids)
     index = LemurIndex(**OPTIONS).add(source())
     assert index.ids().to_pylist() == list(ids)
-    assert index._snapshot.store.dtype == plain._snapshot.store.dtype
+    assert index.snapshot.store.dtype == plain.snapshot.store.dtype
     for i in range(len(plain)):
-        np.testing.assert_array_equal(index._snapshot.store[i], plain._snapshot.store[i])
+        np.testing.assert_array_equal(index.snapshot.store[i], plain.snapshot.store[i])
     if metadata:
         assert index.metadata(ids).column_names == ["id", metadata[0]]
         assert index.metadata(ids).column(metadata[0]).to_pylist() == list(metadata[1])

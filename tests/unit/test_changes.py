@@ -117,7 +117,7 @@ def test_it_compacts_itself(small_index, make_matrices, monkeypatch):
     assert index._changes.compaction is None
     index.delete("doc-100")
     index._changes.compaction.join()
-    assert (index._snapshot.num_rows, len(index)) == (120, 120)
+    assert (index.snapshot.num_rows, len(index)) == (120, 120)
     assert index.search(documents[150], k=1, num_candidates=100).ids[0] == "doc-150"
     never, *_ = small_index(compact_at=None)
     never.delete([f"doc-{i}" for i in range(199)])
@@ -131,7 +131,7 @@ def test_close_gives_up_a_compaction(small_index, monkeypatch):
     monkeypatch.setattr("lemur_ann.searching.snapshot.ROWS_PER_BLOCK", 10)
     index, *_ = small_index()
     started, go_on = threading.Event(), threading.Event()
-    take = type(index._snapshot.learned.candidates).take
+    take = type(index.snapshot.learned.candidates).take
 
     def slow(self, rows):
         started.set()
@@ -148,14 +148,14 @@ def test_close_gives_up_a_compaction(small_index, monkeypatch):
     go_on.set()
     closing.join(10)
     assert not closing.is_alive()
-    assert index._snapshot.num_rows == 200
+    assert index.snapshot.num_rows == 200
 
 
 def test_changes_during_a_compaction_are_kept(small_index, make_matrices, monkeypatch):
     index, _, _ = small_index()
     index.delete([f"doc-{i}" for i in range(50)])
     new = make_matrices(3)
-    take = type(index._snapshot.learned.candidates).take
+    take = type(index.snapshot.learned.candidates).take
     done = []
 
     def take_and_change(self, rows):
@@ -171,7 +171,7 @@ def test_changes_during_a_compaction_are_kept(small_index, make_matrices, monkey
     monkeypatch.setattr("lemur_ann.candidates.hnsw.HnswCandidates.take", take_and_change)
     index.compact()
     assert sorted(index) == sorted(["a", "c", *(f"doc-{i}" for i in range(50, 200) if i != 70)])
-    assert index._snapshot.num_rows == 154, "two of these deleted since"
+    assert index.snapshot.num_rows == 154, "two of these deleted since"
     index.check()
     assert index.search(new[2], k=1, num_candidates=140).ids[0] == "c"
     assert set(index.search(new[0], k=2, num_candidates=140).ids) == {"a", "doc-60"}

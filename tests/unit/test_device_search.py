@@ -13,11 +13,11 @@ from lemur_ann.searching.device import DeviceSearch
 
 
 def on_cpu_tensors(index, queries, k, num_candidates, excluded=None):
-    learned = index._snapshot.learned
-    live = np.setdiff1d(np.arange(len(index._snapshot.store)), index._snapshot.deleted.rows)
-    search = DeviceSearch(learned.encoder, learned.candidates.take(live), index._snapshot.store, live, "cpu")
+    learned = index.snapshot.learned
+    live = np.setdiff1d(np.arange(len(index.snapshot.store)), index.snapshot.deleted.rows)
+    search = DeviceSearch(learned.encoder, learned.candidates.take(live), index.snapshot.store, live, "cpu")
     found = search.search(read_queries(queries), k, num_candidates, excluded)
-    return [Hits(index._snapshot.ids.column.take(rows), scores) for rows, scores in found]
+    return [Hits(index.snapshot.ids.column.take(rows), scores) for rows, scores in found]
 
 
 @pytest.mark.parametrize("step", [1, 2**26])
@@ -38,8 +38,8 @@ def test_filters(small_index, make_matrices, rng):
     index, _, queries = small_index(candidates="exact")
     index.delete(["doc-3", "doc-77"])
     for share, count in ((0.5, 40), (0.95, 40)):
-        excluded = index._snapshot.deleted.with_rows(np.flatnonzero(rng.random(200) < share))
-        allowed = index._snapshot.ids.column.take(excluded.others).tolist()
+        excluded = index.snapshot.deleted.with_rows(np.flatnonzero(rng.random(200) < share))
+        allowed = index.snapshot.ids.column.take(excluded.others).tolist()
         hits = on_cpu_tensors(index, queries, 5, count, excluded)
         for a, query in zip(hits, queries, strict=True):
             assert set(a.ids.tolist()) <= set(allowed)

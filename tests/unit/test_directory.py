@@ -86,7 +86,7 @@ def test_vectors_do_not_depend_on_how_an_index_lived(opened, make_matrices):
     for i, matrix in enumerate(new):
         index.add([matrix], ids=[f"new-{i}"])
     rows = np.arange(320)
-    np.testing.assert_array_equal(index._snapshot.learned.candidates.take(rows), memory._snapshot.learned.candidates.take(rows))
+    np.testing.assert_array_equal(index.snapshot.learned.candidates.take(rows), memory.snapshot.learned.candidates.take(rows))
     assert len(storage.read_manifest(index._changes.directory.path)["segments"]) < 10
     assert index.search(queries, exact=True) == memory.search(queries, exact=True)
 

@@ -60,7 +60,7 @@ def test_every_form_of_documents_gives_the_same_bits(encoder, tmp_path):
 
 def test_an_index_searches_by_these_vectors(small_index):
     index, documents, _ = small_index()
-    vectors = index._snapshot.learned.candidates.take(np.arange(200))
+    vectors = index.snapshot.learned.candidates.take(np.arange(200))
     np.testing.assert_allclose(index.encoder.encode_documents(documents), vectors, atol=1e-4 * index.encoder.radius)
 
 

@@ -502,7 +502,7 @@ def test_every_document_of_a_real_sample(demo_index, demo_data):
 def test_on_a_device(small_index):
     """A search on a device scans all vectors; here the device is the CPU."""
     index, _, queries = small_index()
-    snapshot = index._snapshot
+    snapshot = index.snapshot
     device = DeviceSearch(
         snapshot.learned.encoder, snapshot.learned.candidates.take(snapshot.live), snapshot.store, snapshot.live, "cpu"
     )

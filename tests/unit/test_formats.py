@@ -30,7 +30,7 @@ def test_load_search_add_and_save(folder, tmp_path):
         np.testing.assert_array_equal(hits.ids.tolist(), ids)
         np.testing.assert_allclose(hits.scores, scores, rtol=1e-5)
     index.add([expected["new_document"]], ids=["new"])
-    vector = index._snapshot.learned.candidates.take([len(index._snapshot.store) - 1])[0]
+    vector = index.snapshot.learned.candidates.take([len(index.snapshot.store) - 1])[0]
     np.testing.assert_allclose(vector, expected["new_vector"], atol=1e-5 * np.abs(vector).max())
     index.save(tmp_path / "index")  # in the newest format
     assert storage.read_manifest(tmp_path / "index")["format_version"] == formats.INDEX_VERSION

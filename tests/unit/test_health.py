@@ -158,8 +158,8 @@ def test_correlation_against_all_pairs(changing):
     index = make(candidates="exact")
     queries = draw(0, 20, 8)
     batch = read_queries(queries)
-    estimates = index.encoder.encode_batch(batch.tokens, batch.offsets) @ index.encoder.encode_store(index._snapshot.store).T
-    documents = [index._snapshot.store[i] for i in range(500)]
+    estimates = index.encoder.encode_batch(batch.tokens, batch.offsets) @ index.encoder.encode_store(index.snapshot.store).T
+    documents = [index.snapshot.store[i] for i in range(500)]
     exact = [reference.maxsim(query, documents) for query in queries]
     each = [metrics.rank_correlation(a, b) for a, b in zip(estimates, exact, strict=True)]
     assert index.health(queries, num_documents=500).documents.correlation == pytest.approx(np.mean(each), abs=1e-4)

@@ -67,7 +67,7 @@ def test_batch_forms(small_index, rng):
 def test_float16_queries_and_documents(make_matrices):
     documents = make_matrices(50, dtype=np.float16)
     index = LemurIndex(num_features=32, epochs=0, rank=15).fit(documents, queries=make_matrices(20))
-    assert index._snapshot.store.dtype == np.float16
+    assert index.snapshot.store.dtype == np.float16
     query = documents[3]
     hits = index.search(query, k=1)
     assert hits.ids[0] == 3
@@ -144,11 +144,11 @@ def test_delete_nearly_everything(small_index):
 def test_added_documents_get_the_vectors_of_a_fit(small_index, epochs):
     """Alone or among others, at once or later, on one thread or two, a document gets the same vector to the last bit."""
     index, documents, _ = small_index(epochs=epochs)
-    fitted = index._snapshot.learned.candidates.take(np.arange(200))
+    fitted = index.snapshot.learned.candidates.take(np.arange(200))
     for i in (0, 50, 199):
         index.delete([f"doc-{i}"])
         index.add([documents[i]], ids=[f"doc-{i}"], num_threads=1 + i % 2)
-        np.testing.assert_array_equal(index._snapshot.learned.candidates.take([len(index._snapshot.store) - 1])[0], fitted[i])
+        np.testing.assert_array_equal(index.snapshot.learned.candidates.take([len(index.snapshot.store) - 1])[0], fitted[i])
 
 
 def test_default_ids(make_matrices):
@@ -214,10 +214,10 @@ def test_the_caller_may_reuse_its_buffers():
 def test_mixed_dtypes(make_matrices):
     half, single = make_matrices(3, dtype=np.float16), make_matrices(2)
     index = LemurIndex().add(half + single)  # one addition of both: float32 holds both
-    assert index._snapshot.store.dtype == np.float32
+    assert index.snapshot.store.dtype == np.float32
     index = LemurIndex().add(half)
     index.add(single)
-    assert index._snapshot.store.dtype == np.float16
+    assert index.snapshot.store.dtype == np.float16
     with pytest.raises(ValueError, match="exceeds the range of float16"):
         index.add([np.full((1, 16), 1e6, np.float32)])
     assert len(index) == 5
@@ -398,7 +398,7 @@ def test_the_same_seed_learns_the_same_map(make_matrices):
 
     def vectors(seed):
         options = {"num_features": 32, "epochs": 2, "rank": 15, "candidates": "exact", "seed": seed}
-        return LemurIndex(**options).fit(documents, queries=queries, num_threads=1)._snapshot.learned.candidates.vectors
+        return LemurIndex(**options).fit(documents, queries=queries, num_threads=1).snapshot.learned.candidates.vectors
 
     np.testing.assert_array_equal(vectors(1), vectors(1))
     assert not np.array_equal(vectors(1), vectors(2))
@@ -481,7 +481,7 @@ def test_all_of_it_as_arrow(small_index):
     assert table.column("id").to_pylist() == list(index)
     np.testing.assert_array_equal(
         table.column("vector").combine_chunks().flatten().to_numpy().reshape(-1, 16),
-        index._snapshot.learned.candidates.take(index._snapshot.live),
+        index.snapshot.learned.candidates.take(index.snapshot.live),
     )
     again = LemurIndex().add(index.to_arrow(vectors=False))
     assert again.search(queries[:5], k=5, exact=True) == index.search(queries[:5], k=5, exact=True)

@@ -107,7 +107,7 @@ def test_it_learns_what_a_fit_would(small_index, make_matrices):
     index.refit(training, num_threads=1, **options, seed=0)
     fresh = LemurIndex(**options).fit(documents, queries=training, num_threads=1)
     assert index.options == fresh.options
-    np.testing.assert_array_equal(index._snapshot.learned.candidates.vectors, fresh._snapshot.learned.candidates.vectors)
+    np.testing.assert_array_equal(index.snapshot.learned.candidates.vectors, fresh.snapshot.learned.candidates.vectors)
     assert bits(index.search(queries)) == bits(fresh.search(queries))
 
 
@@ -182,7 +182,7 @@ STAGES = [
 @pytest.mark.parametrize("stage", STAGES)
 def test_an_interrupted_refit_leaves_the_old_map(small_index, make_matrices, monkeypatch, tmp_path, stage):
     index, _, queries = small_index()
-    before, learned, options = bits(index.search(queries)), index._snapshot.learned, index.options
+    before, learned, options = bits(index.search(queries)), index.snapshot.learned, index.options
 
     def interrupt(*_, **__):
         raise KeyboardInterrupt
@@ -191,7 +191,7 @@ def test_an_interrupted_refit_leaves_the_old_map(small_index, make_matrices, mon
         patch.setattr(stage, interrupt)
         with pytest.raises(KeyboardInterrupt):
             index.refit(make_matrices(50), rank=9, num_features=32)
-    assert index._snapshot.learned is learned
+    assert index.snapshot.learned is learned
     assert index.options == options
     assert bits(index.search(queries)) == before
     index.save(tmp_path / "i")
@@ -309,11 +309,11 @@ def test_documents_added_meanwhile_are_in_the_new_map(small_index, make_matrices
 )
 def test_bad_arguments_start_nothing(small_index, monkeypatch, arguments, error, message):
     index, _, queries = small_index()
-    before, learned = bits(index.search(queries)), index._snapshot.learned
+    before, learned = bits(index.search(queries)), index.snapshot.learned
     monkeypatch.setattr("lemur_ann.learning.fitting.fit_map", lambda *_, **__: pytest.fail("it began to learn"))
     with pytest.raises(error, match=message):
         index.refit(**arguments)
-    assert index._snapshot.learned is learned
+    assert index.snapshot.learned is learned
     assert bits(index.search(queries)) == before
 
 

@@ -56,9 +56,9 @@ def test_a_document_added_after_reload_gets_the_same_vector(saved, make_matrices
         ids = [f"new-{count}-{i}" for i in range(count)]
         index.add(new, ids=ids)
         loaded.add(new, ids=ids)
-    rows = np.arange(len(index._snapshot.store))
+    rows = np.arange(len(index.snapshot.store))
     np.testing.assert_array_equal(
-        loaded._snapshot.learned.candidates.take(rows[-31:]), index._snapshot.learned.candidates.take(rows[-31:])
+        loaded.snapshot.learned.candidates.take(rows[-31:]), index.snapshot.learned.candidates.take(rows[-31:])
     )
 
 

@@ -91,10 +91,10 @@ def stream(kind, data, matrices, path):
 
 def assert_same(one, other):
     assert len(one) == len(other)
-    assert one._snapshot.store.dtype == other._snapshot.store.dtype
-    assert one._snapshot.ids.column.array.equals(other._snapshot.ids.column.array)
-    for i in range(len(one._snapshot.store)):
-        np.testing.assert_array_equal(one._snapshot.store[i], other._snapshot.store[i])
+    assert one.snapshot.store.dtype == other.snapshot.store.dtype
+    assert one.snapshot.ids.column.array.equals(other.snapshot.ids.column.array)
+    for i in range(len(one.snapshot.store)):
+        np.testing.assert_array_equal(one.snapshot.store[i], other.snapshot.store[i])
 
 
 @pytest.mark.parametrize("kind", STREAMS)
@@ -127,21 +127,21 @@ def test_blocks_of_whole_documents(make_matrices, folder):
     matrices = make_matrices(150)
     data = table(matrices)
     index = LemurIndex().add(data.to_reader(max_chunksize=1), directory=folder)
-    sizes = [len(tokens) for tokens, _, _ in index._snapshot.store.chunks]
+    sizes = [len(tokens) for tokens, _, _ in index.snapshot.store.chunks]
     assert max(sizes) <= 300
     assert min(sizes[:-1]) > 300 - 12
     long = [*matrices[:3], np.ones((1000, 16), np.float32), *matrices[3:6]]
     index = LemurIndex().add(iter(long), directory=folder)
-    assert [len(offsets) - 1 for _, offsets, _ in index._snapshot.store.chunks] == [3, 1, 3]
+    assert [len(offsets) - 1 for _, offsets, _ in index.snapshot.store.chunks] == [3, 1, 3]
     for i, matrix in enumerate(long):
-        np.testing.assert_array_equal(index._snapshot.store[i], matrix)
+        np.testing.assert_array_equal(index.snapshot.store[i], matrix)
 
 
 def test_queries_from_a_path(make_matrices, tmp_path):
     documents, queries = make_matrices(80), make_matrices(30)
     pq.write_table(table(queries), tmp_path / "queries.parquet")
     vectors = [
-        LemurIndex(**OPTIONS, candidates="exact").fit(documents, queries=given)._snapshot.learned.candidates.vectors
+        LemurIndex(**OPTIONS, candidates="exact").fit(documents, queries=given).snapshot.learned.candidates.vectors
         for given in (queries, str(tmp_path / "queries.parquet"), iter(queries), ds.dataset(tmp_path / "queries.parquet"))
     ]
     for other in vectors[1:]:
@@ -217,13 +217,13 @@ def test_ids_and_metadata_do_not_keep_the_tokens_in_memory(make_matrices, tmp_pa
 
 def test_the_first_of_a_stream_decide_the_dtype(make_matrices, folder):
     half, single = make_matrices(20, dtype=np.float16), make_matrices(20)
-    assert LemurIndex().add(iter(single + half), directory=folder)._snapshot.store.dtype == np.float32
+    assert LemurIndex().add(iter(single + half), directory=folder).snapshot.store.dtype == np.float32
     with pytest.raises(ValueError, match="documents from row 20 on are float32, those before are float16.*float32 holds both"):
         LemurIndex().add(iter(half + single), directory=folder)
     index = LemurIndex().add(iter(half), directory=folder)
     index.add(iter(single + half), directory=folder)  # the index decides
-    assert index._snapshot.store.dtype == np.float16
-    np.testing.assert_array_equal(index._snapshot.store[20], single[0].astype(np.float16))
+    assert index.snapshot.store.dtype == np.float16
+    np.testing.assert_array_equal(index.snapshot.store[20], single[0].astype(np.float16))
     with pytest.raises(ValueError, match="document 20 exceeds the range of float16"):
         index.add(iter([*single, np.full((1, 16), 1e6, np.float32)]), directory=folder)
     assert len(index) == 60
@@ -235,7 +235,7 @@ def test_files_of_two_dtypes(make_matrices, tmp_path):
     with pytest.raises(ValueError, match="documents from row 20 on are float32, those before are float16"):
         LemurIndex().add(tmp_path)
     (tmp_path / "b.parquet").rename(tmp_path / "0.parquet")
-    assert LemurIndex().add(tmp_path)._snapshot.store.dtype == np.float32
+    assert LemurIndex().add(tmp_path).snapshot.store.dtype == np.float32
 
 
 # Errors
@@ -288,8 +288,8 @@ def test_a_stream_that_breaks_off_changes_nothing(small_index, make_matrices, fo
     with pytest.raises(error, match=message):
         (index.add if fitted else index.fit)(documents, ids=ids, directory=folder)
     assert not list(folder.iterdir())
-    assert (len(index), index.is_fitted, index._snapshot.metadata) == (rows, fitted, None)
-    assert len(index._snapshot.store) == rows
+    assert (len(index), index.is_fitted, index.snapshot.metadata) == (rows, fitted, None)
+    assert len(index.snapshot.store) == rows
     assert index.search(query, k=200) == before
     index.add(iter(matrices), ids=[f"new-{i}" for i in range(60)], directory=folder)  # and it goes on working
     assert len(index) == rows + 60
@@ -391,16 +391,16 @@ def test_where_no_descriptor_has_a_path(make_matrices, folder, monkeypatch):
     monkeypatch.setattr(pa, "memory_map", fail)
     index = LemurIndex().add(iter(matrices), directory=folder)
     for i, matrix in enumerate(matrices):
-        np.testing.assert_array_equal(index._snapshot.store[i], matrix)
+        np.testing.assert_array_equal(index.snapshot.store[i], matrix)
 
 
 def test_later_additions_do_not_copy_the_file_into_memory(make_matrices, folder):
     index = LemurIndex().add(iter(make_matrices(400)), directory=folder)
-    before = [tokens.__array_interface__["data"][0] for tokens, _, _ in index._snapshot.store.chunks]
+    before = [tokens.__array_interface__["data"][0] for tokens, _, _ in index.snapshot.store.chunks]
     assert len(before) > 3
     for _ in range(20):
         index.add(make_matrices(10))
-    after = [tokens.__array_interface__["data"][0] for tokens, _, _ in index._snapshot.store.chunks]
+    after = [tokens.__array_interface__["data"][0] for tokens, _, _ in index.snapshot.store.chunks]
     assert after[: len(before) - 1] == before[:-1]
 
 
