@@ -142,11 +142,11 @@ class TwoStages:
         raise NotImplementedError
 
     def _candidates(self, wanted: Wanted, *args: Any, **how: Any) -> Found:
-        """The documents of largest inner product with a vector, as the engine finds them."""
+        """The documents of largest inner product with a vector; an engine that is asked many at once has ``_found`` instead."""
         raise NotImplementedError
 
     def _stored(self, ids: list[Any]) -> tuple[Tokens, Offsets]:
-        """The tokens of documents, to learn from; no more than ``ids_per_request`` are asked for."""
+        """The tokens of documents, where :meth:`_learned` learns from them; no more than ``ids_per_request`` are asked for."""
         raise NotImplementedError
 
     # ---------------------------------------------------------------- changes

@@ -12,11 +12,11 @@ from lemur_ann import Hits, maxsim, validate
 from lemur_ann.documents import queries_of
 
 if TYPE_CHECKING:
-    from .table import LemurTable
+    from . import table as tables
 
 
 def search(
-    table: LemurTable,
+    table: tables.LemurTable,
     query_tokens: Any,
     query_text: str,
     k: Any,
@@ -28,7 +28,7 @@ def search(
     rrf_k: Any,
     num_threads: int | None,
 ) -> Hits:
-    """See :meth:`LemurTable.hybrid_search`."""
+    """See ``LemurTable.hybrid_search``."""
     k, num = validate.positive_int(k, "k"), validate.positive_int(num_candidates, "num_candidates")
     rrf_k = validate.integer(rrf_k, "rrf_k", least=0)
     threads = validate.num_threads(num_threads)
@@ -54,7 +54,7 @@ def search(
     return table.best([row[0] for row in rows], _fused([row[0] for row in rows], (by_maxsim, by_words), rrf_k), k)
 
 
-def _words(table: LemurTable, text_column: str, config: str, where: sql.Composable, num: int) -> sql.Composed:
+def _words(table: tables.LemurTable, text_column: str, config: str, where: sql.Composable, num: int) -> sql.Composed:
     """The documents with any of the words, best first."""
     return sql.SQL(
         "SELECT id, ts_rank(words, wanted) AS rank FROM (SELECT id, to_tsvector({0}, {1}) AS words FROM {2}{3}"
