@@ -120,6 +120,9 @@ def complete(app: Any, page: str, source: list[str]) -> None:
 def reference(module: str) -> str:
     """The section of an adapter."""
     options, more = ["   :members:"], []
+    imported = [node.module for node in ast.walk(ADAPTERS[module]) if isinstance(node, ast.ImportFrom)]
+    if any(name and name.endswith("_two_stages") for name in imported):  # add, upsert and delete are said there
+        options.append("   :inherited-members:")
     if module in MOCKED_DECORATOR:
         options.append(f"   :exclude-members: {MOCKED_DECORATOR[module]}")
         more = ["", f".. autoclass:: lemur_ann.{module}.{MOCKED_DECORATOR[module]}"]
