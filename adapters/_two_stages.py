@@ -1,7 +1,9 @@
 """What the databases have in common: documents are written with their vectors, and candidates are ranked by exact MaxSim.
 
-An adapter is a class over :class:`TwoStages` with six hooks, which hold all that its engine says in its own way. Add it to the
-list in tests/adapters/test_database_contract.py, and the contract runs over it.
+An adapter is a class over :class:`TwoStages` with five hooks, which hold all that its engine says in its own way, and a sixth,
+``_stored``, where it learns from what is stored. Beside these it has ``__len__``, a way to make a collection, and a ``search``
+of its own signature that ends in ``_search``; milvus.py shows one. Add it to the list in
+tests/adapters/test_database_contract.py, and the contract runs over it.
 """
 
 from __future__ import annotations
@@ -28,7 +30,8 @@ class Part:
 
     Attributes:
         ids: the caller's, strings or integers.
-        tokens, offsets: of the documents, in the dtype that they are stored in.
+        tokens, offsets: of the documents, in the dtype that they are stored in. They may be the caller's own memory: copy what
+            is kept.
         vectors: what the encoder makes of these tokens; empty where there is no encoder yet.
         fields: a slice of what ``_fields`` made of the other columns.
     """
@@ -55,7 +58,8 @@ class Wanted:
         k: hits.
         count: candidates, at least k.
         num_threads: of whatever is done here.
-        too_few: what the graph found of them, where this was not enough and the engine is to look without it.
+        too_few: None at first. Where that found fewer than ``count``, the engine is asked once more, with what it found here:
+            it compares all that match, or returns this where nothing was missed.
     """
 
     query: npt.NDArray[np.float32]
@@ -127,27 +131,30 @@ class TwoStages:
 
     def _there(self, ids: list[Any]) -> list[Any]:
         """Which of these ids are stored; no more than ``ids_per_request`` are asked for."""
-        raise NotImplementedError
+        raise NotImplementedError(f"{type(self).__name__} has no _there")
 
     def _fields(self, batch: DocumentBatch, *, new: bool) -> Any:
-        """The other columns of a batch, checked and as :meth:`_write` takes them: something with a slice of documents."""
-        raise NotImplementedError
+        """The other columns of a batch, checked and as :meth:`_write` takes them: one entry a document, in what slices.
+
+        ``batch.metadata`` is None where there are none.
+        """
+        raise NotImplementedError(f"{type(self).__name__} has no _fields")
 
     def _write(self, part: Part, *, new: bool) -> None:
         """Write documents; those that are there are replaced, unless all are new."""
-        raise NotImplementedError
+        raise NotImplementedError(f"{type(self).__name__} has no _write")
 
     def _remove(self, ids: list[Any] | None, filter: Any) -> int:
         """Delete documents by ids or by a filter; how many were there."""
-        raise NotImplementedError
+        raise NotImplementedError(f"{type(self).__name__} has no _remove")
 
     def _candidates(self, wanted: Wanted, *args: Any, **how: Any) -> Found:
         """The documents of largest inner product with a vector; an engine that is asked many at once has ``_found`` instead."""
-        raise NotImplementedError
+        raise NotImplementedError(f"{type(self).__name__} has no _candidates")
 
     def _stored(self, ids: list[Any]) -> tuple[Tokens, Offsets]:
         """The tokens of documents, where :meth:`_learned` learns from them; no more than ``ids_per_request`` are asked for."""
-        raise NotImplementedError
+        raise NotImplementedError(f"{type(self).__name__} has no _stored")
 
     # ---------------------------------------------------------------- changes
 

@@ -386,12 +386,14 @@ class LemurEncoder:
         prefix = "feature_map."
         psi = {name.removeprefix(prefix): array for name, array in arrays.items() if name.startswith(prefix)}
         return cls(
-            FeatureWeights(config, psi),
-            Targets(arrays["sample_tokens"], float(arrays["target_mean"][0]), options.target_precision, device=options.device),
-            arrays["token_weights"],
-            arrays["projection"],
-            arrays["offset"],
-            arrays["query_map"],
-            float(arrays["radius"][0]),
-            training,
+            feature_weights=FeatureWeights(config, psi),
+            targets=Targets(
+                arrays["sample_tokens"], float(arrays["target_mean"][0]), options.target_precision, device=options.device
+            ),
+            token_weights=arrays["token_weights"],
+            projection=arrays["projection"],
+            offset=arrays["offset"],
+            query_map=arrays["query_map"],
+            radius=float(arrays["radius"][0]),
+            training=training,
         )

@@ -16,9 +16,10 @@ A map in a file of its own was "lemur_ann encoder 1" in one string; its arrays w
 The arrays in a file tell what they are, not the number in the manifest: the first change of an index open on an old one leaves
 a manifest of the newest format over old files. So every function here but :func:`manifest` goes by what it finds.
 
-To add an array to the map: encoder.py writes and reads it; :func:`learned_map` gives it to files that lack it. Older readers
-take arrays by name and pass over others. So raise the numbers only if they would encode wrongly without the new one, and then
-put an index in tests/formats, made with the version before by make_index.py. Describe the array in docs/format.md.
+To add an array to the map: encoder.py writes and reads it; :func:`learned_map`, at its end, gives it to files that lack it; and
+learning hands it over in ``MapParts`` (learning/projection.py). Older readers take arrays by name and pass over others. So
+raise the numbers only if they would encode wrongly without the new one, and then put an index in tests/formats, made with the
+version before by make_index.py. Describe the array in docs/format.md. ``NAMED_BY`` in encoder.py stays as it is, for ever.
 
 This stands in one file below the encoder, since a map is read from indexes and from files of its own, and above the candidates
 and learning, whose functions make what old files lack.
@@ -113,11 +114,11 @@ def check_map_header(header: dict[str, str], name: object) -> None:
 def learned_map(arrays: Arrays, config: dict[str, Any]) -> Arrays:
     """The arrays of a map of any format as those that an encoder takes; ``config`` is that of its feature map."""
     if "cholesky" in arrays:
-        return _solved(arrays, config)
-    if "document_map" in arrays:
+        arrays = _solved(arrays, config)
+    elif "document_map" in arrays:
         projection, offset = composed(arrays["projection"], arrays["offset"], arrays["document_map"])
-        return {**arrays, "projection": projection, "offset": offset}
-    return arrays
+        arrays = {**arrays, "projection": projection, "offset": offset}
+    return arrays  # with what stands for an array that came later, where there is none
 
 
 def _solved(arrays: Arrays, config: dict[str, Any]) -> Arrays:

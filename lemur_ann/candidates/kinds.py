@@ -8,7 +8,11 @@ import importlib.util
 from lemur_ann.candidates import Kind
 
 OWN_KINDS = ("hnsw", "exact")
-LIBRARIES = {"faiss": "faiss-cpu", "usearch": "usearch", "svs": "scalable-vs"}  # and the package that each is in
+LIBRARIES = {  # by the name of the file here: the module that it imports, and the package to install
+    "faiss": ("faiss", "faiss-cpu"),
+    "usearch": ("usearch", "usearch"),
+    "svs": ("svs", "scalable-vs"),
+}
 KINDS = (*OWN_KINDS, *LIBRARIES)
 
 
@@ -16,8 +20,10 @@ def check_kind(name: str) -> None:
     """ValueError where there is no such kind, ImportError where its package is not installed."""
     if name not in KINDS:
         raise ValueError(f"candidates must be one of {', '.join(KINDS)}, got {name!r}")
-    if name in LIBRARIES and importlib.util.find_spec(name) is None:
-        raise ImportError(f"candidates={name!r} needs a package that is not installed: pip install {LIBRARIES[name]}")
+    if name in LIBRARIES:
+        module, package = LIBRARIES[name]
+        if importlib.util.find_spec(module) is None:
+            raise ImportError(f"candidates={name!r} needs a package that is not installed: pip install {package}")
 
 
 def kind_of(name: str) -> Kind:

@@ -32,7 +32,10 @@ class Library(Protocol):
         """An index of vectors of one norm, by inner product or L2; M and ef_construction are the options of that name."""
 
     def find(self, index: Any, queries: Vectors, count: int, beam: int, own: dict[str, Any], num_threads: int) -> Rows:
-        """(num_queries, count) rows, best first, -1 where it finds no more."""
+        """(num_queries, count) rows, best first, -1 where it finds no more.
+
+        Several threads call it at once, with beams of their own: nothing is set on the index that another would see.
+        """
 
     def write(self, index: Any, path: Path) -> None:
         """One file."""

@@ -89,9 +89,15 @@ def fit_map(
         "expected_peak_bytes": sizes.peak_bytes,
         "seconds": job.clock.seconds,
     }
-    weights = FeatureWeights.of(feature_map)
     parts = MapParts(
-        weights, solver.targets, token_weights, reduced.projection, reduced.offset, reduced.query_map, radius, summary
+        feature_weights=FeatureWeights.of(feature_map),
+        targets=solver.targets,
+        token_weights=token_weights,
+        projection=reduced.projection,
+        offset=reduced.offset,
+        query_map=reduced.query_map,
+        radius=radius,
+        training=summary,
     )
     return parts, Encoded(reduced.kept, augment(reduced.documents, radius))
 

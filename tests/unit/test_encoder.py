@@ -8,7 +8,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from lemur_ann import CorruptIndex, LemurEncoder, LemurIndex
+from lemur_ann import CorruptIndex, LemurEncoder, LemurIndex, formats
 from lemur_ann.arrays import map_arrays, write_arrays
 from lemur_ann.options import Options
 
@@ -121,7 +121,7 @@ def tiny_map(**changes) -> LemurEncoder:
         **changes,
     }
     config = {"dim": 2, "num_features": 4, "kind": "trained", "hidden_dims": [], "activation": "gelu"}
-    return LemurEncoder.from_arrays(arrays, config, {}, Options())
+    return LemurEncoder.from_arrays(formats.learned_map(arrays, config), config, {}, Options())
 
 
 def test_a_map_has_one_name_for_ever(monkeypatch):

@@ -15,6 +15,7 @@ import pytest
 from rich.console import Console
 
 from lemur_ann import LemurIndex, reference
+from lemur_ann.candidates.kinds import LIBRARIES
 from lemur_ann.demo import demo_encoder
 from lemur_ann.insight.case import Case
 from lemur_ann.insight.miss import explain_miss
@@ -520,9 +521,9 @@ def test_on_a_device(small_index):
     assert stages.keys() == {"found", "estimate"}
 
 
-@pytest.mark.parametrize("candidates", ["faiss", "usearch", "svs"])
+@pytest.mark.parametrize("candidates", LIBRARIES)
 def test_indexes_of_other_libraries(candidates, make_matrices):
-    pytest.importorskip(candidates, reason=f"pip install {candidates}")
+    pytest.importorskip(LIBRARIES[candidates][0], reason=f"pip install {LIBRARIES[candidates][1]}")
     documents, queries = make_matrices(1500), make_matrices(60)
     index = LemurIndex(num_features=64, epochs=0, rank=15, num_candidates=12, ef_search=None, candidates=candidates)
     index.fit(documents, queries=queries[10:], progress=False)
