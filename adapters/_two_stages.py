@@ -8,7 +8,7 @@ tests/adapters/test_database_contract.py, and the contract runs over it.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -58,7 +58,7 @@ class Wanted:
         k: hits.
         count: candidates, at least k.
         num_threads: of whatever is done here.
-        too_few: None at first. Where that found fewer than ``count``, the engine is asked once more, with what it found here:
+        too_few: None at first. Where that found too few (see ``_is_enough``), the engine is asked once more, with that here:
             it compares all that match, or returns this where nothing was missed.
     """
 
@@ -110,6 +110,9 @@ class TwoStages:
     documents_per_request = 1000
     ids_per_request = 1000
     most_candidates = 2**31  # that the engine gives for one query
+    wants_all = (
+        False  # whether fewer than num_candidates are too few, rather than fewer than k: then all that match are compared
+    )
     all_or_nothing = False  # whether the engine undoes what an error interrupts: documents then need not be checked before
 
     def __init__(
@@ -209,7 +212,7 @@ class TwoStages:
         seen: set[Any] = set()
         for batch in iterate_documents(opened(documents), ids=ids, offsets=offsets, dim=self.token_dim):
             own = self._checked_ids(ids_in(batch))
-            check_once(own, seen)
+            check_once(own, seen, self._key)
             fields = self._fields(batch, new=new)
             tokens = as_stored(batch.tokens, self._stored_as)
             for some in self._by_request(own) if new else ():
@@ -222,6 +225,10 @@ class TwoStages:
         if self._integer_ids is not None and len(ids) and pa.types.is_integer(ids.type) != self._integer_ids:
             raise TypeError(f"ids must be {'integers' if self._integer_ids else 'strings'}, got {ids.type}")
         return ids.to_pylist()  # type: ignore[no-any-return,unused-ignore]
+
+    def _key(self, doc_id: Any) -> Any:
+        """What the engine knows a document by: two ids of one key are one document."""
+        return doc_id
 
     def _by_request(self, ids: list[Any]) -> Iterator[list[Any]]:
         for begin in range(0, len(ids), self.ids_per_request):
@@ -270,7 +277,10 @@ class TwoStages:
         """The candidates of each query; where a graph ends early, as it may behind a filter, it is done without."""
         for one in wanted:
             found = self._candidates(one, **how)
-            yield found if found.num >= one.count else self._candidates(replace(one, too_few=found), **how)
+            yield found if self._is_enough(one, found) else self._candidates(replace(one, too_few=found), **how)
+
+    def _is_enough(self, wanted: Wanted, found: Found) -> bool:
+        return found.num >= (wanted.count if self.wants_all else wanted.k)
 
     def _ranked(self, wanted: Wanted, found: Found) -> Hits:
         ids, scores = found.ids, np.empty(0, np.float32)
@@ -305,12 +315,13 @@ def check_maker(encoder: LemurEncoder, vectors: Any, where: str) -> None:
         )
 
 
-def check_once(ids: list[Any], seen: set[Any]) -> None:
-    """ValueError where an id is in ``seen`` or twice; they come into it."""
+def check_once(ids: list[Any], seen: set[Any], key: Callable[[Any], Any] = lambda doc_id: doc_id) -> None:
+    """ValueError where the key of an id is in ``seen`` or comes twice; keys come into it."""
     for doc_id in ids:
-        if doc_id in seen:
+        own = key(doc_id)
+        if own in seen:
             raise ValueError(f"id {doc_id!r} is repeated, expected each id once")
-        seen.add(doc_id)
+        seen.add(own)
 
 
 def ids_in(batch: DocumentBatch) -> pa.Array:

@@ -93,6 +93,7 @@ class LemurCollection(TwoStages):
     """
 
     ids_per_request = 256
+    wants_all = True
     most_candidates = LARGEST_RESULT
 
     def __init__(self, client: Any, name: str, encoder: LemurEncoder) -> None:

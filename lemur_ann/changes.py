@@ -57,6 +57,7 @@ class Lesson:
     """What a map is to be learned from; or ``encoder``, a map learned elsewhere, in the place of all that."""
 
     queries: QueryBatch | None = None
+    asked: tuple[Any, Any] | None = None  # queries and offsets as a caller passed them, not read yet
     encode_query: Callable[[list[str]], Any] | None = None
     text_column: str = "text"
     resume: bool = False  # train on from the features of the map there is
@@ -134,7 +135,7 @@ class Changes:
             base = self.snapshot
             self._adopt(base, learned(base, self.options, lesson, progress), lesson.num_threads)
 
-    def refit(self, queries: Any, query_offsets: Any, options: dict[str, Any], lesson: Lesson, progress: Progress) -> None:
+    def refit(self, lesson: Lesson, options: dict[str, Any], progress: Progress) -> None:
         """The same, with options changed, from queries or from those tokens of queries that the old map kept.
 
         Everything is read and checked once nobody else is learning: another map would have other options.
@@ -142,7 +143,9 @@ class Changes:
         with self.rebuilding, self.timed("refit"):
             base = self.snapshot
             old = base.fitted()
-            changed = changed_options(old, options, resume=lesson.resume)
+            queries, query_offsets = lesson.asked or (None, None)
+            lesson.asked = None
+            changed = changed_options(old, options, resume=lesson.resume and lesson.encoder is None)
             if lesson.encoder is not None:
                 if queries is not None or lesson.resume or options:
                     raise TypeError("encoder= takes the place of learning: no queries, resume or options beside it")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import sys
 import time
 from dataclasses import asdict
@@ -26,19 +27,12 @@ from lemur_ann.options import Options
 from lemur_ann.progress import progress_lines
 from lemur_ann.saved import storage
 
-OLD_NAMES = {"threads": "num-threads", "id": "doc-id"}  # accepted still, and not shown
-
-
-def _named_before(old_names: dict[str, str]) -> dict[str, Any]:
-    """The settings of a command that takes old names of options too."""
-    return {"token_normalize_func": lambda name: old_names.get(name, name)}
-
+OLD_NAMES = {"threads": "num-threads", "id": "doc-id", "limit": "num-queries"}  # accepted still, and not shown
 
 # Options are called as the argument of Python that they stand for: --num-threads is num_threads.
 app = typer.Typer(
     no_args_is_help=True,
     add_completion=False,
-    context_settings=_named_before(OLD_NAMES),
     rich_markup_mode="rich",
     pretty_exceptions_enable=False,
     help="""A multi-vector index for late-interaction retrieval: learned single-vector candidates, exact MaxSim rerank.
@@ -89,7 +83,6 @@ Device = Annotated[str | None, typer.Option(help="cpu, cuda or mps. \\[default: 
 MemoryLimit = Annotated[str | None, typer.Option(help="What learning should stay below, such as 3GB.")]
 NumQueries = Annotated[int | None, typer.Option(help="Use this many queries at most, the first of the file.")]
 NumThreads = Annotated[int | None, typer.Option(help="Threads to use. \\[default: all cores]")]
-LIMITED = _named_before(OLD_NAMES | {"limit": "num-queries"})
 
 
 @app.callback(invoke_without_command=True)
@@ -224,7 +217,7 @@ def search(
         console.print(f"{len(rows):,} hits of {len(found):,} queries written to {out}")
 
 
-@app.command(context_settings=LIMITED)
+@app.command()
 def evaluate(
     path: IndexDir,
     queries: Queries,
@@ -258,7 +251,7 @@ def evaluate(
         console.print(f"{count:,} hits of {len(names):,} queries written to {run}")
 
 
-@app.command(context_settings=LIMITED)
+@app.command()
 def tune(
     path: IndexDir,
     queries: Queries,
@@ -326,7 +319,7 @@ def verify(path: IndexDir) -> None:
     console.print(f"{len(index):,} documents, {index.num_tokens:,} tokens: all well")
 
 
-@app.command(context_settings=LIMITED)
+@app.command()
 def health(
     path: IndexDir,
     queries: Annotated[
@@ -618,6 +611,18 @@ def _print_health(result: Health) -> None:
 
 def _size(size_bytes: int) -> str:
     return f"{size_bytes / 1e6:,.1f} MB" if size_bytes >= 100_000 else f"{size_bytes:,} bytes"
+
+
+def _accept_old_names() -> None:
+    """Each command takes the old names of those options that it has."""
+    for command in app.registered_commands:
+        assert command.callback is not None
+        own = {name.replace("_", "-") for name in inspect.signature(command.callback).parameters}
+        names = {old: new for old, new in OLD_NAMES.items() if new in own and old not in own}
+        command.context_settings = {"token_normalize_func": lambda name, names=names: names.get(name, name)}
+
+
+_accept_old_names()
 
 
 def main() -> None:

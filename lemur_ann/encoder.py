@@ -26,6 +26,7 @@ from lemur_ann.documents.intake import tokens_alone
 from lemur_ann.documents.sources import opened
 from lemur_ann.documents.tokens import TokenStore
 from lemur_ann.errors import CorruptIndex
+from lemur_ann.events import timed
 from lemur_ann.learning import learned_parts
 from lemur_ann.learning.memory import parse_bytes
 from lemur_ann.learning.projection import Encoded, MapParts, reduced_weights
@@ -347,7 +348,7 @@ class LemurEncoder:
         if queries is not None and encode_query is not None:
             raise TypeError("encode_query= takes the place of queries; pass one of them")
         training = None if queries is None else read_queries(opened(queries), offsets=query_offsets)
-        with progress_lines(progress) as lines:
+        with progress_lines(progress) as lines, timed("fit") as told:
             store, metadata = tokens_alone(documents, ids=ids, offsets=offsets, directory=directory, progress=lines)
             parts, _ = learned_parts(
                 store,
@@ -362,6 +363,7 @@ class LemurEncoder:
                 memory_limit=limit,
                 directory=directory,
             )
+            told["num_documents"] = len(store)
         return cls.of(parts)
 
     @classmethod

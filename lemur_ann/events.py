@@ -25,11 +25,15 @@ def event(name: str, level: int = logging.INFO, **values: Any) -> None:
 
 
 def warn_caller(message: str, category: type[Warning] = UserWarning) -> None:
-    """A warning that names the line outside this package from which it was called, however deep in the package it arose."""
+    """A warning that names the line outside this package, or of its command line, from which it was called."""
     level, frame = 1, sys._getframe(0)
-    while frame.f_back is not None and frame.f_globals.get("__name__", "").partition(".")[0] == __package__:
+    while frame.f_back is not None and _is_inside(frame.f_globals.get("__name__", "")):
         level, frame = level + 1, frame.f_back
     warnings.warn(message, category, stacklevel=level)
+
+
+def _is_inside(module: str) -> bool:
+    return module.partition(".")[0] == __package__ and module != f"{__package__}.cli"
 
 
 @contextmanager

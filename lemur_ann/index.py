@@ -373,7 +373,15 @@ class LemurIndex:
             raise TypeError("ids= and offsets= go with documents, and documents is None")
         training = None if queries is None else read_queries(opened(queries), offsets=query_offsets)
         place = self._changes.temporary(directory)
-        lesson = Lesson(training, encode_query, text_column, False, encoder, threads, limit, place)
+        lesson = Lesson(
+            training,
+            encode_query=encode_query,
+            text_column=text_column,
+            encoder=encoder,
+            num_threads=threads,
+            memory_limit=limit,
+            directory=place,
+        )
         del queries, training  # the lesson alone has them: once they are learned from, the graph takes their place in memory
         with progress_lines(progress) as lines:
             if documents is None:
@@ -423,9 +431,17 @@ class LemurIndex:
         """
         threads, limit = validate.num_threads(num_threads), parse_bytes(memory_limit)
         self._changes.check_writable()
-        lesson = Lesson(None, None, "", resume, encoder, threads, limit, self._changes.temporary())
+        lesson = Lesson(
+            asked=(queries, query_offsets),
+            resume=resume,
+            encoder=encoder,
+            num_threads=threads,
+            memory_limit=limit,
+            directory=self._changes.temporary(),
+        )
+        del queries  # the lesson alone has them, as in fit
         with progress_lines(progress) as lines:
-            self._changes.refit(queries, query_offsets, options, lesson, lines)
+            self._changes.refit(lesson, options, lines)
         return self
 
     def add(
@@ -451,7 +467,8 @@ class LemurIndex:
                 nothing has changed.
             OSError: there is no such path, or no room for a stream's tokens; nothing has changed.
         """
-        new, threads = self._documents(documents, ids, offsets, directory), validate.num_threads(num_threads)
+        threads = validate.num_threads(num_threads)
+        new = self._documents(documents, ids, offsets, directory)
         with progress_lines(progress) as lines:
             self._changes.add(new, threads, lines, replaces=False)
         return self
@@ -477,7 +494,8 @@ class LemurIndex:
             ValueError, TypeError: bad documents, an id twice among them, or documents without ids; nothing has changed.
             OSError: there is no such path, or no room; nothing has changed.
         """
-        new, threads = self._documents(documents, ids, offsets, directory), validate.num_threads(num_threads)
+        threads = validate.num_threads(num_threads)
+        new = self._documents(documents, ids, offsets, directory)
         with progress_lines(progress) as lines:
             self._changes.add(new, threads, lines, replaces=True)
         return self

@@ -45,6 +45,7 @@ class LemurTable(TwoStages):
         psycopg.errors.UndefinedTable: the table is there, and ``<name>_lemur`` is not.
     """
 
+    wants_all = True
     all_or_nothing = True  # by a transaction
     documents_per_request, bytes_per_request = 4096, 2**26
     ids_per_request = 2**20  # of one deletion, which is one statement

@@ -186,7 +186,7 @@ class Points(TwoStages):
         for begin in range(0, len(wanted), QUERIES_PER_REQUEST):
             some = wanted[begin : begin + QUERIES_PER_REQUEST]
             found = self._asked(some, **how)
-            few = [i for i, (one, its) in enumerate(zip(some, found, strict=True)) if its.num < one.count]
+            few = [i for i, (one, its) in enumerate(zip(some, found, strict=True)) if not self._is_enough(one, its)]
             if few and not self._engine.compares_all:
                 again = self._asked([replace(some[i], too_few=found[i]) for i in few], **how)
                 for i, its in zip(few, again, strict=True):
@@ -219,6 +219,9 @@ class Points(TwoStages):
         for doc_id in checked:
             point_id(doc_id)
         return checked
+
+    def _key(self, doc_id: Any) -> Any:
+        return point_id(doc_id)
 
     def _there(self, ids: list[Any]) -> list[Any]:
         return [document_id(point) for point in self._engine.retrieve([point_id(i) for i in ids])]

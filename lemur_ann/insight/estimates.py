@@ -38,6 +38,8 @@ def ranks_by_estimate(
 
     On a CPU a scan may read codes of the vectors, and the ranks are those of the codes then; on a device it reads the vectors.
     """
+    if len(rows) == 0:
+        return np.empty(0, np.int64)
     if on_device or learned.options.candidates not in SCANNING:
         estimates = all_estimates(learned, encoded, excluded)
         return np.array([place_of(row, estimates) for row in rows.tolist()], np.int64)

@@ -74,6 +74,7 @@ def fit_map(
     check_device(options.device)
     job = _Job(store, live, options, np.random.default_rng(options.seed), num_threads, progress)
     queries, learned_from = _queries_to_learn_from(job, queries, encode_query, texts)
+    job.clock = Clock()  # the caller's encoder is no stage of learning
     sizes = plan(options, queries.tokens.shape[1], len(live), len(queries.tokens), memory_limit)
     pool, held_out = _split(job, queries)
     feature_map, training = _trained_features(job, pool, held_out, start, sizes, directory)

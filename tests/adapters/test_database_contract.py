@@ -227,6 +227,23 @@ def test_fewer_only_where_fewer_match(filled, engine):
         assert none.scores.dtype == np.float32
 
 
+def test_looks_without_the_index_only_where_too_few_come(filled, monkeypatch):
+    """A second look compares all that match: it is for queries that found fewer than k, or where the engine's page says so."""
+    stages = getattr(filled, "_points", filled)
+    name = "_asked" if hasattr(stages, "_asked") else "_candidates"
+    plain, calls = getattr(stages, name), []
+
+    def counted(*arguments, **named):
+        calls.append(arguments)
+        return plain(*arguments, **named)
+
+    monkeypatch.setattr(stages, name, counted)
+    filled.search(TOKENS[0], 10, num_candidates=25)
+    assert len(calls) == 1
+    filled.search(TOKENS[0], 10, num_candidates=200)  # of 30 documents
+    assert len(calls) == 2 + stages.wants_all
+
+
 def test_what_search_refuses(filled):
     for arguments, kind, message in (
         ({"k": 0}, ValueError, "k must be at least 1, got 0"),

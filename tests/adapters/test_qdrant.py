@@ -253,6 +253,8 @@ def test_what_qdrant_does_not_take(empty):
     for write in (empty.add, empty.upsert):
         with pytest.raises(ValueError, match="at least 0, got -2"):
             write(table([1, -2, 3], tokens))
+        with pytest.raises(ValueError, match="is repeated, expected each id once"):  # two ids of one point
+            write(table(["abc", point_id("abc")], tokens[:2]))
     assert len(empty) == 0
     with pytest.raises(ValueError, match="at least 0, got -2"):
         empty.delete([1, -2])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 import warnings
+import weakref
 from contextlib import contextmanager
 
 import numpy as np
@@ -331,3 +332,25 @@ def test_flat_queries(small_index, make_matrices):
     flat = np.concatenate(make_matrices(30, low=4, high=4))
     index.refit(flat, query_offsets=np.arange(0, 121, 4))
     assert len(index.encoder.targets.sample_tokens) == 116  # a query of thirty is held out
+
+
+@pytest.mark.parametrize("how", ["fit", "refit"])
+def test_queries_are_let_go_before_the_graph_is_built(small_index, make_matrices, how):
+    index, _, _ = small_index()
+    alive = []
+
+    def asked():
+        matrices = make_matrices(40)
+        asked.first = weakref.ref(matrices[0])
+        return matrices
+
+    def watch(stage, done, total):
+        if stage == "hnsw index" and done == 0:
+            alive.append(asked.first() is not None)
+
+    if how == "fit":
+        index.fit(queries=asked(), progress=watch)
+    else:
+        index.refit(asked(), progress=watch)
+    assert alive
+    assert not any(alive)
