@@ -649,7 +649,7 @@ class LemurIndex:
             progress: as for :meth:`fit`.
 
         Returns:
-            :class:`~lemur_ann.searching.settings.Tuned`; print it.
+            :class:`~lemur_ann.searching.Tuned`; print it.
 
         Raises:
             NotFitted: before fit.
