@@ -19,6 +19,7 @@ INK, MUTED, RULE, ACCENT, SECOND, PAPER = (f"#00000{i}" for i in range(1, 7))
 VARIABLES = {INK: "ink", MUTED: "muted", RULE: "rule", ACCENT: "accent", SECOND: "second", PAPER: "paper"}
 WIDTH, HEIGHT = 400, 280  # of a plot, in CSS pixels; on a phone it is shown a little smaller
 FONT_SIZE = 12
+CLEAR_OF_CORNER = 0.04  # of the x axis, where the label of a tick would lie on that of the lowest y
 STEPS = (1, 1.5, 2, 3, 5, 7)  # of a logarithmic axis
 SVG = "http://www.w3.org/2000/svg"
 XLINK = "{http://www.w3.org/1999/xlink}href"
@@ -87,13 +88,14 @@ class Plot:
         self.axes.set_xscale("log")
         self.axes.set_xlim(low, high)
         every = [step * 10.0**power for power in range(-7, 9) for step in STEPS]
-        inside = [tick for tick in every if low <= tick <= high]
+        first = low * (high / low) ** CLEAR_OF_CORNER
+        inside = [tick for tick in every if first <= tick <= high]
         for steps in (STEPS, (1, 2, 5), (1, 3), (1,)):
             ticks = [tick for tick in inside if any(math.isclose(_mantissa(tick), step) for step in steps)]
             if len(ticks) <= 6:
                 break
         if len(ticks) < 2:
-            ticks = [tick for tick in MaxNLocator(4).tick_values(low, high) if low <= tick <= high]
+            ticks = [tick for tick in MaxNLocator(4).tick_values(low, high) if first <= tick <= high]
         self.axes.set_xticks(ticks, [f"{tick:g}" for tick in ticks])
         self.axes.set_xticks([], minor=True)
 

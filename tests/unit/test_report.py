@@ -504,3 +504,16 @@ def test_on_the_command_line(tmp_path, small_index, make_matrices):
     assert result.returncode == 1
     assert "'nowhere' is not" in " ".join(result.stderr.split())
     assert "Traceback" not in result.stderr
+
+
+@pytest.mark.parametrize("low", np.geomspace(0.2, 3.0, 40))
+def test_ticks_keep_clear_of_the_corner(low):
+    """There the label of an x would lie on that of the lowest y; where a tick falls depends on the times that were measured."""
+    pytest.importorskip("matplotlib", reason="pip install lemur_ann[plots]")
+    from lemur_ann.report.plots import Plot
+
+    plot = Plot("curve")
+    plot.logarithmic_x(low, 8 * low)
+    ticks = plot.axes.get_xticks()
+    assert len(ticks) >= 2
+    assert (np.log(ticks / low) / np.log(8) >= 0.039).all()
