@@ -10,10 +10,9 @@ import numpy.typing as npt
 
 from lemur_ann import _core
 from lemur_ann.documents.inputs import QueryBatch, to_offsets
-from lemur_ann.documents.rows import Rows
 from lemur_ann.insight import metrics
 from lemur_ann.progress import Progress
-from lemur_ann.searching.search import exact_scores
+from lemur_ann.searching.search import Candidates, exact_scores
 from lemur_ann.searching.settings import Settings
 from lemur_ann.searching.snapshot import Snapshot
 
@@ -197,9 +196,12 @@ def health_of(
     task = progress.task("queries", len(asked))
     split = int(np.searchsorted(live, learned.num_rows))
     parts = [_Part(rows, learned.candidates, num_documents, random) for rows in (live, live[:split], live[split:])]
-    encoded, found = _candidates(snapshot, asked, settings)
+    candidates = Candidates(snapshot, asked, settings, snapshot.deleted)
+    found = [live] * len(asked)  # of a search that scores every document
+    if settings.num_candidates < snapshot.num_documents:
+        found = candidates(range(len(asked)), settings.num_candidates, settings.ef_search)
     every_score = exact_scores(snapshot, asked, settings.num_threads, snapshot.deleted)
-    for query, scores, own in zip(encoded, every_score, found, strict=True):
+    for query, scores, own in zip(candidates.encoded, every_score, found, strict=True):
         top = _core.top_k(scores, settings.k)
         is_found = np.isin(top, own)
         for part in parts:
@@ -217,17 +219,6 @@ def health_of(
         num_candidates=settings.num_candidates,
         ef_search=settings.ef_search,
     )
-
-
-def _candidates(snapshot: Snapshot, queries: QueryBatch, settings: Settings) -> tuple[npt.NDArray[np.float32], list[Rows]]:
-    """The encoded queries, and the documents that a search would rerank."""
-    assert snapshot.learned is not None
-    threads = settings.num_threads
-    encoded = snapshot.learned.encoder.encode_batch(queries.tokens, queries.offsets, num_threads=threads)
-    if settings.num_candidates >= snapshot.num_documents:  # then a search scores every document
-        return encoded, [snapshot.live] * len(queries)
-    find = snapshot.learned.candidates.search
-    return encoded, find(encoded, settings.num_candidates, settings.ef_search, num_threads=threads, excluded=snapshot.deleted)
 
 
 class _Part:

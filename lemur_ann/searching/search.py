@@ -116,18 +116,18 @@ def behind_filter(
 
 
 class Candidates:
-    """Stage 1: the rows of largest estimate, of some queries of a batch."""
+    """Stage 1: the rows of largest estimate, of some queries of a batch, which are ``encoded``, float32 (num_queries, dim)."""
 
     def __init__(self, snapshot: Snapshot, queries: QueryBatch, settings: Settings, excluded: RowSet) -> None:
         assert snapshot.learned is not None
         self._index = snapshot.learned.candidates
         self._excluded, self._num_threads = excluded, settings.num_threads
         encoder = snapshot.learned.encoder
-        self._encoded = encoder.encode_batch(queries.tokens, queries.offsets, num_threads=settings.num_threads)
+        self.encoded = encoder.encode_batch(queries.tokens, queries.offsets, num_threads=settings.num_threads)
 
     def __call__(self, chosen: Iterable[int], num_candidates: int, ef_search: int) -> list[Rows]:
         """Of the queries with these numbers, best first."""
-        encoded = self._encoded[list(chosen)]
+        encoded = self.encoded[list(chosen)]
         return self._index.search(encoded, num_candidates, ef_search, num_threads=self._num_threads, excluded=self._excluded)
 
 
