@@ -10,4 +10,7 @@ class CorruptIndex(ValueError):
 
 
 class IndexLocked(RuntimeError):
-    """The index is open for writing elsewhere, in this process or in another."""
+    """The index is open for writing elsewhere, in this process or in another; or whoever had it open has lost it.
+
+    It is lost where its folder, its lock or its manifest were replaced by others. Nothing was written then.
+    """

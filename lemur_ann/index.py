@@ -26,8 +26,8 @@ from lemur_ann.notebook import facts
 from lemur_ann.options import Options
 from lemur_ann.progress import Show, progress_lines
 from lemur_ann.saved.directory import Directory
+from lemur_ann.saved.directory import read as read_directory
 from lemur_ann.saved.directory import save as save_directory
-from lemur_ann.saved.versions import read_version
 from lemur_ann.searching.searcher import Searcher
 from lemur_ann.searching.settings import Settings, Tuned
 from lemur_ann.searching.snapshot import Snapshot, check
@@ -819,7 +819,7 @@ class LemurIndex:
             IndexLocked: the index there is open for writing.
         """
         snapshot, target, directory = self.snapshot, Path(path), self._changes.directory
-        if directory is not None and target.resolve() == directory.path.resolve():
+        if directory is not None and directory.is_at(target):
             return
         with self._changes.timed("save", path=str(target)):
             save_directory(target, snapshot, self._changes.options_before)
@@ -839,7 +839,7 @@ class LemurIndex:
             CorruptIndex: a file is missing, truncated, altered or of a newer format.
         """
         start = time.perf_counter()
-        version = read_version(Path(path), verify=verify, device=device)
+        version, _ = read_directory(Path(path), verify=verify, device=device)
         index = cls.__new__(cls)
         index._set_up(Changes(version.options, version.snapshot))
         index._saved = (Path(path).resolve(), version.snapshot)
@@ -863,22 +863,25 @@ class LemurIndex:
         processes, each the version that was there when it opened or last called :meth:`refresh`.
 
         Args:
-            path: the directory; where there is none, or an empty one, an index is made with ``options``.
+            path: the directory; where there is none, or an empty one, an index is made with ``options``. A relative path is
+                that of now, whatever the working directory is later.
             read_only: never write, and take no lock: for more readers, and for folders that cannot be written.
             device: where to compute features; None means the device it was made with.
             verify: check the checksums of token files too.
-            **options: of a new index, as :class:`LemurIndex` takes them.
+            **options: of a new index, as :class:`LemurIndex` takes them; those of an index that is there already must be the
+                same, where they are named.
 
         Raises:
             IndexLocked: it is open for writing already.
             FileNotFoundError: read_only, and there is no such directory.
+            PermissionError: not read_only, and the directory cannot be written.
             CorruptIndex: a file is missing, truncated, altered or of a newer format.
-            TypeError: options for an index that is there already; :meth:`refit` takes some.
+            TypeError: an index that is there already has other options; :meth:`refit` takes some.
         """
         start = time.perf_counter()
         new = cls(**options)
         directory = Directory.open(
-            Path(path), new.options, read_only=read_only, verify=verify, device=device, is_new_with=sorted(options)
+            Path(path), new.options, read_only=read_only, verify=verify, device=device, named=sorted(options)
         )
         new._set_up(Changes(directory.options, directory.snapshot, directory))
         event("open", seconds=time.perf_counter() - start, path=str(path), read_only=read_only, num_documents=len(new))

@@ -7,58 +7,64 @@ writer, kept alone by a lock, and any number of readers need to know nothing of 
 
 from __future__ import annotations
 
+import os
+import re
 import shutil
+import time
 import uuid
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
-
-import filelock
 
 from lemur_ann.errors import IndexLocked
 from lemur_ann.options import Options
 from lemur_ann.saved import storage
-from lemur_ann.saved.versions import Version, assembled, read_version, write_version
+from lemur_ann.saved.folder import Folder, HeldFolder
+from lemur_ann.saved.versions import Version, Writing, assembled, read_version, write_version
 from lemur_ann.searching.snapshot import Snapshot
 
-
-def _remove_strays(folder: Path, files: dict[str, Any], others: dict[str, Any] | None = None) -> None:
-    """Delete our files that no version names, and those of ``others`` too."""
-    for path in folder.iterdir():
-        if path.name not in files and (storage.NAMES.fullmatch(path.name) or path.name in (others or {})):
-            storage.remove(path)
+ABANDONED_S = 60  # a folder that a save began is no longer young then
 
 
-class WriterLock:
-    """Held by the one index that may write to a directory; the operating system takes it from a process that dies."""
+def read(
+    path: Path, *, verify: bool, device: str | None, before: Version | None = None, known: tuple[int, int] | None = None
+) -> tuple[Version, tuple[int, int]]:
+    """The current version of the folder that a name leads to now, and which folder that is.
 
-    def __init__(self, folder: Path) -> None:
-        self._lock = filelock.FileLock(folder / storage.LOCK, timeout=0, thread_local=False)
-        try:
-            self._lock.acquire()
-        except filelock.Timeout:
-            raise IndexLocked(
-                f"{folder} is open for writing in this process or another; read_only=True opens it beside that"
-            ) from None
+    ``before``: a version that was read from the folder ``known``, which is given back where there is no newer one.
+    """
+    storage.check_there(path)
+    with Folder(path, only_to_read=True) as folder, folder.named():
+        return _read(folder, verify=verify, device=device, before=before, known=known), folder.identity
 
-    @property
-    def is_held(self) -> bool:
-        """Whether this process has it: a forked child has not."""
-        return self._lock.is_locked
 
-    def release(self) -> None:
-        """Let another have it."""
-        self._lock.release()
+def _read(
+    folder: Folder, *, verify: bool, device: str | None, before: Version | None, known: tuple[int, int] | None
+) -> Version:
+    if before is not None:
+        manifest = storage.read_manifest(folder.files)
+        if all(manifest[key] == before.manifest[key] for key in ("version", "files")):
+            return before
+    return read_version(folder.files, verify=verify, device=device, before=before if folder.identity == known else None)
 
 
 class Directory:
     """A directory that an index is open on."""
 
-    def __init__(self, path: Path, version: Version, lock: WriterLock | None, *, verify: bool, device: str | None) -> None:
+    def __init__(
+        self, path: Path, version: Version, folder: HeldFolder | tuple[int, int], *, verify: bool, device: str | None
+    ) -> None:
+        """``folder``: the one that is held for writing, or which one was read."""
         self.path = path
         self._version = version
-        self._lock = lock
         self._verify = verify
         self._device = device
+        self._held: HeldFolder | None = None
+        if isinstance(folder, HeldFolder):
+            self._held, folder = folder, folder.identity
+        self._identity = folder
+        self._own: set[bytes] = set()  # manifests that this writer read or wrote, any of which may be the one in the folder
+        self._left: set[str] = set()  # files that are no longer needed once the next change is on the disk
 
     @classmethod
     def open(
@@ -69,35 +75,40 @@ class Directory:
         read_only: bool,
         verify: bool,
         device: str | None,
-        is_new_with: list[str],
+        named: list[str],
     ) -> Directory:
         """Open what is there; for writing, an empty index with ``options`` is made where nothing is.
 
-        ``is_new_with``: the options that the caller named, which an index that is there has already.
+        ``named``: the options that the caller named, which an index that is there must have.
         """
-        exists = (path / storage.MANIFEST).exists()
-        if is_new_with and (exists or read_only):
-            raise TypeError(f"options ({', '.join(is_new_with)}) are for a new index, and this opens the one in {path}")
+        path = path.absolute()
         if read_only:
-            return cls(path, read_version(path, verify=verify, device=device), None, verify=verify, device=device)
-        if not exists:
+            version, identity = read(path, verify=verify, device=device)
+            _check_options(path, version.options, options, named)
+            return cls(path, version, identity, verify=verify, device=device)
+        if not (path / storage.MANIFEST).exists():
             there = [file.name for file in path.iterdir()] if path.exists() else []
             foreign = [name for name in there if name != storage.LOCK and not storage.NAMES.fullmatch(name)]
             if foreign:
                 raise FileExistsError(f"{path} holds {foreign[0]!r} and no index; choose another path or move that away")
             path.mkdir(parents=True, exist_ok=True)
-        lock = WriterLock(path)
+        held = HeldFolder(path)
         try:
-            if not (path / storage.MANIFEST).exists():
-                storage.sync_parents(path)
-                write_version(path, Snapshot.empty(coded=options.token_codes is not None), options)
-            version = read_version(path, verify=verify, device=device, scratch=str(path))
-            storage.sync(path)  # a writer that was killed may not have come to it
-            _remove_strays(path, version.manifest["files"])
+            with held.named():
+                if not (held.files / storage.MANIFEST).exists():
+                    storage.sync_parents(path)
+                    write_version(held, Snapshot.empty(coded=options.token_codes is not None), options)
+                own = (held.files / storage.MANIFEST).read_bytes()
+                version = read_version(held.files, verify=verify, device=device, scratch=str(path))
+                _check_options(path, version.options, options, named)
+                held.sync()  # a writer that was killed may not have come to it
+                storage.remove_strays(held.files, version.manifest["files"])
+                opened = cls(path, version, held, verify=verify, device=device)
+                opened._own = {own}
+                return opened
         except BaseException:
-            lock.release()
+            held.close()
             raise
-        return cls(path, version, lock, verify=verify, device=device)
 
     @property
     def snapshot(self) -> Snapshot:
@@ -109,46 +120,107 @@ class Directory:
         """Those of that version."""
         return self._version.options
 
+    def is_at(self, path: Path) -> bool:
+        """Whether a name leads to the folder that was opened."""
+        with suppress(OSError):
+            there = os.stat(path)
+            return (there.st_dev, there.st_ino) == (self._identity if self._held is None else self._held.identity)
+        return False
+
     def check_writable(self) -> None:
-        """PermissionError unless changes can be committed."""
-        if self._lock is None or not self._lock.is_held:
+        """Raises where changes cannot be committed.
+
+        Raises:
+            PermissionError: it is not open for writing.
+            FileNotFoundError: the folder was moved away or deleted.
+            IndexLocked: this writer has lost it: there is another folder, lock or manifest than those it knows.
+        """
+        self._writable()
+
+    def _writable(self) -> HeldFolder:
+        if self._held is None or not self._held.is_held:
             raise PermissionError(
                 f"{self.path} is open read-only, or closed, or open in the process that forked this one: "
                 "changes need LemurIndex.open(path)"
             )
+        self._held.check()
+        manifest = None
+        with suppress(FileNotFoundError), self._held.named():
+            manifest = (self._held.files / storage.MANIFEST).read_bytes()
+        if manifest not in self._own:
+            raise IndexLocked(
+                f"{self.path / storage.MANIFEST} was changed by something else than this index, which is open for writing, as "
+                "by a backup that was restored: nothing was written; refresh() reads what is there now, and save() keeps what "
+                "this index has elsewhere"
+            )
+        return self._held
 
     def commit(self, snapshot: Snapshot, options: Options) -> Snapshot:
-        """Make a snapshot the current version, for good; gives the same, mapped from its files."""
-        self.check_writable()
-        before = self._version
-        device = None if self._device is None else before.manifest["options"]["device"]  # that of this process is not kept
-        number = before.manifest["version"] + 1
-        manifest, writing = write_version(self.path, snapshot, options, number=number, before=before, device=device)
-        known = {**before.objects, **writing.objects}
-        try:
-            version = assembled(self.path, manifest, self._device, known, snapshot.ids, str(self.path))
-        except BaseException:
-            writing.undo()
-            raise
-        self._version = version
-        for name in before.manifest["files"]:
-            if name not in manifest["files"]:
-                storage.remove(self.path / name)
+        """Make a snapshot the current version, for good; gives the same, mapped from its files.
+
+        Where it fails the index is what it was, on disk too. Should the way back fail as well, then :attr:`snapshot` is what is
+        on disk all the same.
+        """
+        held = self._writable()
+        with held.named():
+            before = self._version
+            device = None if self._device is None else before.manifest["options"]["device"]  # that of this process is not kept
+            writing = Writing(held, before, before.manifest["version"] + 1)
+            own = set(self._own)
+            try:
+                manifest = writing.version(snapshot, options, device)
+                # mapped before it is the current one, after which nothing takes memory or descriptors any more
+                known = {**before.objects, **writing.objects}
+                version = assembled(held.files, manifest, self._device, known, snapshot.ids, str(self.path))
+                writing.swap(manifest, self.check_writable, self._own.add)
+                self._version = version
+            except BaseException:
+                self._version = before
+                is_back, is_sure = writing.undo()
+                if not is_back:
+                    self._version = version
+                    self._left |= before.manifest["files"].keys()
+                elif is_sure:
+                    self._own = own
+                self._left |= writing.left
+                raise
+            self._own = {writing.content}
+            writing.tidy()
+            for name in {*before.manifest["files"], *self._left} - manifest["files"].keys():
+                storage.remove(held.files / name)
+            self._left = set()
         return self._version.snapshot
 
     def refresh(self) -> bool:
-        """Read the current version, where another process made one; whether it did."""
-        manifest = storage.read_manifest(self.path)
-        if manifest["version"] == self._version.manifest["version"] and manifest["files"] == self._version.manifest["files"]:
-            return False
-        self._version = read_version(self.path, verify=self._verify, device=self._device, before=self._version)
-        return True
+        """Read the current version, where another process made one; whether it did.
+
+        A reader reads what its name leads to now; a writer reads the folder that it holds, and raises what
+        :meth:`check_writable` does where the name leads elsewhere.
+        """
+        before = self._version
+        settings: dict[str, Any] = {"verify": self._verify, "device": self._device, "before": before}
+        if self._held is None or not self._held.is_held:
+            self._version, self._identity = read(self.path, **settings, known=self._identity)
+        else:
+            self._held.check()
+            with self._held.named():
+                own = (self._held.files / storage.MANIFEST).read_bytes()
+                self._version = _read(self._held, **settings, known=self._held.identity)
+                self._own = {own}
+        return self._version is not before
 
     def close(self) -> None:
-        """Let go of the lock; nothing can be committed any more."""
-        if self._lock is not None:
-            self._lock.release()
-            self._lock = None
+        """Let go of the folder; nothing can be committed any more."""
+        if self._held is not None:
+            self._held.close()
+
+
+def _check_options(path: Path, there: Options, asked: Options, named: list[str]) -> None:
+    """TypeError unless those that the caller named are what the index has."""
+    others = [name for name in named if getattr(there, name) != getattr(asked, name)]
+    if others:
+        told = ", ".join(f"{name} is {getattr(there, name)!r}, not {getattr(asked, name)!r}" for name in others)
+        raise TypeError(f"options ({', '.join(others)}) are for a new index, and the one in {path} has others: {told}")
 
 
 def save(path: Path, snapshot: Snapshot, options: Options) -> None:
@@ -161,22 +233,37 @@ def save(path: Path, snapshot: Snapshot, options: Options) -> None:
     storage.check_replaceable(path)
     path = path.resolve()
     if (path / storage.MANIFEST).exists():
-        lock = WriterLock(path)
+        held = HeldFolder(path)
         try:
-            old = storage.written_manifest(path)  # of any format: those before 4 count no versions
-            manifest, _ = write_version(path, snapshot, options, number=old.get("version", 0) + 1)
-            _remove_strays(path, manifest["files"], old["files"])
+            with held.named():
+                old = storage.written_manifest(held.files)  # of any format: those before 4 count no versions
+                manifest = write_version(held, snapshot, options, number=old.get("version", 0) + 1)
+                storage.remove_strays(held.files, manifest["files"], old["files"])
         finally:
-            lock.release()
+            held.close()
         return
     path.parent.mkdir(parents=True, exist_ok=True)
+    _remove_abandoned(path)
     new = path.with_name(f".{path.name}.new-{uuid.uuid4().hex[:12]}")
     try:
         new.mkdir()
-        write_version(new, snapshot, options)
-        if path.exists():
-            path.rmdir()  # it is empty
+        with Folder(new) as folder, folder.named():
+            folder.lock()  # for _remove_abandoned
+            write_version(folder, snapshot, options)
+        if os.name == "nt" and path.exists():
+            path.rmdir()  # it is empty; elsewhere a rename takes its place
         storage.move(new, path)
         storage.sync_parents(path)
     finally:
         shutil.rmtree(new, ignore_errors=True)
+
+
+def _remove_abandoned(path: Path) -> None:
+    """Delete what was begun in the place of ``path`` by processes that were killed: none of them locks it any more."""
+    begun = re.compile(re.escape(f".{path.name}.new-") + "[0-9a-f]{12}")
+    with suppress(OSError):
+        for other in path.parent.iterdir():
+            if begun.fullmatch(other.name) and time.time() - other.stat().st_mtime > ABANDONED_S:
+                with suppress(OSError), Folder(other) as folder:
+                    if folder.lock():
+                        shutil.rmtree(other, ignore_errors=True)

@@ -10,6 +10,7 @@ import hashlib
 import json
 import os
 import re
+import shutil
 import uuid
 from contextlib import suppress
 from pathlib import Path
@@ -35,22 +36,88 @@ NAMES = re.compile(
 )
 
 
-def write_manifest(folder: Path, manifest: dict[str, Any]) -> None:
-    """Make these the files of the index, in one step, which has happened for good once this returns.
+class Swap:
+    """One manifest in the place of another, or of none: the step by which a change happens, and the way back from it.
 
-    The files that it names must be written and synced, and so must be the folder.
+    Whatever may run out, descriptors and room, is taken before that step: it and the way back are renames. The files that the
+    manifest names must be written and synced, and so must be the folder.
     """
-    head = {"format": FORMAT, "format_version": formats.INDEX_VERSION, "lemur_ann_version": __version__}
-    body = {**manifest, **head}
-    new = folder / f".{MANIFEST}.{uuid.uuid4().hex[:12]}"
+
+    def __init__(self, folder: Path, manifest: dict[str, Any]) -> None:
+        head = {"format": FORMAT, "format_version": formats.INDEX_VERSION, "lemur_ann_version": __version__}
+        body = {**manifest, **head}
+        self.content = (json.dumps({**body, "manifest_sha256": _digest(body)}, indent=2) + "\n").encode()
+        self._folder = folder
+        self._current = folder / MANIFEST
+        self.files = [folder / f".{MANIFEST}.{uuid.uuid4().hex[:12]}" for _ in range(2)]
+        self._new, self._old = self.files
+        self._is_first = False  # there was no manifest
+        self._is_done = False
+        self.was_tried = False
+        self.is_sure = True  # which manifest the folder has
+
+    def prepare(self) -> None:
+        """All that can be done beforehand."""
+        self._new.write_bytes(self.content)
+        sync(self._new)
+        try:
+            os.link(self._current, self._old)
+        except FileNotFoundError:
+            self._is_first = True
+        except OSError:  # a file system without links
+            self._old.write_bytes(self._current.read_bytes())
+            sync(self._old)
+
+    def do(self) -> None:
+        """It happens now; for good once the folder is synced."""
+        self.was_tried = True
+        move(self._new, self._current)
+        self._is_done = True
+
+    def undo(self) -> bool:
+        """Put the manifest from before back where it was replaced; whether it is the one in the folder."""
+        is_back = not self.was_tried
+        try:
+            if self.was_tried and self._is_first:
+                self._current.unlink(missing_ok=True)
+            elif self.was_tried:
+                move(self._old, self._current)
+            is_back = True
+        except OSError:
+            try:
+                self._new.lstat()
+                is_back = True  # it was never moved
+            except FileNotFoundError:
+                pass
+            except OSError:
+                is_back, self.is_sure = not self._is_done, False
+        if is_back:
+            self.tidy()
+        return is_back
+
+    def tidy(self) -> None:
+        """Nothing but the manifest is left."""
+        for file in self.files:
+            remove(file)
+
+
+def write_manifest(folder: Path, manifest: dict[str, Any]) -> None:
+    """Make these the files of an index that nobody else has open, in one step."""
+    swap = Swap(folder, manifest)
     try:
-        new.write_text(json.dumps({**body, "manifest_sha256": _digest(body)}, indent=2) + "\n")
-        sync(new)
-        move(new, folder / MANIFEST)
+        swap.prepare()
+        swap.do()
+        sync(folder)
     except BaseException:
-        new.unlink(missing_ok=True)
+        swap.undo()
         raise
-    sync(folder)
+    swap.tidy()
+
+
+def check_there(path: Path) -> None:
+    """FileNotFoundError unless there is a folder."""
+    if not path.is_dir():
+        raise FileNotFoundError(f"no index at {path}: there is no such directory")
 
 
 def read_manifest(path: Path) -> dict[str, Any]:
@@ -60,8 +127,7 @@ def read_manifest(path: Path) -> dict[str, Any]:
         FileNotFoundError: there is no such directory.
         CorruptIndex: it is not an index, its manifest was altered, or a newer version wrote it.
     """
-    if not path.is_dir():
-        raise FileNotFoundError(f"no index at {path}: there is no such directory")
+    check_there(path)
     try:
         manifest = json.loads((path / MANIFEST).read_text())
     except FileNotFoundError:
@@ -199,8 +265,11 @@ def _digest(manifest: dict[str, Any]) -> str:
 # The three steps that decide what a crash leaves behind, in one place.
 
 
-def sync(path: Path) -> None:
-    """What is in a file, or which files are in a folder, is on the disk."""
+def sync(path: Path, descriptor: int | None = None) -> None:
+    """What is in a file, or which files are in a folder, is on the disk; ``descriptor``: where it is open already."""
+    if descriptor is not None:
+        os.fsync(descriptor)
+        return
     if path.is_dir() and os.name == "nt":  # Windows cannot open a directory, and keeps renames in order itself
         return
     descriptor = os.open(path, os.O_RDONLY if path.is_dir() else os.O_RDWR)
@@ -223,6 +292,17 @@ def move(path: Path, target: Path) -> None:
 
 
 def remove(path: Path) -> None:
-    """Delete a file that no version names any more. Windows refuses while it is mapped: then the next writer tries."""
+    """Delete what no version names any more. Windows refuses while it is mapped: then the next writer tries."""
     with suppress(OSError):
-        path.unlink(missing_ok=True)
+        if path.name.startswith(".building-") and path.is_dir() and not path.is_symlink():
+            shutil.rmtree(path, ignore_errors=True)  # the folder in which a library was writing its graph
+        else:
+            path.unlink(missing_ok=True)
+
+
+def remove_strays(folder: Path, files: dict[str, Any], others: dict[str, Any] | None = None) -> None:
+    """Delete our files that no version names, and those of ``others`` too; what cannot be deleted now, the next writer can."""
+    with suppress(OSError):
+        for path in folder.iterdir():
+            if path.name not in files and (NAMES.fullmatch(path.name) or path.name in (others or {})):
+                remove(path)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable
-from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -23,6 +22,7 @@ from lemur_ann.encoder import LemurEncoder
 from lemur_ann.errors import CorruptIndex
 from lemur_ann.options import Options
 from lemur_ann.saved import storage
+from lemur_ann.saved.folder import Folder
 from lemur_ann.searching.settings import Tuned
 from lemur_ann.searching.snapshot import Learned, Snapshot
 
@@ -206,16 +206,23 @@ def _candidates_key(manifest: dict[str, Any]) -> Any:
 
 
 class Writing:
-    """The files of a version that is being written."""
+    """The files of a version that is being written, and the step that makes it the current one.
 
-    def __init__(self, folder: Path, before: Version | None, number: int) -> None:
-        self.folder = folder
+    Attributes:
+        left: names of files that could not be deleted when it was undone, or that must not be yet.
+    """
+
+    def __init__(self, folder: Folder, before: Version | None = None, number: int = 1) -> None:
+        self.folder = folder.files
         self.before = before
         self.number = number
         self.files: dict[str, Any] = {}
         self.created: list[Path] = []
         self.objects: dict[Any, Any] = {}
-        self._number = 1 + max((storage.number_of(path.name) for path in folder.iterdir()), default=0)
+        self.left: set[str] = set()
+        self._held = folder
+        self._swap: storage.Swap | None = None
+        self._number = 1 + max((storage.number_of(path.name) for path in self.folder.iterdir()), default=0)
 
     def new(self, kind: str, suffix: str, write: Callable[[Path], None], item: object = None) -> str:
         """Write a file, and be sure that it is on the disk."""
@@ -292,15 +299,51 @@ class Writing:
         flush()
         return entries
 
-    def undo(self) -> None:
-        """Leave the version before, also where the manifest has been swapped already."""
-        with suppress(Exception):
-            if storage.written_manifest(self.folder)["version"] == self.number:
-                if self.before is None:
-                    return
-                storage.write_manifest(self.folder, self.before.manifest)
-        for path in self.created:
-            storage.remove(path)
+    def swap(self, manifest: dict[str, Any], check: Callable[[], None], note: Callable[[bytes], None]) -> None:
+        """Make it the current version, for good once this returns.
+
+        Args:
+            manifest: what :meth:`version` gave.
+            check: raises where that must not be; called just before.
+            note: is told what will be in the manifest's file.
+        """
+        self._held.sync()  # the new files are in it before the manifest names them
+        self._swap = storage.Swap(self.folder, manifest)
+        self._swap.prepare()
+        check()
+        note(self._swap.content)
+        self._swap.do()
+        self._held.sync()
+
+    @property
+    def content(self) -> bytes:
+        """What is in the file of the manifest."""
+        return b"" if self._swap is None else self._swap.content
+
+    def tidy(self) -> None:
+        """Delete what is needed only until it is the current version."""
+        if self._swap is not None:
+            self._swap.tidy()
+
+    def undo(self) -> tuple[bool, bool]:
+        """Leave the version before, also where it is the current one no more; whether it is that now, and if that is sure.
+
+        What a manifest names that is in the folder, or may be after a power cut, is not deleted.
+        """
+        swap = self._swap
+        is_back = swap is None or swap.undo()
+        is_sure = swap is None or swap.is_sure
+        can_delete = is_back and is_sure
+        if can_delete and swap is not None and swap.was_tried:
+            try:
+                self._held.sync()
+            except OSError:
+                can_delete = False
+        if can_delete:
+            for path in self.created:
+                storage.remove(path)
+        self.left = {path.name for path in [*self.created, *([] if swap is None else swap.files)]}
+        return is_back, is_sure
 
     def version(self, snapshot: Snapshot, options_of_index: Options, device: str | None) -> dict[str, Any]:
         """Write what is new of a snapshot, and give the manifest of it all; ``device`` stays what it was before."""
@@ -365,22 +408,14 @@ class Writing:
         return {"file": self.known(vectors) or self.new("vectors", ".safetensors", write, vectors), "num_rows": len(vectors)}
 
 
-def write_version(
-    folder: Path,
-    snapshot: Snapshot,
-    options: Options,
-    *,
-    number: int = 1,
-    before: Version | None = None,
-    device: str | None = None,
-) -> tuple[dict[str, Any], Writing]:
-    """Write version ``number`` and make it the current one, with the option ``device`` where it is given."""
-    writing = Writing(folder, before, number)
+def write_version(folder: Folder, snapshot: Snapshot, options: Options, *, number: int = 1) -> dict[str, Any]:
+    """Write a version of new files alone, and make it the current one; gives its manifest."""
+    writing = Writing(folder, number=number)
     try:
-        manifest = writing.version(snapshot, options, device)
-        storage.sync(folder)  # the new files are in it before the manifest names them
-        storage.write_manifest(folder, manifest)
+        manifest = writing.version(snapshot, options, None)
+        writing.swap(manifest, folder.check, lambda _: None)
     except BaseException:
         writing.undo()
         raise
-    return manifest, writing
+    writing.tidy()
+    return manifest

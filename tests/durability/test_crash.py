@@ -671,6 +671,7 @@ class Steps:
     def _counted(self, name, function):
         def step(*arguments, **keywords):
             path = next(argument for argument in arguments if isinstance(argument, Path))
+            path = Path(os.path.realpath(path))  # a writer reaches its folder by a descriptor
             kind = "new manifest" if path.name.startswith(".manifest") else path.name.partition("-")[0]
             self.names.append(f"{name} {kind}")
             label = f"step {len(self.names)}, {self.names[-1]}"

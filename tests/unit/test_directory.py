@@ -94,13 +94,15 @@ def test_vectors_do_not_depend_on_how_an_index_lived(opened, make_matrices):
 def test_one_writer(opened, tmp_path):
     index, *_ = opened
     path = tmp_path / "index"
-    with pytest.raises(IndexLocked, match="is open for writing in this process or another; read_only=True opens"):
+    here = rf"is open for writing in this process already \(process {os.getpid()}\), .* call close\(\) .*; read_only=True opens"
+    with pytest.raises(IndexLocked, match=here):
         LemurIndex.open(path)
     with pytest.raises(IndexLocked):
         LemurIndex(**OPTIONS).save(path)
     program = "import sys, lemur_ann; lemur_ann.LemurIndex.open(sys.argv[1])"
     result = subprocess.run([sys.executable, "-I", "-c", program, str(path)], capture_output=True, text=True, check=False)
     assert "IndexLocked" in result.stderr
+    assert f"is open for writing in process {os.getpid()}: close() it there first; read_only=True opens" in result.stderr
     index.close()
     LemurIndex.open(path).close()
 
