@@ -186,9 +186,10 @@ class Directory:
                 raise
             self._own = {writing.content}
             writing.tidy()
-            for name in {*before.manifest["files"], *self._left} - manifest["files"].keys():
+            unneeded = {*before.manifest["files"], *self._left, *writing.hidden} - manifest["files"].keys()
+            for name in unneeded:
                 storage.remove(held.files / name)
-            self._left = set()
+            self._left = {name for name in unneeded if os.path.lexists(held.files / name)}
         return self._version.snapshot
 
     def refresh(self) -> bool:

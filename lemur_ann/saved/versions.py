@@ -316,6 +316,11 @@ class Writing:
         self._held.sync()
 
     @property
+    def hidden(self) -> set[str]:
+        """Names of files that are there only until it is the current version."""
+        return set() if self._swap is None else {file.name for file in self._swap.files}
+
+    @property
     def content(self) -> bytes:
         """What is in the file of the manifest."""
         return b"" if self._swap is None else self._swap.content
@@ -342,7 +347,7 @@ class Writing:
         if can_delete:
             for path in self.created:
                 storage.remove(path)
-        self.left = {path.name for path in [*self.created, *([] if swap is None else swap.files)]}
+        self.left = {path.name for path in self.created} | self.hidden
         return is_back, is_sure
 
     def version(self, snapshot: Snapshot, options_of_index: Options, device: str | None) -> dict[str, Any]:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import multiprocessing
 import os
 import pickle
+import shutil
 import subprocess
 import sys
 import threading
@@ -16,6 +18,7 @@ import pytest
 
 from lemur_ann import CorruptIndex, IndexLocked, LemurIndex, arrays
 from lemur_ann.saved import storage
+from lemur_ann.saved.folder import Folder, HeldFolder
 
 OPTIONS = {"num_features": 64, "epochs": 0, "rank": 15, "num_candidates": 40, "ef_search": None}
 
@@ -296,3 +299,224 @@ def test_check_finds_what_checksums_cannot(opened, tmp_path):
     storage.write_manifest(path, manifest)
     with pytest.raises(CorruptIndex, match="links of the graph lead out of its 200 rows"):
         LemurIndex.load(path).check()
+
+
+# The folder is the index, not its name
+
+
+def small(path, count, name):
+    """An index of ``count`` documents, open."""
+    index = LemurIndex.open(path, **OPTIONS)
+    index.add(np.random.default_rng(count).normal(size=(count, 3, 16)).astype(np.float32), ids=ids_of(count, name))
+    return index
+
+
+def ids_of(count, name):
+    return [f"{name}-{i}" for i in range(count)]
+
+
+def ids_at(path):
+    with LemurIndex.open(path, read_only=True, verify=True) as reader:
+        return reader.ids().to_pylist()
+
+
+def refused(index, error, match, make_matrices):
+    """Every change is refused, and what the index holds stays searchable."""
+    before = index.ids().to_pylist()
+    for change in (
+        lambda: index.add(make_matrices(1), ids=["new"]),
+        lambda: index.upsert(make_matrices(1), ids=[before[0]]),
+        lambda: index.delete(before[0]),
+        lambda: index.delete(filter=pc.field("id") == before[0]),
+        lambda: index.fit(queries=make_matrices(5)),
+    ):
+        with pytest.raises(error, match=match):
+            change()
+    assert index.ids().to_pylist() == before
+    assert len(index.search(make_matrices(1)[0], k=1, exact=True)) == 1
+
+
+def test_a_relative_path_is_that_of_when_it_was_opened(make_matrices, tmp_path, monkeypatch):
+    for name, count in (("one", 5), ("two", 7)):
+        (tmp_path / name).mkdir()
+        small(tmp_path / name / "index", count, name).close()
+    monkeypatch.chdir(tmp_path / "one")
+    index, reader = LemurIndex.open("index"), LemurIndex.open("index", read_only=True)
+    monkeypatch.chdir(tmp_path / "two")
+    index.add(make_matrices(1), ids=["new"])
+    index.save("index-too")
+    assert reader.refresh()
+    assert reader.ids().to_pylist() == [*ids_of(5, "one"), "new"] == pickle.loads(pickle.dumps(reader)).ids().to_pylist()
+    index.compact()
+    index.delete("one-0")
+    index.compact()
+    index.close()
+    assert ids_at(tmp_path / "one" / "index") == [*ids_of(5, "one")[1:], "new"]
+    assert ids_at(tmp_path / "two" / "index") == ids_of(7, "two")
+    assert ids_at(tmp_path / "two" / "index-too") == [*ids_of(5, "one"), "new"]
+
+
+@pytest.mark.skipif(os.name == "nt", reason="Windows does not rename folders of open files")
+@pytest.mark.parametrize("how", ["renamed", "moved away", "deleted", "made anew", "linked elsewhere", "parent renamed"])
+def test_a_writer_whose_folder_was_swapped(make_matrices, tmp_path, how):
+    """It writes nothing, and neither index loses anything."""
+    path, kept = tmp_path / "in" / "index", tmp_path / "in" / "old"
+    path.parent.mkdir()
+    small(tmp_path / "other", 7, "b").close()
+    if how == "linked elsewhere":
+        kept.mkdir()
+        path.symlink_to(kept)
+    index = small(path, 5, "a")
+    reader = LemurIndex.open(path, read_only=True)
+    if how == "linked elsewhere":
+        path.unlink()
+        path.symlink_to(tmp_path / "other")
+    elif how == "parent renamed":
+        path.parent.rename(tmp_path / "out")
+        path.parent.mkdir()
+        kept = tmp_path / "out" / "index"
+        (tmp_path / "other").rename(path)
+    elif how in ("deleted", "made anew"):
+        shutil.rmtree(path)
+        if how == "made anew":
+            small(path, 7, "b").close()
+    else:
+        path.rename(kept)
+        if how == "renamed":
+            (tmp_path / "other").rename(path)
+    is_gone = how in ("moved away", "deleted")
+    error, match = (FileNotFoundError, "was moved away or deleted") if is_gone else (IndexLocked, "leads to another folder")
+    refused(index, error, match, make_matrices)
+    with pytest.raises(error, match=match):
+        index.refresh()
+    if is_gone:
+        with pytest.raises(FileNotFoundError, match="no index at"):
+            reader.refresh()
+        index.save(path)  # what it holds can be kept, in the same place too
+        assert ids_at(path) == ids_of(5, "a")
+    else:
+        assert reader.refresh(), "a reader reads what its name leads to"
+        assert reader.ids().to_pylist() == ids_of(7, "b") == ids_at(path)
+        with small(path, 0, "b") as next_one:  # which nobody has a lock on
+            next_one.add(make_matrices(1), ids=["new"])
+    index.close()
+    if how not in ("deleted", "made anew"):
+        assert ids_at(kept) == ids_of(5, "a")
+        LemurIndex.open(kept).close()
+
+
+@pytest.mark.skipif(os.name == "nt", reason="Windows does not delete files that are open")
+@pytest.mark.parametrize("how", ["removed", "replaced"])
+def test_a_lock_that_was_removed_lets_nobody_in(make_matrices, tmp_path, how):
+    path = tmp_path / "index"
+    index = small(path, 5, "a")
+    if how == "replaced":
+        (tmp_path / "lock").touch()
+        (tmp_path / "lock").rename(path / "writer.lock")
+    else:
+        (path / "writer.lock").unlink()
+    refused(index, IndexLocked, rf"writer.lock was {how} while", make_matrices)
+    with pytest.raises(IndexLocked, match="is open for writing"):
+        LemurIndex.open(path)
+    with pytest.raises(IndexLocked):
+        LemurIndex().save(path)
+    index.close()
+    with LemurIndex.open(path) as again:
+        again.add(make_matrices(1), ids=["new"])
+    assert ids_at(path) == [*ids_of(5, "a"), "new"]
+
+
+def test_a_manifest_that_another_wrote(make_matrices, tmp_path):
+    """A backup is restored in place, beneath a writer that is open."""
+    path = tmp_path / "index"
+    index = small(path, 5, "a")
+    shutil.copytree(path, tmp_path / "backup")
+    index.add(make_matrices(1), ids=["later"])
+    for file in path.iterdir():
+        if file.name != "writer.lock":
+            file.unlink()
+    refused(index, IndexLocked, "was changed by something else than this index", make_matrices)
+    for file in (tmp_path / "backup").iterdir():
+        if file.name != "writer.lock":
+            shutil.copy(file, path)
+    refused(index, IndexLocked, r"changed by something else .* refresh\(\) reads what is there", make_matrices)
+    index.save(tmp_path / "kept")
+    assert ids_at(tmp_path / "kept") == [*ids_of(5, "a"), "later"]
+    assert index.refresh()
+    index.add(make_matrices(1), ids=["new"])
+    assert index.ids().to_pylist() == [*ids_of(5, "a"), "new"] == ids_at(path)
+    index.close()
+
+
+@pytest.mark.skipif(os.name == "nt", reason="Windows does not rename folders of open files")
+def test_a_folder_swapped_amid_a_change(make_matrices, tmp_path, monkeypatch):
+    """Its files go to the folder that was opened, and the change is refused."""
+    path = tmp_path / "index"
+    index = small(path, 5, "a")
+    small(tmp_path / "other", 7, "b").close()
+    describe = storage.describe
+
+    def swapped(file):
+        monkeypatch.setattr(storage, "describe", describe)
+        path.rename(tmp_path / "old")
+        (tmp_path / "other").rename(path)
+        return describe(file)
+
+    monkeypatch.setattr(storage, "describe", swapped)
+    with pytest.raises(IndexLocked, match="leads to another folder"):
+        index.add(make_matrices(1), ids=["new"])
+    index.close()
+    assert ids_at(path) == ids_of(7, "b")
+    assert ids_at(tmp_path / "old") == ids_of(5, "a")
+    for folder in (path, tmp_path / "old"):
+        manifest = storage.read_manifest(folder)
+        assert {file.name for file in folder.iterdir()} == {*manifest["files"], "manifest.json", "writer.lock"}
+
+
+def test_options_that_the_index_has(tmp_path):
+    """A cell that makes an index and is run again."""
+    path = tmp_path / "index"
+    for _ in range(2):
+        with LemurIndex.open(path, rank=7, candidates="exact"):
+            pass
+    assert LemurIndex.open(path, read_only=True, rank=7).options.rank == 7
+    for read_only in (False, True):
+        with pytest.raises(TypeError, match=r"options \(M, rank\) are for .* has others: M is 16, not 9, rank is 7, not 8"):
+            LemurIndex.open(path, read_only=read_only, rank=8, M=9, candidates="exact")
+    LemurIndex.open(path).close()
+
+
+def test_what_killed_processes_were_building(make_matrices, tmp_path):
+    """Files, and the folder in which a library writes its graph, go with the next writer; a save's with the next save."""
+    index = small(tmp_path / "index", 5, "a")
+    index.close()
+    (tmp_path / "index" / ".building-file").write_bytes(b"half")
+    (tmp_path / "index" / ".building-folder").mkdir()
+    (tmp_path / "index" / ".building-folder" / "graph").write_bytes(b"half")
+    LemurIndex.open(tmp_path / "index").close()
+    assert not [name for name in files_of(index) if name.startswith(".building")]
+    names = [f".copy.new-{'0' * 11}{i}" for i in range(3)]
+    for name in [*names, ".copy.new-mine", ".copy.newer-000000000000"]:
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "tokens-000001.arrow").write_bytes(b"half")
+        os.utime(tmp_path / name, (0, 0))
+    os.utime(tmp_path / names[2])  # which may have been begun just now
+    with Folder(tmp_path / names[1]) as busy:
+        busy.lock()
+        index.save(tmp_path / "copy")
+    left = {path.name for path in tmp_path.glob(".copy*")} - {".copy.new-mine", ".copy.newer-000000000000"}
+    assert left == (set(names) if os.name == "nt" else set(names[1:]))
+
+
+def test_a_folder_that_cannot_be_written(tmp_path, monkeypatch):
+    small(tmp_path / "index", 5, "a").close()
+    for code in (errno.EACCES, errno.EROFS):
+
+        def refuse(*_, code=code):
+            raise OSError(code, os.strerror(code))
+
+        with monkeypatch.context() as patch:
+            patch.setattr(HeldFolder, "_take", refuse)
+            with pytest.raises(PermissionError, match=rf"cannot be written \({os.strerror(code)}\); read_only=True opens"):
+                LemurIndex.open(tmp_path / "index")
+    assert ids_at(tmp_path / "index") == ids_of(5, "a")
