@@ -24,6 +24,7 @@ import functools
 import inspect
 import json
 import os
+import sys
 import threading
 from collections.abc import Callable, Coroutine, Iterable, Sequence
 from typing import Any, ParamSpec, TypeVar
@@ -34,6 +35,7 @@ import pyarrow.compute as pc
 
 from lemur_ann import LemurIndex, TextIndex
 from lemur_ann.encoders import as_encoder
+from lemur_ann.events import after_fork
 
 try:
     from haystack import Document, component, default_from_dict, default_to_dict
@@ -470,8 +472,12 @@ class _Opened:
     def __init__(self, index: LemurIndex, key: tuple[str, bool]) -> None:
         self.index = index
         self.key = key
-        self.changing = threading.RLock()  # held from a look at what is there to the change that depends on it
         self.users: WeakSet[LemurDocumentStore] = WeakSet()
+        self._make_lock()
+        after_fork(self, _Opened._make_lock)
+
+    def _make_lock(self) -> None:
+        self.changing = threading.RLock()  # held from a look at what is there to the change that depends on it
 
     @classmethod
     def by(cls, store: LemurDocumentStore) -> _Opened:
@@ -491,7 +497,12 @@ class _Opened:
         return opened
 
 
+def _free_opening(module: Any) -> None:
+    module._OPENING = threading.RLock()
+
+
 _OPENING = threading.RLock()
+after_fork(sys.modules[__name__], _free_opening)
 _OPENED: WeakValueDictionary[tuple[str, bool], _Opened] = WeakValueDictionary()  # a pipeline names one store several times
 
 

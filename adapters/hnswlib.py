@@ -30,6 +30,7 @@ import pyarrow.compute as pc
 
 from lemur_ann import LemurIndex, validate
 from lemur_ann.documents import tokens_from_arrow
+from lemur_ann.events import after_fork
 
 SETTINGS, ITEMS = "hnswlib.json", "index"  # what is in the folder that save_index writes
 
@@ -70,6 +71,10 @@ class Index:
         self._next_label = 0  # hnswlib's: one more with every item that came, whatever its label
         self._deleted: dict[int, None] = {}  # labels, in the order in which they were marked
         self._not_deleted: list[pc.Expression] = []  # the filter of them, once a search made it; a new list for new labels
+        self._make_lock()
+        after_fork(self, Index._make_lock)
+
+    def _make_lock(self) -> None:
         self._writing = threading.Lock()
 
     def __repr__(self) -> str:

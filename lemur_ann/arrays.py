@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import os
+import tempfile
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -66,3 +71,45 @@ def map_arrays(path: Path) -> dict[str, npt.NDArray[Any]]:
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError, OverflowError) as error:
         raise CorruptIndex(f"{path} cannot be read: {error}") from error
     return arrays
+
+
+def mapped_rows(
+    blocks: Iterable[npt.NDArray[Any]], shape: tuple[int, int], dtype: npt.DTypeLike, directory: str | os.PathLike[str] | None
+) -> npt.NDArray[Any]:
+    """Rows that come block by block, in a temporary file without a name, mapped; it goes with the array.
+
+    They are written, and only then mapped: a full disk is an error of a write, and of a page that was mapped first a SIGBUS.
+
+    Raises:
+        OSError: there is no room, which is known before the first block is made where the file system can tell.
+    """
+    kind = np.dtype(dtype)
+    size = shape[0] * shape[1] * kind.itemsize
+    with tempfile.TemporaryFile(dir=directory, buffering=0) as file:
+        with _naming_the_folder(directory, size):
+            _reserve(file.fileno(), size)
+        for block in blocks:
+            left = np.ascontiguousarray(block, kind).data.cast("B")
+            with _naming_the_folder(directory, size):
+                while left:
+                    left = left[file.write(left) :]
+        return np.memmap(file, kind, "c", shape=shape)  # torch wants what could be written
+
+
+@contextmanager
+def _naming_the_folder(directory: str | os.PathLike[str] | None, size: int) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        folder = tempfile.gettempdir() if directory is None else os.fspath(directory)
+        reason = f"{error.strerror or error}, writing {size:,} bytes to a temporary file in {folder}"
+        raise OSError(error.errno or errno.EIO, f"{reason}; directory= names another folder") from error
+
+
+def _reserve(descriptor: int, size: int) -> None:
+    if size and hasattr(os, "posix_fallocate"):
+        try:
+            os.posix_fallocate(descriptor, 0, size)
+        except OSError as error:  # a file system that cannot is asked by writing
+            if error.errno not in (errno.EINVAL, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENODEV, errno.ENOSYS):
+                raise

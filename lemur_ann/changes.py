@@ -26,7 +26,7 @@ from lemur_ann.documents.rows import Rows
 from lemur_ann.documents.sources import opened
 from lemur_ann.documents.tokens import TokenStore
 from lemur_ann.encoder import LemurEncoder
-from lemur_ann.events import log, timed
+from lemur_ann.events import after_fork, log, timed
 from lemur_ann.learning import learned_parts
 from lemur_ann.learning.memory import release
 from lemur_ann.learning.projection import Encoded
@@ -83,11 +83,16 @@ class Changes:
         self.snapshot = snapshot
         self.version = 0
         self.directory = directory
+        self._make_locks()
+        after_fork(self, Changes._make_locks)
+        self._scratch: str | None = None  # a folder that the caller named for temporary files
+
+    def _make_locks(self) -> None:
+        """Free ones: in a forked child no other thread goes on with what it had begun."""
         self.writing = threading.RLock()
         self.rebuilding = threading.Lock()
         self.compaction: threading.Thread | None = None
         self.is_closing = False
-        self._scratch: str | None = None  # a folder that the caller named for temporary files
 
     @property
     def options(self) -> Options:
@@ -245,9 +250,15 @@ class Changes:
         if share is None or deleted.count < max(MIN_DELETED, share * len(deleted)):
             return
         with self.writing:
-            if self.compaction is None or not self.compaction.is_alive():
-                self.compaction = threading.Thread(target=self._compact_in_background, name="lemur_ann compaction")
-                self.compaction.start()
+            if self.compaction is not None and self.compaction.is_alive():
+                return
+            thread = threading.Thread(target=self._compact_in_background, name="lemur_ann compaction")
+            try:
+                thread.start()
+            except (RuntimeError, MemoryError) as error:  # the change has happened all the same, and the next one tries again
+                log.warning("the index could not compact itself: %s", error)
+            else:
+                self.compaction = thread
 
     def _compact_in_background(self) -> None:
         try:
@@ -288,13 +299,15 @@ class Changes:
     def close(self) -> None:
         """Give up a compaction in the background, and let go of the directory."""
         self.is_closing = True
-        compaction = self.compaction
-        if compaction is not None:
-            compaction.join()
-        with self.writing:
-            if self.directory is not None:
-                self.directory.close()
-        self.is_closing = False
+        try:
+            compaction = self.compaction
+            if compaction is not None:
+                compaction.join()
+        finally:  # also where the user does not wait: what the compaction made cannot be committed then
+            with self.writing:
+                if self.directory is not None:
+                    self.directory.close()
+            self.is_closing = False
 
 
 def learned(base: Snapshot, options: Options, lesson: Lesson, progress: Progress) -> Learned:

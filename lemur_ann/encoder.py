@@ -9,7 +9,6 @@ import os
 import re
 from collections.abc import Callable, Iterator
 from dataclasses import fields
-from functools import cached_property
 from os import PathLike
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -26,7 +25,7 @@ from lemur_ann.documents.intake import tokens_alone
 from lemur_ann.documents.sources import opened
 from lemur_ann.documents.tokens import TokenStore
 from lemur_ann.errors import CorruptIndex
-from lemur_ann.events import timed
+from lemur_ann.events import cached_property, timed
 from lemur_ann.learning import learned_parts
 from lemur_ann.learning.memory import parse_bytes
 from lemur_ann.learning.projection import Encoded, MapParts, reduced_weights

@@ -3,6 +3,11 @@
 from __future__ import annotations
 
 import os
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import suppress
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -43,12 +48,71 @@ def share(value: Any, name: str) -> float:
 
 
 def num_threads(value: int | None) -> int:
-    """The number of threads to use; None means all cores this process may use."""
-    if value is not None:
-        return positive_int(value, "num_threads")
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
+    """The number of threads to use; None means :func:`cores`."""
+    return cores() if value is None else positive_int(value, "num_threads")
+
+
+def cores() -> int:
+    """All cores that this process may use: those it is bound to, and of them no more than a container's quota of CPU time."""
+    bound = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return min(bound, _quota.cores()) if sys.platform == "linux" else bound
+
+
+class _Quota:
+    """The quota of the control groups that a process is in. Every search asks, so the files are read once in a while."""
+
+    SECONDS = 1.0  # a quota may be changed while the process runs
+
+    def __init__(self, proc: Path = Path("/proc/self")) -> None:
+        self._proc = proc
+        self._cores, self._until = 0, 0.0
+
+    def cores(self) -> int:
+        """The whole cores that the quota pays for, at least one: more threads than that are stopped in turn."""
+        now = time.monotonic()
+        if now >= self._until:
+            self._cores = max(1, int(min((quota for folder in self._folders() for quota in _quota_of(folder)), default=2**31)))
+            self._until = now + self.SECONDS
+        return self._cores
+
+    def _folders(self) -> Iterator[Path]:
+        """Of each hierarchy of control groups with CPU time, the process's own group and all above it that can be seen."""
+        try:
+            own = [line.split(":", 2)[1:] for line in (self._proc / "cgroup").read_text().splitlines()]
+            mounts = [line.split() for line in (self._proc / "mountinfo").read_text().splitlines()]
+        except OSError:
+            return
+        # id, parent, device, root, mount point, options, ..., "-", type, source, options
+        seen = [(m[3], m[4], m[m.index("-") + 1], m[-1].split(",")) for m in mounts if "-" in m[6:]]
+        for controllers, group in own:
+            kind = "cgroup" if controllers else "cgroup2"
+            if controllers and "cpu" not in controllers.split(","):
+                continue
+            for root, point, mounted, options in seen:
+                if mounted != kind or (controllers and "cpu" not in options):
+                    continue
+                top = Path(_unescaped(point))
+                # a container may see its own group as the root, under a name that only the host knows
+                inside = group.removeprefix(root.rstrip("/")) if (group + "/").startswith(root.rstrip("/") + "/") else "/"
+                folder = top / inside.lstrip("/")
+                yield from (path for path in (folder, *folder.parents) if path == top or top in path.parents)
+
+
+def _quota_of(folder: Path) -> Iterator[float]:
+    """In cores; nothing where there is no limit."""
+    for names in (("cpu.max",), ("cpu.cfs_quota_us", "cpu.cfs_period_us")):  # of version 2, which has both in one file, and 1
+        with suppress(OSError, ValueError):  # no such file, or nothing that we know
+            quota, period = " ".join((folder / name).read_text() for name in names).split()
+            if quota != "max" and float(quota) > 0 and float(period) > 0:
+                yield float(quota) / float(period)
+
+
+def _unescaped(path: str) -> str:
+    """A path as mountinfo writes it."""
+    return path.replace("\\040", " ").replace("\\011", "\t").replace("\\012", "\n").replace("\\134", "\\")
+
+
+_quota = _Quota()
 
 
 def directory(value: Any) -> str | None:

@@ -109,9 +109,12 @@ def learn(
     """The map's bytes, and the warnings. Runs as a task of Ray."""
     import torch
 
-    threads = validate.num_threads(num_threads)
-    torch.set_num_threads(threads)  # Ray gives each task one
-    with warnings.catch_warnings(record=True) as caught:
-        warnings.simplefilter("always")
-        encoder = LemurEncoder.fit(sample, tokens, query_offsets=offsets, num_threads=threads, progress=False, **how)
+    threads, before = validate.num_threads(num_threads), torch.get_num_threads()
+    torch.set_num_threads(threads)  # Ray gives each task one, and learning takes no more than torch has
+    try:
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            encoder = LemurEncoder.fit(sample, tokens, query_offsets=offsets, num_threads=threads, progress=False, **how)
+    finally:
+        torch.set_num_threads(before)
     return encoder.to_bytes(), [(str(w.message), w.category) for w in caught]

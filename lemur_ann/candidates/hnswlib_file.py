@@ -7,12 +7,13 @@ the size in bytes of its links on higher levels, and these.
 from __future__ import annotations
 
 import errno
+import mmap
 import os
 import shutil
+import sys
 import tempfile
 import weakref
 from contextlib import suppress
-from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -22,8 +23,10 @@ import numpy.typing as npt
 
 from lemur_ann.documents.rows import Rows
 from lemur_ann.errors import CorruptIndex
+from lemur_ann.events import cached_property
 
 ROWS_PER_BLOCK = 16_384
+BYTES_PER_READ = 1 << 22
 HEADER = np.dtype(
     [
         *((name, "<u8") for name in ("offset", "room", "count", "node_bytes", "label_offset", "vector_offset")),
@@ -34,12 +37,16 @@ HEADER = np.dtype(
 
 
 class GraphFile:
-    """hnswlib's file, open, so that it can be read whatever becomes of its name."""
+    """hnswlib's file, open, so that it can be read whatever becomes of its name.
+
+    Threads and forked processes share the descriptor, and its position with it: nothing here reads from that.
+    """
 
     def __init__(self, path: Path, *, temporary: bool = False) -> None:
-        self._file = path.open("rb")
-        by_descriptor = Path(f"/dev/fd/{self._file.fileno()}")  # a name of the file for as long as it is open
-        self.path = by_descriptor if by_descriptor.exists() else path
+        self._file = path.open("rb", buffering=0)
+        # A name of the file for as long as it is open. Linux opens it anew, with a position of its own; others do not.
+        by_descriptor = Path(f"/dev/fd/{self._file.fileno()}")
+        self.path = by_descriptor if sys.platform == "linux" and by_descriptor.exists() else path
         if temporary and self.path != path:
             path.unlink()  # now, so that nothing is left behind by a process that is killed
             temporary = False
@@ -47,9 +54,14 @@ class GraphFile:
 
     def copy_to(self, path: Path) -> None:
         """The whole file, wherever its name has gone."""
-        self._file.seek(0)
         with path.open("wb") as target:
-            shutil.copyfileobj(self._file, target, 1 << 22)
+            if not hasattr(os, "pread"):  # Windows, where its name stays while it is open
+                with self.path.open("rb") as source:
+                    shutil.copyfileobj(source, target, BYTES_PER_READ)
+                return
+            place = 0
+            while block := os.pread(self._file.fileno(), BYTES_PER_READ, place):
+                place += target.write(block)
 
     def vectors(self, rows: Rows, dim: int) -> npt.NDArray[np.float32]:
         """Of some rows, float32 (len(rows), dim)."""
@@ -67,8 +79,11 @@ class GraphFile:
         """One row a node, mapped, and where its vector begins."""
         header = read_header(self.path)
         shape = header["count"], header["node_bytes"]
-        nodes = np.memmap(self._file, np.uint8, "r", HEADER.itemsize, shape) if shape[0] else np.empty(shape, np.uint8)
-        return nodes, header["vector_offset"]
+        if not shape[0]:
+            return np.empty(shape, np.uint8), header["vector_offset"]
+        # np.memmap of an open file would move its position
+        whole = mmap.mmap(self._file.fileno(), HEADER.itemsize + shape[0] * shape[1], access=mmap.ACCESS_READ)
+        return np.frombuffer(whole, np.uint8, offset=HEADER.itemsize).reshape(shape), header["vector_offset"]
 
     @cached_property
     def node_of_row(self) -> Rows:

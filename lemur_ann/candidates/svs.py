@@ -6,6 +6,7 @@ degree, twice ef_construction as its window, and ef_search. Searches wait for ea
 
 from __future__ import annotations
 
+import ctypes
 import tarfile
 import tempfile
 import threading
@@ -17,6 +18,7 @@ import svs
 
 from lemur_ann.candidates import Vectors
 from lemur_ann.documents.rows import Rows
+from lemur_ann.events import after_fork
 
 PARTS = ("config", "graph", "data")  # the folders that it saves
 
@@ -24,6 +26,13 @@ PARTS = ("config", "graph", "data")  # the folders that it saves
 class _Graph:
     def __init__(self, index: Any, dtype: str) -> None:
         self.index, self.dtype, self.lock = index, dtype, threading.Lock()
+        self.has_threads = True
+        after_fork(self, _Graph._lose_threads)
+
+    def _lose_threads(self) -> None:
+        """In a forked child: to search, and to end, the index would wait for its threads, which are the parent's."""
+        self.lock, self.has_threads = threading.Lock(), False
+        ctypes.pythonapi.Py_IncRef(ctypes.py_object(self.index))  # so it never ends
 
 
 def build(vectors: Vectors, M: int, ef_construction: int, own: dict[str, Any], num_threads: int) -> Any:
@@ -36,6 +45,11 @@ def build(vectors: Vectors, M: int, ef_construction: int, own: dict[str, Any], n
 
 def find(index: Any, queries: Vectors, count: int, beam: int, own: dict[str, Any], num_threads: int) -> Rows:
     """See :class:`~lemur_ann.candidates.library.Library`."""
+    if not index.has_threads:
+        raise RuntimeError(
+            "a graph of scalable-vs cannot be searched in a forked process, which does not have its threads: open or load the "
+            "index in that process, or start it by spawn"
+        )
     with index.lock:
         if index.index.num_threads != num_threads:
             index.index.num_threads = num_threads

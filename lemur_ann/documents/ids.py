@@ -128,10 +128,12 @@ class IdMap:
     @property
     def rows(self) -> dict[Any, int]:
         """Row by id; made when first asked for. Of a map that is no longer the newest, it may be a newer one's by now."""
-        if self._rows is None:
+        rows = self._rows  # read once: another thread's change may take it over at any moment
+        if rows is None:
             out = set() if self._deleted is None else set(self._deleted.rows.tolist())
-            self._rows = {doc_id: row for row, doc_id in enumerate(self.column.array.to_pylist()) if row not in out}
-        return self._rows
+            rows = {doc_id: row for row, doc_id in enumerate(self.column.array.to_pylist()) if row not in out}
+            self._rows = rows
+        return rows
 
     @property
     def size_of_rows(self) -> int:
@@ -139,8 +141,9 @@ class IdMap:
         rows = self._rows
         if not rows:
             return 0
-        some = [sys.getsizeof(doc_id) + sys.getsizeof(row) for doc_id, row in itertools.islice(rows.items(), 1000)]
-        return sys.getsizeof(rows) + sum(some) * len(rows) // len(some)
+        # the ids are looked at in the column, since another thread may be changing the rows
+        some = [sys.getsizeof(doc_id) + sys.getsizeof(2**20) for doc_id in self.column.array[:1000].to_pylist()]
+        return sys.getsizeof(rows) + sum(some) * len(rows) // max(len(some), 1)
 
     def _look_up(self, ids: list[Any]) -> list[int | None]:
         """The row of each id, None where there is none."""

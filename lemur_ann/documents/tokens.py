@@ -20,7 +20,7 @@ from lemur_ann import _core
 from lemur_ann.documents.inputs import to_offsets, tokens_from_arrow
 from lemur_ann.documents.rows import Rows
 from lemur_ann.errors import CorruptIndex
-from lemur_ann.validate import Offsets, Tokens
+from lemur_ann.validate import Offsets, Tokens, cores
 
 VALUES_PER_BATCH = 2**24  # of a token file: 64 MiB of float32, the memory it takes to write one
 CODE_COLUMNS = ("codes", "scales", "sums")
@@ -253,7 +253,7 @@ class TokenWriter:
             self._size = 0
 
     def _write(self, tokens: Tokens, offsets: Offsets) -> None:
-        values = [tokens, *(_core.token_codes(np.ascontiguousarray(tokens), os.cpu_count() or 1) if self._coded else ())]
+        values = [tokens, *(_core.token_codes(np.ascontiguousarray(tokens), cores()) if self._coded else ())]
         columns = [pa.LargeListArray.from_arrays(pa.array(offsets), _as_arrow(array)) for array in values]
         self._writer.write_batch(pa.record_batch(columns, schema=self._schema))
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -12,6 +11,7 @@ import numpy.typing as npt
 from lemur_ann import _core
 from lemur_ann.documents.inputs import QueryBatch, ids_of, is_single_query, queries_of
 from lemur_ann.documents.rows import Rows, RowSet
+from lemur_ann.events import cached_property
 from lemur_ann.insight.estimates import all_estimates, place_of, ranks_by_estimate
 from lemur_ann.searching.search import exact_scores, search
 from lemur_ann.searching.settings import Settings

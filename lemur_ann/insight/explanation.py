@@ -6,13 +6,13 @@ import html
 import io
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
 
 from lemur_ann import _core
+from lemur_ann.events import cached_property
 from lemur_ann.insight import metrics
 from lemur_ann.insight.case import Case
 

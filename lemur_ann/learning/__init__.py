@@ -11,6 +11,7 @@ from lemur_ann.documents.intake import texts_of
 from lemur_ann.documents.rows import Rows
 from lemur_ann.documents.tokens import TokenStore
 from lemur_ann.learning.projection import Encoded, MapParts
+from lemur_ann.learning.threads import torch_threads
 from lemur_ann.options import Options
 
 
@@ -23,6 +24,7 @@ def learned_parts(
     *,
     encode_query: Any = None,
     text_column: str = "text",
+    num_threads: int,
     **how: Any,
 ) -> tuple[MapParts, Encoded]:
     """The parts of a map for the ``live`` documents of a store, checked before torch is imported; see ``fitting.fit_map``.
@@ -36,6 +38,9 @@ def learned_parts(
         raise ValueError(f"queries have dim {queries.tokens.shape[1]}, documents have dim {store.dim}")
     texts = [] if encode_query is None else texts_of(metadata, text_column, live)
 
-    from lemur_ann.learning import fitting
+    with torch_threads(num_threads):
+        from lemur_ann.learning import fitting
 
-    return fitting.fit_map(store, live, queries, options, encode_query=encode_query, texts=texts, **how)
+        return fitting.fit_map(
+            store, live, queries, options, encode_query=encode_query, texts=texts, num_threads=num_threads, **how
+        )

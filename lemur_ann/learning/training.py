@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-import tempfile
+from collections.abc import Iterator
 from contextlib import nullcontext
 from dataclasses import dataclass, field
 from os import PathLike
@@ -14,6 +14,7 @@ import numpy.typing as npt
 import torch
 from torch import nn
 
+from lemur_ann.arrays import mapped_rows
 from lemur_ann.documents.tokens import TokenStore
 from lemur_ann.events import warn_caller
 from lemur_ann.learning.features import FeatureMap
@@ -229,16 +230,22 @@ class _Data:
     ) -> None:
         self.x = torch.from_numpy(np.ascontiguousarray(tokens)).to(device)
         shape = (len(tokens), len(documents))
-        if on_disk:
-            with tempfile.TemporaryFile(dir=directory) as file:  # the map keeps it, and it goes with the map
-                self.y = torch.from_numpy(np.memmap(file, np.float16, "w+", shape=shape))
-        else:
-            self.y = torch.empty(shape, dtype=torch.float16, device=device)
         task = progress.task("targets", len(tokens))
-        for begin in range(0, len(tokens), TARGET_ROWS):
-            block = token_maxima(tokens[begin : begin + TARGET_ROWS], store, documents, precision, device, num_threads).T
-            self.y[begin : begin + TARGET_ROWS] = (block - mean) / std
-            task.advance(len(block))
+
+        def blocks() -> Iterator[torch.Tensor]:
+            for begin in range(0, len(tokens), TARGET_ROWS):
+                block = token_maxima(tokens[begin : begin + TARGET_ROWS], store, documents, precision, device, num_threads).T
+                yield ((block - mean) / std).half()
+                task.advance(len(block))
+
+        if on_disk:
+            self.y = torch.from_numpy(mapped_rows((block.cpu().numpy() for block in blocks()), shape, np.float16, directory))
+            return
+        self.y = torch.empty(shape, dtype=torch.float16, device=device)
+        begin = 0
+        for block in blocks():
+            self.y[begin : begin + len(block)] = block
+            begin += len(block)
 
     def __len__(self) -> int:
         return len(self.x)

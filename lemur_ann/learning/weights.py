@@ -8,7 +8,6 @@ token maxima over the sample; followed by a linear reduction, the whole solve is
 from __future__ import annotations
 
 from collections.abc import Iterator
-from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -16,6 +15,7 @@ import numpy.typing as npt
 import torch
 
 from lemur_ann.documents.tokens import TokenStore
+from lemur_ann.events import cached_property
 from lemur_ann.learning.features import FeatureMap
 from lemur_ann.learning.targets import Targets
 

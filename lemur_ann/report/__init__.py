@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
-from functools import cached_property
 from os import PathLike
 from pathlib import Path
 from typing import Any
@@ -13,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from lemur_ann import validate
+from lemur_ann.events import cached_property
 from lemur_ann.index import LemurIndex
 from lemur_ann.progress import Show
 from lemur_ann.report import plots

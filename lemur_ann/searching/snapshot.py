@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass, replace
-from functools import cached_property
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -18,6 +17,7 @@ from lemur_ann.documents.intake import joined_metadata, rows_of
 from lemur_ann.documents.rows import Rows, RowSet
 from lemur_ann.documents.tokens import TokenStore
 from lemur_ann.errors import CorruptIndex, NotFitted
+from lemur_ann.events import cached_property
 from lemur_ann.searching.settings import Tuned
 from lemur_ann.validate import BAD_VALUE, first_bad_row
 
