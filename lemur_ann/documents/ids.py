@@ -43,6 +43,13 @@ def check_known(ids: list[Any], known: Iterable[bool]) -> None:
         raise KeyError(f"no document has the id {missing[0]!r}" + f" ({len(missing)} ids missing)" * (len(missing) > 1))
 
 
+def plain_id(doc_id: Any) -> Any:
+    """An id as Python has it, where NumPy or Arrow gave it."""
+    if isinstance(doc_id, pa.Scalar):
+        return doc_id.as_py()
+    return doc_id.item() if isinstance(doc_id, np.generic) else doc_id
+
+
 def next_ids(first: int, count: int, kind: pa.DataType | None) -> pa.Array:
     """Ids for documents that came without: the integers from ``first`` on; ValueError where those of the index are strings."""
     if kind is not None and not pa.types.is_integer(kind):
@@ -123,7 +130,10 @@ class IdMap:
         self._rows: dict[Any, int] | None = None
 
     def __contains__(self, doc_id: object) -> bool:
-        return isinstance(doc_id, (str, int)) and self._look_up([doc_id])[0] is not None
+        doc_id = plain_id(doc_id)
+        hash(doc_id)  # TypeError for a list, as of a dict: ``in`` asks for one id
+        is_id = isinstance(doc_id, (str, int)) and not isinstance(doc_id, bool)
+        return is_id and self._look_up([doc_id])[0] is not None
 
     @property
     def rows(self) -> dict[Any, int]:

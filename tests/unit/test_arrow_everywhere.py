@@ -459,8 +459,10 @@ def test_columns_that_are_missing_or_alone(pd, pl, hf, duckdb):
     for given in (hf.Dataset.from_dict({"id": [1]}), duckdb.sql("SELECT 1 AS id")):
         with pytest.raises(ValueError, match=r"queries must have a column 'tokens' .* got columns \['id'\]"):
             LemurIndex().search(given)
-    for given in (pd.Series([np.ones((2, 3))]), pl.Series([[[1.0]]])):
-        with pytest.raises(TypeError, match="Series cannot be read as an Arrow table of named columns"):
+    for given in (pd.Series([np.ones((2, 3))]), pl.Series([[[1.0]]])):  # tokens, and no ids
+        assert LemurIndex().add(given).ids().to_pylist() == [0]
+    for given in (pd.Series([1.0, 2.0]), pl.Series([1.0, 2.0])):
+        with pytest.raises(TypeError, match="column 'tokens' of documents must be list<.*, got double"):
             LemurIndex().add(given)
     with pytest.raises(TypeError, match="must be token embeddings, got DatasetDict"):
         LemurIndex().add(hf.DatasetDict(train=hf.Dataset.from_dict({"id": [1]})))
