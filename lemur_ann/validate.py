@@ -135,7 +135,8 @@ def as_array(value: Any, name: str) -> npt.NDArray[Any]:
     except ValueError:
         array = np.array(None)
     if array.dtype == object:
-        raise TypeError(f"{name} must be a numeric array, got {type(value).__name__} of mixed or ragged items")
+        items = " of mixed or ragged items" if isinstance(value, (list, tuple, np.ndarray)) else ""
+        raise TypeError(f"{name} must be a numeric array, got {type(value).__name__}{items}")
     return array
 
 

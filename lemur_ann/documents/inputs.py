@@ -150,7 +150,7 @@ def _holds_objects(value: Any) -> bool:
 
 def _is_vector(item: Any) -> bool:
     if isinstance(item, (list, tuple)):
-        return len(item) > 0 and isinstance(item[0], (int, float, np.number))
+        return len(item) > 0 and all(isinstance(value, (int, float, np.number)) for value in item)
     return getattr(item, "ndim", None) == 1 and not _holds_objects(item)
 
 
@@ -194,10 +194,9 @@ def _refuse_others(documents: Any, name: str) -> None:
     first = documents[0] if isinstance(documents, (list, tuple)) and documents else None
     if isinstance(documents, Mapping) or isinstance(first, Mapping):
         what = kind if first is None else f"a {kind} of {type(first).__name__}s"
-        raise TypeError(
-            f"{name} must be token embeddings, got {what}; pandas.DataFrame({name}) goes in where it has a column 'tokens', "
-            "and matrices by id as list(matrices.values()) with ids=list(matrices)"
-        )
+        by_id = ", and matrices by id as list(matrices.values()) with ids=list(matrices)" if name == "documents" else ""
+        frame = f"pandas.DataFrame({name}) goes in where it has a column 'tokens'"
+        raise TypeError(f"{name} must be token embeddings, got {what}; {frame}{by_id}")
     if isinstance(documents, (str, bytes)) or isinstance(first, (str, bytes)):
         what = kind if first is None else f"a {kind} of {type(first).__name__}"
         raise TypeError(f"{name} must be token embeddings, got {what}; TextIndex takes texts")
@@ -399,7 +398,7 @@ def _as_ids(ids: Any, expected: int | None = None, first_row: int = 0) -> pa.Arr
 def _python_ids(ids: Any) -> pa.Array:
     is_other = isinstance(ids, (bytes, bytearray, Mapping, pa.Table, pa.RecordBatch)) or not isinstance(ids, Iterable)
     if is_other or len(getattr(ids, "shape", ())) > 1:
-        raise TypeError(f"ids must be strings or integers, as a list or one column, got {type(ids).__name__}")
+        raise TypeError(f"ids must be strings or integers, as a list or one column, got {type(ids).__name__}{_where_to(ids)}")
     values = ids.tolist() if hasattr(ids, "tolist") else list(ids)
     kinds = {type(value) for value in values}
     if any(issubclass(of, pa.Scalar) for of in kinds):
@@ -408,7 +407,7 @@ def _python_ids(ids: Any) -> pa.Array:
     for of in kinds:
         if not issubclass(of, (str, int, np.integer, type(None))) or issubclass(of, bool):
             row = next(row for row, value in enumerate(values) if type(value) is of)
-            raise TypeError(f"ids must be strings or integers, got {of.__name__} in row {row}")
+            raise TypeError(f"ids must be strings or integers, got {of.__name__} in row {row}{_where_to(values[row])}")
     strings = any(issubclass(of, str) for of in kinds)
     if strings and any(issubclass(of, (int, np.integer)) for of in kinds):
         raise TypeError("ids must be all strings or all integers, got both")
@@ -416,6 +415,15 @@ def _python_ids(ids: Any) -> pa.Array:
         return pa.array(values, pa.large_string() if strings else pa.int64())
     except OverflowError:
         raise ValueError("integer ids must fit in int64") from None
+
+
+def _where_to(value: Any) -> str:
+    """Where to put what is no id."""
+    if isinstance(value, (bool, np.bool_, Mapping, pc.Expression)):
+        return "; what documents must be is said by filter=, by booleans or an expression such as pc.field('year') == 2020"
+    if isinstance(value, (pa.Table, pa.RecordBatch)) or len(getattr(value, "shape", ())) > 1:
+        return "; pass the column"
+    return "; of hits they are hits.ids" if isinstance(value, tuple) else ""
 
 
 def ids_of(ids: Any) -> pa.Array:

@@ -262,7 +262,7 @@ def _checked_words(words: Any, count: int, name: str) -> tuple[str, ...] | None:
         raise TypeError(f"{name} must be a list of strings, one for each token, got {type(words).__name__}")
     if len(given) != count:
         raise ValueError(f"{name} must have a string for each of {count} tokens, got {len(given)}")
-    return tuple(given)
+    return tuple(str(word) for word in given)
 
 
 def _pieces(words: Sequence[str] | None, count: int) -> list[tuple[str, str]]:

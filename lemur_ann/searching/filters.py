@@ -77,6 +77,7 @@ def booleans(filter: Any) -> Mask | None:
         array = np.array(filter.fill_null(False).to_pylist(), np.bool_)
         return array
     if isinstance(filter, np.ndarray) or hasattr(filter, "__array__"):
+        filter = filter.filled(False) if isinstance(filter, np.ma.MaskedArray) and filter.dtype == np.bool_ else filter
         array = validate.as_array(filter, "filter") if validate.is_torch(filter) else np.asarray(filter)
         mask = array if array.dtype == np.bool_ and array.ndim == 1 else None
         if mask is None and array.dtype == object and array.ndim == 1:
@@ -136,7 +137,8 @@ def _instead_of(filter: Any) -> str:
     if isinstance(filter, Mapping):
         terms = [_term(name, value) for name, value in filter.items()]
         return f"; with pyarrow.compute as pc, write filter={' & '.join(terms)}" if terms and all(terms) else ""
-    return f"; one id is filter=[{filter!r}]" if isinstance(filter, (str, int)) and len(repr(filter)) < 80 else ""
+    is_id = isinstance(filter, (str, int)) and not isinstance(filter, bool) and len(repr(filter)) < 80
+    return f"; one id is filter=[{filter!r}]" if is_id else ""
 
 
 def _term(name: Any, value: Any) -> str:
