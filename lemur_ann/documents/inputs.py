@@ -158,6 +158,8 @@ def _document_batches(
     documents: Any, ids: Any, offsets: Any, name: str, offsets_name: str, *, with_ids: bool
 ) -> Iterator[DocumentBatch]:
     documents = as_column(documents)
+    if ids is not None and isinstance(documents, (pa.Array, pa.ChunkedArray)) and not pa.types.is_struct(documents.type):
+        documents, ids = pa.table({"id": _ids_array(ids, len(documents)), "tokens": documents}), None
     arrow = record_batches(documents, None if with_ids else ["tokens"])
     if arrow is not None:
         if ids is not None or offsets is not None:
