@@ -290,11 +290,13 @@ def _kept_kinds(kind: pa.DataType) -> set[str]:
 
 
 def _spelled(kind: pa.DataType) -> str:
-    """A type as it is written in Python, where that is short."""
-    if pa.types.is_timestamp(kind):
-        return f"pa.timestamp({kind.unit!r}{'' if kind.tz is None else f', {kind.tz!r}'})"
-    name = {"double": "float64", "float": "float32"}.get(str(kind), str(kind))
-    return f"pa.{name}()" if callable(getattr(pa, name, None)) else f"the type {kind}"
+    """A type as ``cast`` takes it, where that is short."""
+    if pa.types.is_timestamp(kind) and kind.tz is not None:
+        return f"pa.timestamp({kind.unit!r}, {kind.tz!r})"
+    try:
+        return repr(str(kind)) if pa.type_for_alias(str(kind)) == kind else f"the type {kind}"
+    except ValueError:
+        return f"the type {kind}"
 
 
 def _with_columns(table: pa.Table, schema: pa.Schema) -> pa.Table:
