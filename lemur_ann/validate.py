@@ -119,6 +119,8 @@ def as_array(value: Any, name: str) -> npt.NDArray[Any]:
 
     Rows may be objects: lists, Arrow's scalars, tensors, and the arrays of arrays that pandas has of nested lists.
     """
+    if type(value) is np.ndarray and value.dtype != object:  # as nearly always
+        return value
     if is_torch(value):
         value = value.detach().cpu()
         if str(value.layout) != "torch.strided":

@@ -313,7 +313,7 @@ def _cast(column: pa.ChunkedArray, field: pa.Field) -> pa.ChunkedArray:
     try:
         return column.cast(field.type)
     except (pa.ArrowInvalid, pa.ArrowNotImplementedError) as error:
-        raise ValueError(
+        raise pa.ArrowInvalid(  # a ValueError, which of a saved index means that it is corrupt
             f"metadata column {field.name!r} is {column.type}, other documents need {field.type}, and not all values fit: "
             f"{error}; cast it to a type that holds all"
         ) from error
