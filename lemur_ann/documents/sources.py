@@ -149,10 +149,12 @@ def _is_pandas_frame(data: Any) -> bool:
 
 
 def _pandas_batches(frame: Any) -> Iterator[pa.RecordBatch]:
-    """The columns of a pandas frame, without its index.
+    """The columns of a pandas frame, without its index, but for one that is called ``id`` where no column is.
 
     pyarrow converts all kinds of columns but those of matrices, which are laid end to end, a few rows at a time.
     """
+    if frame.index.name == "id" and "id" not in frame.columns:
+        frame = frame.reset_index()
     matrices = _matrices_of(frame)
     if matrices is None:
         yield from pa.Table.from_pandas(frame, preserve_index=False).to_batches()

@@ -268,12 +268,13 @@ def test_pandas_tokens_alone(pd, matrices):
     assert_same(lambda: pd.DataFrame({"tokens": [list(matrix) for matrix in matrices]}), matrices, range(COUNT), metadata=None)
 
 
-def test_the_index_of_pandas_is_no_column(pd, matrices):
+def test_the_index_of_pandas_is_no_column_but_for_ids(pd, matrices):
     for tokens in (matrices, [list(matrix) for matrix in matrices]):
         frame = pandas_frame(pd, tokens)
         assert_same(lambda frame=frame: frame.set_index(pd.Index(TITLES, name="title")), matrices)
         assert_same(lambda frame=frame: frame[frame.year % 2 == 1], matrices[1::2], IDS[1::2], ("year", YEARS[1::2]))
-        assert_same(lambda frame=frame: frame.set_index("id"), matrices, range(COUNT))
+        assert_same(lambda frame=frame: frame.set_index("id"), matrices, IDS)
+        assert_same(lambda frame=frame: frame.set_index("id", drop=False), matrices, IDS)
 
 
 def test_pandas_learns_and_encodes(pd, matrices, word_encoder):
