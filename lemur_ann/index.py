@@ -329,11 +329,12 @@ class LemurIndex:
             documents: Arrow data (table, record batches, reader, dataset, or anything with the Arrow PyCapsule interface) with
                 a column ``tokens``, list<fixed_size_list<float32 or float16>[dim]>, an optional column ``id`` (string or
                 integer), and other columns kept as metadata; the same as a DuckDB relation, a Polars or pandas frame, or a
-                Hugging Face or Lance dataset; the path of a Parquet file or of a folder of them; a sequence or
-                an iterator of (num_tokens, dim) NumPy or torch matrices; or one flat matrix with ``offsets``. None learns from
-                the documents that :meth:`add` brought. Tables, sequences and arrays stay in memory where they lie. Of a stream
-                (path, dataset, reader or other Arrow stream, iterator) the tokens go to a temporary file, mapped and never held
-                in memory whole; its ids and metadata are held in memory, and its first documents decide the token dtype.
+                Hugging Face or Lance dataset; the path of a Parquet file or of a folder of them; a sequence, an iterator or a
+                column (a Series, an array of objects) of (num_tokens, dim) NumPy or torch matrices; or one flat matrix with
+                ``offsets``. None learns from the documents that :meth:`add` brought. Tables, sequences and arrays stay in
+                memory where they lie. Of a stream (path, dataset, reader or other Arrow stream, iterator) the tokens go to a
+                temporary file, mapped and never held in memory whole; its ids and metadata are held in memory, and its first
+                documents decide the token dtype.
             queries: token embeddings of training queries, in the same forms: from the query encoder, of queries like those to
                 come, and not the ones to measure with. A few thousand are plenty, and all are held in memory. Without them
                 recall is far lower, and a warning says so.
@@ -565,8 +566,8 @@ class LemurIndex:
         """The k documents of highest exact MaxSim score among the candidates.
 
         Args:
-            queries: one query, a matrix (num_tokens, dim); or a batch: a sequence of matrices, an array of shape
-                (num_queries, num_tokens, dim), or Arrow data with a column ``tokens``.
+            queries: one query, a matrix (num_tokens, dim) or what is one in lists; or a batch: a sequence of matrices, an array
+                of shape (num_queries, num_tokens, dim), or Arrow data with a column ``tokens``.
             k: how many to return, at least 1.
             num_candidates: documents to rerank; None means the index's own. Never fewer than k.
             ef_search: beam of the graph search, never below num_candidates; None means the index's own.
