@@ -74,6 +74,7 @@ class Changes:
         options_before: those of the index before it learns a map, which keeps its own.
         snapshot: what a search reads, once.
         version: a number that grows with every snapshot.
+        beginnings: how often it was emptied and began anew: its rows are then others than before.
         directory: where every change is committed; None in memory.
         writing, rebuilding: the locks.
     """
@@ -82,6 +83,7 @@ class Changes:
         self.options_before = options
         self.snapshot = snapshot
         self.version = 0
+        self.beginnings = 0
         self.directory = directory
         self._make_locks()
         after_fork(self, Changes._make_locks)
@@ -137,8 +139,8 @@ class Changes:
     def fit_stored(self, lesson: Lesson, progress: Progress) -> None:
         """A map for the documents there are, which go on changing meanwhile."""
         with self.rebuilding, self.timed("fit"):
-            base = self.snapshot
-            self._adopt(base, learned(base, self.options, lesson, progress), lesson.num_threads)
+            beginnings, base = self.beginnings, self.snapshot
+            self._adopt(base, beginnings, learned(base, self.options, lesson, progress), lesson)
 
     def refit(self, lesson: Lesson, options: dict[str, Any], progress: Progress) -> None:
         """The same, with options changed, from queries or from those tokens of queries that the old map kept.
@@ -146,7 +148,7 @@ class Changes:
         Everything is read and checked once nobody else is learning: another map would have other options.
         """
         with self.rebuilding, self.timed("refit"):
-            base = self.snapshot
+            beginnings, base = self.beginnings, self.snapshot
             old = base.fitted()
             queries, query_offsets = lesson.asked or (None, None)
             lesson.asked = None
@@ -160,13 +162,16 @@ class Changes:
             else:
                 lesson.queries = _queries_to_refit(old, queries, query_offsets, base.store.dim)
             del queries
-            self._adopt(base, learned(base, changed, lesson, progress), lesson.num_threads)
+            self._adopt(base, beginnings, learned(base, changed, lesson, progress), lesson)
 
-    def _adopt(self, base: Snapshot, new: Learned, num_threads: int) -> None:
+    def _adopt(self, base: Snapshot, beginnings: int, new: Learned, lesson: Lesson) -> None:
         """Let searches use what was learned of ``base``, with candidates of the documents that came since."""
         with self.writing:
-            now = self.snapshot
-            later = TokenStore(now.store.part(base.num_rows, now.num_rows), coded=now.store.coded)
+            now, first, num_threads = self.snapshot, base.num_rows, lesson.num_threads
+            if self.beginnings != beginnings:
+                check_map(new.encoder, now.store.dim)
+                new, first = new.begun_anew(lesson.directory), 0
+            later = TokenStore(now.store.part(first, now.num_rows), coded=now.store.coded)
             if len(later):
                 vectors = new.encoder.encode_store(later, num_threads=num_threads)
                 new = replace(new, candidates=new.candidates.extended(vectors, num_threads=num_threads))
@@ -192,9 +197,11 @@ class Changes:
         """Documents at the end; those that have their ids already go in the same step, where ``replaces``."""
         with self.timed("upsert" if replaces else "add") as told, self.writing:
             now = self.snapshot
+            is_emptied = now.num_rows > 0 == now.num_documents  # by a version that did not begin anew then
+            now = now.begun_anew(self.temporary()) if is_emptied else now
             joined, num_new = self._joined(now, documents, now.dim, num_threads, progress, replaces=replaces)
             if num_new:
-                self.publish(joined)
+                (self._begin_anew if is_emptied else self.publish)(joined)
             told["num_new"] = num_new
         self._compact_if_due()
 
@@ -226,7 +233,8 @@ class Changes:
             now = self.snapshot
             rows = np.unique(now.ids.find(ids)) if ids is not None else excluded_by(filter, now).others
             if len(rows):
-                self.publish(now.without(rows))
+                left = now.without(rows, self.temporary())
+                (self.publish if left.num_rows else self._begin_anew)(left)
             told["num_deleted"] = len(rows)
         self._compact_if_due()
         return len(rows)
@@ -236,14 +244,15 @@ class Changes:
     def compact(self, num_threads: int, progress: Progress) -> None:
         """Without deleted documents, and with what has changed meanwhile."""
         with self.rebuilding:
-            base = self.snapshot
+            beginnings, base = self.beginnings, self.snapshot
             if base.deleted.count == 0:
                 return
             with self.timed("compact"):
                 task = progress.task("compact", base.num_documents)
                 compacted = base.compacted(num_threads, task, self.temporary())
                 with self.writing:
-                    self.publish(compacted.with_changes(base, self.snapshot, num_threads))
+                    if self.beginnings == beginnings:  # else none of these documents is there any more
+                        self.publish(compacted.with_changes(base, self.snapshot, num_threads))
 
     def _compact_if_due(self) -> None:
         deleted, share = self.snapshot.deleted, self.options.compact_at
@@ -280,6 +289,13 @@ class Changes:
                 raise
         _ = snapshot.store.documents  # made now rather than by the next search
         self._show(snapshot)
+
+    def _begin_anew(self, snapshot: Snapshot) -> None:
+        """The same, where its rows are not those of the snapshot before."""
+        try:
+            self.publish(snapshot)
+        finally:  # last: who reads this number and then a snapshot learns of too many beginnings, and never of too few
+            self.beginnings += 1
 
     def _show(self, snapshot: Snapshot) -> None:
         self.snapshot = snapshot

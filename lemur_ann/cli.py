@@ -81,7 +81,7 @@ EfSearch = Annotated[int | None, typer.Option(help="Beam of the graph search. \\
 TargetRecall = Annotated[float | None, typer.Option(help="Search as 'lemur-ann tune' chose for this recall.")]
 Device = Annotated[str | None, typer.Option(help="cpu, cuda or mps. \\[default: the one it was made with]")]
 MemoryLimit = Annotated[str | None, typer.Option(help="What learning should stay below, such as 3GB.")]
-NumQueries = Annotated[int | None, typer.Option(help="Use this many queries at most, the first of the file.")]
+NumQueries = Annotated[int | None, typer.Option(min=1, help="Use this many queries at most, the first of the file.")]
 NumThreads = Annotated[int | None, typer.Option(help="Threads to use. \\[default: all cores]")]
 
 
@@ -117,7 +117,7 @@ def demo(epochs: Annotated[int, typer.Option(help="Passes of training; 0 uses ra
 @app.command()
 def build(
     documents: Annotated[Path, typer.Argument(metavar="DOCS", help="Documents, with a column 'tokens'.", exists=True)],
-    out: Annotated[Path, typer.Option(help="Folder for the index; an index there is replaced.")],
+    out: Annotated[Path, typer.Option(help="Folder for the index.")],
     queries: Annotated[
         Path | None,
         typer.Option(help="Training queries, from the query encoder; without them recall is far lower.", exists=True),
@@ -137,12 +137,15 @@ def build(
     number_ids: Annotated[
         bool, typer.Option("--number-ids", help="Number the documents from 0 and keep a column 'id' as 'source_id'.")
     ] = False,
+    replace: Annotated[bool, typer.Option("--replace", help="Put the index in the place of one that is there.")] = False,
     memory_limit: MemoryLimit = None,
     num_threads: NumThreads = None,
 ) -> None:
     """Learn from DOCS and training queries, index DOCS, and save the index."""
     dataset = open_path(documents)
     storage.check_replaceable(out)
+    if (out / storage.MANIFEST).exists() and not replace:
+        raise FileExistsError(f"{out} holds an index already; --replace puts the new one in its place")
     index = lemur_ann.LemurIndex(
         epochs=epochs,
         num_features=num_features,
@@ -180,7 +183,7 @@ def search(
     path: IndexDir,
     queries: Queries,
     k: Annotated[int, typer.Option("-k", "--k", help="Documents per query.")] = 10,
-    limit: Annotated[int, typer.Option(help="Print this many queries at most; --out gets all.")] = 10,
+    limit: Annotated[int, typer.Option(min=0, help="Print this many queries at most; --out gets all.")] = 10,
     num_candidates: NumCandidates = None,
     ef_search: EfSearch = None,
     target_recall: TargetRecall = None,
@@ -293,9 +296,9 @@ def delete(
     if bool(ids) == (ids_from is not None):
         raise ValueError("delete takes ids or --ids-from, one of the two")
     with _opened(path) as index:
-        named: Any = ids if ids_from is None else open_path(ids_from).to_table(columns=["id"]).column("id")
-        if ids_from is None and pa.types.is_integer(index.ids().type):
-            named = pa.array(ids, pa.string()).cast(pa.int64())
+        named: Any = [_id(doc_id, index) for doc_id in ids or ()]
+        if ids_from is not None:
+            named = open_path(ids_from).to_table(columns=["id"]).column("id")
         console.print(f"{index.delete(named):,} documents deleted, {len(index):,} left")
 
 
@@ -376,7 +379,7 @@ def explain(
     if not 0 <= row < len(table):
         raise ValueError(f"--row must be from 0 to {len(table) - 1}, the queries of {queries}, got {row}")
     index = lemur_ann.LemurIndex.load(path, device=device)
-    named: Any = int(doc_id) if pa.types.is_integer(index.ids().type) and doc_id.lstrip("-").isdigit() else doc_id
+    named = _id(doc_id, index)
     query = read_queries(table[row : row + 1]).tokens
     console.print(_query_names(table)[row])
     if miss:
@@ -509,6 +512,15 @@ def _opened(path: Path, device: str | None = None) -> lemur_ann.LemurIndex:
     """The index that is there, for changes."""
     storage.read_manifest(path)  # or there would be a new one
     return lemur_ann.LemurIndex.open(path, device=device)
+
+
+def _id(doc_id: str, index: lemur_ann.LemurIndex) -> str | int:
+    """An id as the index has ids, strings or integers."""
+    if not pa.types.is_integer(index.ids().type):
+        return doc_id
+    if not doc_id.removeprefix("-").isdecimal():
+        raise ValueError(f"the index has ids that are integers, got {doc_id!r}")
+    return int(doc_id)
 
 
 def _is_whole(path: Path, name: str, entry: dict[str, Any]) -> bool:

@@ -239,7 +239,8 @@ class LemurEncoder:
         It holds the sample of query tokens and the projection, (token_dim + rank) floats for each of num_sample_tokens, which
         is most of it, and the feature map.
         """
-        temporary = Path(f"{os.fspath(path)}.{os.getpid()}")
+        path = validate.path(path)
+        temporary = Path(f"{path}.{os.getpid()}")
         try:
             temporary.write_bytes(self.to_bytes())
             temporary.replace(path)
@@ -258,7 +259,8 @@ class LemurEncoder:
             FileNotFoundError: there is no such file.
             CorruptIndex: it is damaged, of a newer format, or something else.
         """
-        return cls._read(read_metadata(Path(path)), lambda: map_arrays(Path(path)), path, device)
+        path = validate.path(path)
+        return cls._read(read_metadata(path), lambda: map_arrays(path), path, device)
 
     def to_bytes(self) -> bytes:
         """What :meth:`save` writes, for a place that is no file."""
@@ -277,7 +279,7 @@ class LemurEncoder:
         Raises:
             CorruptIndex: they are damaged, of a newer format, or something else.
         """
-        data, name = bytes(data), "what these bytes hold"
+        data, name = bytes(memoryview(data)), "what these bytes hold"
         try:
             described = json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")])["__metadata__"]
             if not isinstance(described, dict):
@@ -339,9 +341,9 @@ class LemurEncoder:
         Raises:
             ValueError, TypeError: bad documents, queries or options.
         """
-        unknown = sorted(set(options) - ({field.name for field in fields(Options)} - {"candidates", "token_codes"}))
-        if unknown:
-            raise TypeError(f"LemurEncoder.fit() got an unexpected keyword argument {unknown[0]!r}")
+        known = {field.name for field in fields(Options)} - {"candidates", "token_codes"}
+        validate.names(options, sorted(known), "LemurEncoder.fit()")
+        validate.function(encode_query, "encode_query")
         chosen = Options(candidates="exact", token_codes=None, **options)
         threads, limit = validate.num_threads(num_threads), parse_bytes(memory_limit)
         if queries is not None and encode_query is not None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -48,12 +49,13 @@ def as_encoder(model: Any) -> Encoder:
     if isinstance(model, tuple) and len(model) == 2 and all(map(callable, model)):
         return Encoder(*model)
     packages = {base.__module__.partition(".")[0] for base in type(model).__mro__}
+    # Partial functions of the model, and no lambdas: they are pickled where the model is.
     if "pylate" in packages:  # it derives from sentence-transformers' dense encoder, whose methods it has as well
         return Encoder(
-            lambda texts: model.encode(texts, is_query=True, show_progress_bar=False),
-            lambda texts: model.encode(texts, is_query=False, show_progress_bar=False),
-            lambda texts: _pylate_words(model, texts, is_query=True),
-            lambda texts: _pylate_words(model, texts, is_query=False),
+            partial(model.encode, is_query=True, show_progress_bar=False),
+            partial(model.encode, is_query=False, show_progress_bar=False),
+            partial(_pylate_words, model, is_query=True),
+            partial(_pylate_words, model, is_query=False),
         )
     if "sentence_transformers" in packages:
         if getattr(model, "model_type", None) in ("SentenceTransformer", "SparseEncoder"):
@@ -62,13 +64,13 @@ def as_encoder(model: Any) -> Encoder:
                 "late-interaction model, such as sentence-transformers' MultiVectorEncoder"
             )
         return Encoder(
-            lambda texts: model.encode_query(texts, show_progress_bar=False, convert_to_numpy=True),
-            lambda texts: model.encode_document(texts, show_progress_bar=False, convert_to_numpy=True),
-            lambda texts: _sentence_transformers_words(model, model.encode_query, texts),
-            lambda texts: _sentence_transformers_words(model, model.encode_document, texts),
+            partial(model.encode_query, show_progress_bar=False, convert_to_numpy=True),
+            partial(model.encode_document, show_progress_bar=False, convert_to_numpy=True),
+            partial(_sentence_transformers_words, model, model.encode_query),
+            partial(_sentence_transformers_words, model, model.encode_document),
         )
     if "fastembed" in packages and callable(getattr(model, "query_embed", None)):
-        return Encoder(lambda texts: list(model.query_embed(texts)), lambda texts: list(model.embed(texts)))
+        return Encoder(partial(_listed, model.query_embed), partial(_listed, model.embed))
     for query, document in (("encode_query", "encode_document"), ("encode_queries", "encode_documents")):
         if callable(getattr(model, query, None)) and callable(getattr(model, document, None)):
             words = (getattr(model, name, None) for name in ("query_words", "document_words"))
@@ -77,6 +79,10 @@ def as_encoder(model: Any) -> Encoder:
         "encoder must be a late-interaction model with encode_query and encode_document, a pair of functions "
         f"(encode_queries, encode_documents), or a lemur_ann.encoders.Encoder; got {type(model).__name__}"
     )
+
+
+def _listed(encode: Callable[[list[str]], Any], texts: list[str]) -> list[Any]:
+    return list(encode(texts))
 
 
 def _sentence_transformers_words(model: Any, encode: Callable[..., Any], texts: list[str]) -> list[list[str] | None]:
@@ -102,7 +108,7 @@ def _names(tokenizer: Any, ids: list[int]) -> list[str]:
     return names
 
 
-def encoded(encode: Callable[[list[str]], Any], texts: list[str], side: str, dim: int | None) -> QueryBatch:
+def encoded(encode: Callable[[list[str]], Any], texts: list[str], side: str, dim: int | None, first_row: int = 0) -> QueryBatch:
     """What an encoder gives for some texts, checked.
 
     Args:
@@ -110,18 +116,20 @@ def encoded(encode: Callable[[list[str]], Any], texts: list[str], side: str, dim
         texts: at least one.
         side: "query" or "document", as errors call it.
         dim: expected dimension of tokens; None where any will do.
+        first_row: the number of the first of the texts, in errors.
 
     Raises:
         ValueError, TypeError: it gives something else than one matrix of tokens for each text.
     """
     given = encode(texts)
+    where = f", for the texts from row {first_row} on" if first_row else ""
     try:
         parts: list[Any] = [read_queries(given, dim=dim)] if side == "query" else read_documents(given, dim=dim)
     except (TypeError, ValueError) as error:
         hint = "; it must give a matrix of token embeddings for each text" if getattr(given, "ndim", 3) == 2 else ""
-        raise type(error)(f"{side} encoder: {error}{hint}") from error
+        raise type(error)(f"{side} encoder{where}: {error}{hint}") from error
     count = sum(map(len, parts))
     if count != len(texts):
-        raise ValueError(f"{side} encoder was given {len(texts)} texts and returned {count} matrices")
+        raise ValueError(f"{side} encoder{where} was given {len(texts)} texts and returned {count} matrices")
     lengths = np.concatenate([np.diff(part.offsets) for part in parts])
     return QueryBatch(np.concatenate([part.tokens for part in parts]), to_offsets(lengths))

@@ -290,6 +290,7 @@ class LemurIndex:
         Raises:
             ValueError: a metadata column is called ``vector``, and vectors are asked for.
         """
+        tokens, vectors = validate.boolean(tokens, "tokens"), validate.boolean(vectors, "vectors")
         return stream_of(self.snapshot, tokens=tokens, vectors=vectors)
 
     def stats(self) -> Stats:
@@ -328,15 +329,17 @@ class LemurIndex:
             documents: Arrow data (table, record batches, reader, dataset, or anything with the Arrow PyCapsule interface) with
                 a column ``tokens``, list<fixed_size_list<float32 or float16>[dim]>, an optional column ``id`` (string or
                 integer), and other columns kept as metadata; the same as a DuckDB relation, a Polars or pandas frame, or a
-                Hugging Face or Lance dataset; the path of a Parquet file or of a folder of them; a sequence or
-                an iterator of (num_tokens, dim) NumPy or torch matrices; or one flat matrix with ``offsets``. None learns from
-                the documents that :meth:`add` brought. Tables, sequences and arrays stay in memory where they lie. Of a stream
-                (path, dataset, reader or other Arrow stream, iterator) the tokens go to a temporary file, mapped and never held
-                in memory whole; its ids and metadata are held in memory, and its first documents decide the token dtype.
+                Hugging Face or Lance dataset; the path of a Parquet file or of a folder of them; a sequence, an iterator or a
+                column (a Series, an array of objects) of (num_tokens, dim) NumPy or torch matrices; or one flat matrix with
+                ``offsets``. None learns from the documents that :meth:`add` brought. Tables, sequences and arrays stay in
+                memory where they lie. Of a stream (path, dataset, reader or other Arrow stream, iterator) the tokens go to a
+                temporary file, mapped and never held in memory whole; its ids and metadata are held in memory, and its first
+                documents decide the token dtype.
             queries: token embeddings of training queries, in the same forms: from the query encoder, of queries like those to
                 come, and not the ones to measure with. A few thousand are plenty, and all are held in memory. Without them
                 recall is far lower, and a warning says so.
-            ids: one string or integer for each document; 0, 1, 2, ... where None. Arrow data has a column for it.
+            ids: one string or integer for each document, in a list, an array, or whatever else keeps an order; 0, 1, 2, ...
+                where None. Arrow data has a column for it.
             offsets, query_offsets: int (num_documents + 1,) and (num_queries + 1,), with flat matrices only.
             encode_query: the next best thing where there are no queries: your query encoder, which takes a list of strings and
                 gives their token embeddings, in any form that ``queries`` may have. It is given up to 8,192 sentences of the
@@ -364,6 +367,7 @@ class LemurIndex:
             OSError: there is no such path, or no room for a stream's tokens; nothing has changed.
         """
         threads, limit = validate.num_threads(num_threads), parse_bytes(memory_limit)
+        validate.function(encode_query, "encode_query")
         self._changes.check_writable()
         if sum(given is not None for given in (queries, encode_query, encoder)) > 1:
             raise TypeError("encode_query= or encoder= takes the place of queries; pass one of them")
@@ -433,7 +437,7 @@ class LemurIndex:
         self._changes.check_writable()
         lesson = Lesson(
             asked=(queries, query_offsets),
-            resume=resume,
+            resume=validate.boolean(resume, "resume"),
             encoder=encoder,
             num_threads=threads,
             memory_limit=limit,
@@ -457,7 +461,8 @@ class LemurIndex:
         """Add documents, in any form that :meth:`fit` takes, with the same arguments; the learned map stays as it is.
 
         Documents join in the index's token dtype: float32 tokens are rounded where it holds float16. Metadata columns that
-        either side lacks are null there.
+        either side lacks are null there, and a column is widened where either side needs more, as Arrow does: int32 and int64
+        to int64, timestamps to the finer unit, integers and floats to float64 where that is exact.
 
         Returns:
             the index itself.
@@ -508,8 +513,10 @@ class LemurIndex:
     def delete(self, ids: Any = None, *, filter: Any = None) -> int:
         """Delete documents; they never appear again, and their ids are free for new documents.
 
+        Without its last document the index begins anew: with ids, metadata, and without a learned map a dim, of any kind.
+
         Args:
-            ids: those of the documents: one, or a sequence.
+            ids: those of the documents: one, or a collection.
             filter: instead of ids, as for :meth:`search`.
 
         Returns:
@@ -559,15 +566,16 @@ class LemurIndex:
         """The k documents of highest exact MaxSim score among the candidates.
 
         Args:
-            queries: one query, a matrix (num_tokens, dim); or a batch: a sequence of matrices, an array of shape
-                (num_queries, num_tokens, dim), or Arrow data with a column ``tokens``.
+            queries: one query, a matrix (num_tokens, dim) or what is one in lists; or a batch: a sequence of matrices, an array
+                of shape (num_queries, num_tokens, dim), or Arrow data with a column ``tokens``.
             k: how many to return, at least 1.
             num_candidates: documents to rerank; None means the index's own. Never fewer than k.
             ef_search: beam of the graph search, never below num_candidates; None means the index's own.
             target_recall: search as :meth:`tune` chose for this recall, or for a higher one, instead of the two above.
             filter: search only documents that it lets through: a pyarrow compute expression over ``id`` and the metadata
                 columns (``pc.field("year") > 2020``); a collection of ids, of which unknown ones count for nothing; or a
-                boolean for each document, in the order of :meth:`ids`. k hits are found wherever k documents pass.
+                boolean for each document, in the order of :meth:`ids` (numbers are ids, and 0 and 1 many times are refused).
+                k hits are found wherever k documents pass.
             exact: score every document instead: the built-in oracle.
             num_threads: None means all cores.
 
@@ -581,6 +589,7 @@ class LemurIndex:
         """
         snapshot = self.snapshot
         settings = self._settings(snapshot, k, num_candidates, ef_search, target_recall, num_threads)
+        exact = validate.boolean(exact, "exact")
         asked = queries_of(queries, snapshot.dim)
         return asked.answered(self._searcher.search(snapshot, asked.batch, settings, filter=filter, exact=exact))
 
@@ -818,7 +827,7 @@ class LemurIndex:
             FileExistsError: something other than an index is there.
             IndexLocked: the index there is open for writing.
         """
-        snapshot, target, directory = self.snapshot, Path(path), self._changes.directory
+        snapshot, target, directory = self.snapshot, validate.path(path), self._changes.directory
         if directory is not None and directory.is_at(target):
             return
         with self._changes.timed("save", path=str(target)):
@@ -839,10 +848,11 @@ class LemurIndex:
             CorruptIndex: a file is missing, truncated, altered or of a newer format.
         """
         start = time.perf_counter()
-        version, _ = read_directory(Path(path), verify=verify, device=device)
+        folder = validate.path(path)
+        version, _ = read_directory(folder, verify=validate.boolean(verify, "verify"), device=device)
         index = cls.__new__(cls)
         index._set_up(Changes(version.options, version.snapshot))
-        index._saved = (Path(path).resolve(), version.snapshot)
+        index._saved = (folder.resolve(), version.snapshot)
         event("load", seconds=time.perf_counter() - start, path=str(path), num_documents=len(index))
         return index
 
@@ -879,9 +889,11 @@ class LemurIndex:
             TypeError: an index that is there already has other options; :meth:`refit` takes some.
         """
         start = time.perf_counter()
+        validate.boolean(read_only, "read_only")
+        validate.boolean(verify, "verify")
         new = cls(**options)
         directory = Directory.open(
-            Path(path), new.options, read_only=read_only, verify=verify, device=device, named=sorted(options)
+            validate.path(path), new.options, read_only=read_only, verify=verify, device=device, named=sorted(options)
         )
         new._set_up(Changes(directory.options, directory.snapshot, directory))
         event("open", seconds=time.perf_counter() - start, path=str(path), read_only=read_only, num_documents=len(new))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import inspect
 import itertools
 from collections.abc import Callable, Iterator, Sequence
 from os import PathLike
@@ -12,7 +13,7 @@ import numpy as np
 import pyarrow as pa
 
 from lemur_ann import validate
-from lemur_ann.documents.inputs import ids_of
+from lemur_ann.documents.inputs import ids_for, ids_of
 from lemur_ann.documents.sources import opened, record_batches
 from lemur_ann.encoders import as_encoder, encoded
 from lemur_ann.events import event
@@ -94,8 +95,10 @@ class TextIndex:
                 f"the index holds {len(self.index)} documents already; add(documents) brings more, and fit() without "
                 "documents learns for those it holds"
             )
+        known = set(inspect.signature(LemurIndex.fit).parameters) - {"self", "documents", "queries", "ids", "offsets"}
+        validate.names(how, sorted(known), "TextIndex.fit()")
         with progress_lines(how.pop("progress", None)) as lines:
-            strings = None if queries is None else _strings(queries)
+            strings = None if queries is None else _strings(queries, "queries")
             if strings is not None:
                 queries = self._queries(strings, lines.task("queries encoded", len(strings)))
             how |= {"queries": queries, "progress": lines}
@@ -148,7 +151,7 @@ class TextIndex:
         """
         if isinstance(queries, str):
             return self.search([queries], k, **how)[0]
-        strings = _strings(queries)
+        strings = _strings(queries, "queries")
         if strings is None:
             raise TypeError(
                 f"queries must be a string or a sequence of strings, got {type(queries).__name__}; "
@@ -242,14 +245,11 @@ class TextIndex:
             if isinstance(documents, str) and not documents.endswith((".parquet", ".arrow", ".feather", ".ipc")):
                 raise TypeError("documents must be a sequence of strings, or the path of a Parquet file, got one string")
             documents = opened(documents)
-        strings = _strings(documents)
+        strings = _strings(documents, "documents")
         if strings is not None:
             table = pa.table({"text": pa.array(strings, pa.large_string())})
             if ids is not None:
-                column = ids_of(ids)
-                if len(column) != len(table):
-                    raise ValueError(f"expected one id for each of {len(table)} documents, got {len(column)} ids")
-                table = table.add_column(0, "id", column)
+                table = table.add_column(0, "id", ids_for(ids, len(table)))
             return self._cut(iter(table.to_batches())), len(table)
         arrow = record_batches(documents)
         if arrow is None:
@@ -275,9 +275,10 @@ class TextIndex:
             row += len(batch)
 
     def _with_tokens(self, tables: Iterator[pa.Table], task: Task) -> Iterator[pa.Table]:
-        dim = self.index.dim
+        dim, row = self.index.dim, 0
         for table in tables:
-            batch = encoded(self.encoder.documents, table.column("text").to_pylist(), "document", dim)
+            batch = encoded(self.encoder.documents, table.column("text").to_pylist(), "document", dim, row)
+            row += len(table)
             dim = batch.tokens.shape[1]
             values = pa.FixedSizeListArray.from_arrays(pa.array(batch.tokens.reshape(-1)), dim)
             yield table.append_column("tokens", pa.LargeListArray.from_arrays(pa.array(batch.offsets), values))
@@ -287,7 +288,7 @@ class TextIndex:
         """A matrix for each text."""
         matrices: list[Tokens] = []
         for begin in range(0, len(texts), self.batch_size):
-            batch = encoded(self.encoder.queries, texts[begin : begin + self.batch_size], "query", self.index.dim)
+            batch = encoded(self.encoder.queries, texts[begin : begin + self.batch_size], "query", self.index.dim, begin)
             matrices += np.split(batch.tokens, batch.offsets[1:-1])
             task.advance(len(batch))
         return matrices
@@ -304,12 +305,21 @@ def _words(name: Callable[[list[str]], Any] | None, text: str, side: str) -> lis
     return words
 
 
-def _strings(value: Any) -> list[str] | None:
-    """The strings of a sequence or an array of them; None where it is something else."""
+def _strings(value: Any, name: str) -> list[str] | None:
+    """The strings of a sequence or an array of them; None where it is something else.
+
+    Raises:
+        TypeError: there are strings in it, and something else in a row; or nothing but None.
+    """
     if isinstance(value, (pa.Array, pa.ChunkedArray)):
         value = value.to_pylist()
     elif len(getattr(value, "shape", ())) == 1:  # an array, or a Series of pandas or Polars
         value = value.to_list() if hasattr(value, "to_list") else value.tolist()
-    if isinstance(value, Sequence) and not isinstance(value, (str, bytes)) and all(isinstance(item, str) for item in value):
+    if not isinstance(value, Sequence) or isinstance(value, (str, bytes)):
+        return None
+    other = next((row for row, item in enumerate(value) if not isinstance(item, str)), None)
+    if other is None:
         return list(value)
+    if value[other] is None or any(isinstance(item, str) for item in value):
+        raise TypeError(f"{name} must be strings, got {validate.shown(value[other])} in row {other}")
     return None

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import difflib
 import os
+import re
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+import pyarrow as pa
 
 from lemur_ann import _core
 
@@ -22,10 +25,52 @@ first_bad_row = _core.first_bad_row
 BAD_VALUE = "a NaN, infinite or huge value (above 1e15)"
 
 
+def shown(value: Any) -> str:
+    """What came, for a message: its type, and its value where that is short."""
+    kind = type(value).__name__
+    return f"{kind} {value!r}" if isinstance(value, (str, bytes, bool, int, float)) and len(repr(value)) <= 40 else kind
+
+
+def boolean(value: Any, name: str) -> bool:
+    """``value`` as a bool; any other value is refused, since ``"false"`` is true."""
+    if not isinstance(value, (bool, np.bool_)):
+        raise TypeError(f"{name} must be True or False, got {shown(value)}")
+    return bool(value)
+
+
+def function(value: Any, name: str) -> Callable[..., Any] | None:
+    """``value``, a function or None."""
+    if value is not None and not callable(value):
+        raise TypeError(f"{name} must be a function, got {shown(value)}")
+    return value  # type: ignore[no-any-return]
+
+
+def names(given: Iterable[str], known: Iterable[str], who: str) -> None:
+    """TypeError where one of the ``given`` names of arguments is not ``known``, with the nearest that is."""
+    known = list(known)
+    for name in given:
+        if name not in known:
+            near = difflib.get_close_matches(name, known, 1)
+            hint = f"did you mean {near[0]!r}?" if near else f"expected any of {', '.join(known)}"
+            raise TypeError(f"{who} got an unexpected keyword argument {name!r}; {hint}")
+
+
+def path(value: Any, name: str = "path") -> Path:
+    """The path of a file or folder here, with ``~`` written out."""
+    if not isinstance(value, (str, os.PathLike)) or isinstance(os.fspath(value), bytes):
+        raise TypeError(f"{name} must be a path, got {shown(value)}")
+    text = os.fspath(value)
+    if not text:
+        raise ValueError(f"{name} is empty; '.' names the current folder")
+    if re.match(r"[A-Za-z][A-Za-z0-9+.-]+://", text):
+        raise ValueError(f"{name} must be of a file or folder on this machine, got the URL {text!r}")
+    return Path(text).expanduser() if text.startswith("~") else Path(text)
+
+
 def integer(value: Any, name: str, *, least: int) -> int:
     """``value`` as an int of at least ``least``, in 63 bits."""
     if isinstance(value, bool) or not isinstance(value, (int, np.integer)):
-        raise TypeError(f"{name} must be an integer, got {type(value).__name__}")
+        raise TypeError(f"{name} must be an integer, got {shown(value)}")
     if value < least:
         raise ValueError(f"{name} must be at least {least}, got {value}")
     if value >= 2**63:
@@ -41,7 +86,7 @@ def positive_int(value: Any, name: str) -> int:
 def share(value: Any, name: str) -> float:
     """``value`` as a float above 0 and at most 1."""
     if isinstance(value, bool) or not isinstance(value, (int, float, np.floating, np.integer)):
-        raise TypeError(f"{name} must be a number, got {type(value).__name__}")
+        raise TypeError(f"{name} must be a number, got {shown(value)}")
     if not 0 < value <= 1:
         raise ValueError(f"{name} must be above 0 and at most 1, got {value}")
     return float(value)
@@ -119,27 +164,55 @@ def directory(value: Any) -> str | None:
     """The path of a folder; None is none."""
     if value is None:
         return None
-    if not isinstance(value, (str, os.PathLike)):
-        raise TypeError(f"directory must be a path, got {type(value).__name__}")
-    if not os.path.isdir(value):
-        kind = NotADirectoryError if os.path.exists(value) else FileNotFoundError
-        raise kind(f"directory must be a folder, and {os.fspath(value)!r} is not")
-    return str(os.fspath(value))
+    folder = path(value, "directory")
+    if not folder.is_dir():
+        kind = NotADirectoryError if folder.exists() else FileNotFoundError
+        raise kind(f"directory must be a folder, and {str(folder)!r} is not")
+    return str(folder)
+
+
+def is_torch(value: Any) -> bool:
+    """Whether it is a tensor of torch, which is not imported here."""
+    return type(value).__module__.partition(".")[0] == "torch" and hasattr(value, "detach")
 
 
 def as_array(value: Any, name: str) -> npt.NDArray[Any]:
-    """A NumPy array of anything array-like; torch tensors come to the CPU, bfloat16 becomes float32."""
-    if type(value).__module__.partition(".")[0] == "torch" and hasattr(value, "detach"):
+    """A NumPy array of anything array-like; torch tensors come to the CPU, bfloat16 becomes float32.
+
+    Rows may be objects: lists, Arrow's scalars, tensors, and the arrays of arrays that pandas has of nested lists.
+    """
+    if type(value) is np.ndarray and value.dtype != object:  # as nearly always
+        return value
+    if is_torch(value):
         value = value.detach().cpu()
+        if str(value.layout) != "torch.strided":
+            raise TypeError(f"{name} must be a dense array, got a sparse tensor; pass tensor.to_dense()")
         if str(value.dtype) == "torch.bfloat16":
             value = value.float()
         return value.numpy()  # type: ignore[no-any-return]
+    if isinstance(value, np.ma.MaskedArray) and np.ma.is_masked(value):
+        raise TypeError(f"{name} has masked values; pass what is behind them, array.data, or array.filled(value)")
+    if hasattr(value, "toarray") and hasattr(value, "nnz"):
+        raise TypeError(f"{name} must be a dense array, got {type(value).__name__}; pass matrix.toarray()")
     try:
-        array = np.asarray(value)
+        array = _unnested(value)
     except ValueError:
         array = np.array(None)
     if array.dtype == object:
-        raise TypeError(f"{name} must be a numeric array, got {type(value).__name__} of mixed or ragged items")
+        items = " of mixed or ragged items" if isinstance(value, (list, tuple, np.ndarray)) else ""
+        raise TypeError(f"{name} must be a numeric array, got {type(value).__name__}{items}")
+    return array
+
+
+def _unnested(value: Any) -> npt.NDArray[Any]:
+    """An array of objects or of a list as one of numbers; object where it holds anything else, ValueError where ragged."""
+    if isinstance(value, pa.Scalar):
+        value = value.as_py()
+    if isinstance(value, (list, tuple)) and value and (is_torch(value[0]) or isinstance(value[0], pa.Scalar)):
+        return np.array([as_array(item, "item") for item in value])
+    array = np.asarray(value)
+    if array.dtype == object and array.ndim:
+        array = np.array([_unnested(item) for item in array])
     return array
 
 
@@ -175,7 +248,7 @@ def offsets_array(value: Any, num_tokens: int, name: str = "offsets") -> Offsets
         raise TypeError(f"{name} must be integers, got {array.dtype}")
     array = np.ascontiguousarray(array, dtype=np.int64)
     if array[0] != 0:
-        raise ValueError(f"{name} must start at 0, got {array[0]}")
+        raise ValueError(f"{name} must start at 0, got {array[0]}; of lengths they are np.cumsum([0, *lengths])")
     backwards = np.flatnonzero(np.diff(array) < 0)
     if len(backwards):
         i = int(backwards[0])

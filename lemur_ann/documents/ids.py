@@ -36,11 +36,19 @@ def check_new(ids: list[Any], seen: set[Any], taken: Iterable[bool] = itertools.
             raise ValueError(f"id {doc_id!r} in row {row} names a document of the index already; delete it first, or upsert")
 
 
-def check_known(ids: list[Any], known: Iterable[bool]) -> None:
-    """KeyError where an id names no document."""
+def check_known(ids: list[Any], known: Iterable[bool], hint: str = "") -> None:
+    """KeyError where an id names no document; ``hint`` ends its message."""
     missing = list(dict.fromkeys(doc_id for doc_id, is_known in zip(ids, known, strict=True) if not is_known))
     if missing:
-        raise KeyError(f"no document has the id {missing[0]!r}" + f" ({len(missing)} ids missing)" * (len(missing) > 1))
+        count = f" ({len(missing)} ids missing)" if len(missing) > 1 else ""
+        raise KeyError(f"no document has the id {missing[0]!r}{count}{hint}")
+
+
+def plain_id(doc_id: Any) -> Any:
+    """An id as Python has it, where NumPy or Arrow gave it."""
+    if isinstance(doc_id, pa.Scalar):
+        return doc_id.as_py()
+    return doc_id.item() if isinstance(doc_id, np.generic) else doc_id
 
 
 def next_ids(first: int, count: int, kind: pa.DataType | None) -> pa.Array:
@@ -123,7 +131,10 @@ class IdMap:
         self._rows: dict[Any, int] | None = None
 
     def __contains__(self, doc_id: object) -> bool:
-        return isinstance(doc_id, (str, int)) and self._look_up([doc_id])[0] is not None
+        doc_id = plain_id(doc_id)
+        hash(doc_id)  # TypeError for a list, as of a dict: ``in`` asks for one id
+        is_id = isinstance(doc_id, (str, int)) and not isinstance(doc_id, bool)
+        return is_id and self._look_up([doc_id])[0] is not None
 
     @property
     def rows(self) -> dict[Any, int]:
@@ -171,7 +182,9 @@ class IdMap:
         """The rows of ids; KeyError where one names no document."""
         values = ids.to_pylist()
         found = self._look_up(values)
-        check_known(values, (row is not None for row in found))
+        kind = self.column.kind
+        hint = "" if kind in (None, ids.type) else f"; the ids of the index are {_kind(kind)}"
+        check_known(values, (row is not None for row in found), hint)
         return np.array(found, dtype=np.int64)
 
     def known(self, ids: pa.Array) -> Rows:

@@ -7,7 +7,7 @@ num_tokens, dim); one flat matrix with offsets. Arrow buffers and flat matrices 
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, MappingView, Set
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,7 +16,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from lemur_ann import validate
-from lemur_ann.documents.sources import is_stream, record_batches
+from lemur_ann.documents.ids import plain_id
+from lemur_ann.documents.sources import as_column, is_stream, record_batches
 from lemur_ann.validate import Offsets, Tokens
 
 DOCUMENTS_PER_BATCH = 4096  # sequences of matrices are laid end to end this many at a time,
@@ -132,13 +133,33 @@ def read_queries(queries: Any, *, offsets: Any = None, dim: int | None = None) -
 
 
 def is_single_query(query: Any) -> bool:
-    """Whether ``query`` is one matrix (or a vector, to be refused as one) rather than a batch of queries."""
+    """Whether ``query`` is one matrix (or a vector, to be refused as one) rather than a batch of queries.
+
+    A list or an array of objects is one where its items are vectors: what JSON and pandas have of a matrix.
+    """
+    if isinstance(query, (list, tuple)) or _holds_objects(query):
+        return len(query) > 0 and _is_vector(query[0])
+    if isinstance(query, pa.Scalar):
+        return True
     return getattr(query, "ndim", None) in (1, 2) and not hasattr(query, "__arrow_c_stream__")
+
+
+def _holds_objects(value: Any) -> bool:
+    return isinstance(value, np.ndarray) and value.ndim == 1 and value.dtype == object
+
+
+def _is_vector(item: Any) -> bool:
+    if isinstance(item, (list, tuple)):
+        return len(item) > 0 and all(isinstance(value, (int, float, np.number)) for value in item)
+    return getattr(item, "ndim", None) == 1 and not _holds_objects(item)
 
 
 def _document_batches(
     documents: Any, ids: Any, offsets: Any, name: str, offsets_name: str, *, with_ids: bool
 ) -> Iterator[DocumentBatch]:
+    documents = as_column(documents)
+    if ids is not None and isinstance(documents, (pa.Array, pa.ChunkedArray)) and not pa.types.is_struct(documents.type):
+        documents, ids = pa.table({"id": _ids_array(ids, len(documents)), "tokens": documents}), None
     arrow = record_batches(documents, None if with_ids else ["tokens"])
     if arrow is not None:
         if ids is not None or offsets is not None:
@@ -148,8 +169,7 @@ def _document_batches(
             yield from _from_arrow(pa.Table.from_batches([batch]), name, row, with_ids=with_ids)
             row += len(batch)
         return
-    if isinstance(documents, (str, bytes, dict)):
-        raise TypeError(f"{name} must be token embeddings, got {type(documents).__name__}")
+    _refuse_others(documents, name)
     ndim = getattr(documents, "ndim", None)
     if ndim is not None and ndim != 3:
         if ndim == 2 and offsets is None:
@@ -168,6 +188,27 @@ def _document_batches(
     if not isinstance(documents, Iterable):
         raise TypeError(f"{name} must be Arrow data or a sequence of matrices, got {type(documents).__name__}")
     yield from _from_matrices(documents, ids, name)
+
+
+def _refuse_others(documents: Any, name: str) -> None:
+    """TypeError for what Python would take apart into something else than matrices in their order."""
+    kind = type(documents).__name__
+    first = documents[0] if isinstance(documents, (list, tuple)) and documents else None
+    if isinstance(documents, Mapping) or isinstance(first, Mapping):
+        what = kind if first is None else f"a {kind} of {type(first).__name__}s"
+        by_id = ", and matrices by id as list(matrices.values()) with ids=list(matrices)" if name == "documents" else ""
+        frame = f"pandas.DataFrame({name}) goes in where it has a column 'tokens'"
+        raise TypeError(f"{name} must be token embeddings, got {what}; {frame}{by_id}")
+    if isinstance(documents, (str, bytes)) or isinstance(first, (str, bytes)):
+        what = kind if first is None else f"a {kind} of {type(first).__name__}"
+        raise TypeError(f"{name} must be token embeddings, got {what}; TextIndex takes texts")
+    if isinstance(documents, Set) and not isinstance(documents, MappingView):
+        raise TypeError(f"{name} must come in an order, and a {kind} has none; pass a list")
+    if isinstance(documents, (list, tuple)) and first is not None and _is_vector(first):
+        raise ValueError(
+            f"{name}[0] must be a matrix of shape (num_tokens, dim), got shape {np.shape(first)}; a {kind} of vectors "
+            f"that is one matrix is [np.array({name})], and a single token is tokens[None, :]"
+        )
 
 
 def _from_matrices(matrices: Iterable[Any], ids: Any, name: str) -> Iterator[DocumentBatch]:
@@ -236,9 +277,9 @@ def _plain(metadata: pa.Table) -> pa.Table:
         if pa.types.is_run_end_encoded(column.type):
             column = pa.chunked_array([pc.run_end_decode(chunk) for chunk in column.chunks], column.type.value_type)
         if pa.types.is_dictionary(column.type):
-            column = pa.chunked_array([_decoded(chunk) for chunk in column.chunks], _plain_type(column.type))
+            column = pa.chunked_array([_decoded(chunk) for chunk in column.chunks], plain_type(column.type))
         try:
-            columns[name] = column.cast(_plain_type(column.type))
+            columns[name] = column.cast(plain_type(column.type))
         except (pa.ArrowNotImplementedError, pa.ArrowInvalid) as error:
             raise TypeError(f"metadata column {name!r} of type {column.type} cannot be kept: {error}") from error
     return pa.table(columns) if columns else metadata
@@ -246,18 +287,19 @@ def _plain(metadata: pa.Table) -> pa.Table:
 
 def _decoded(array: pa.DictionaryArray) -> pa.Array:
     """Its values; pyarrow's own cast and dictionary_decode refuse string_view, which Polars' categories are."""
-    return array.dictionary.cast(_plain_type(array.type)).take(array.indices)
+    return array.dictionary.cast(plain_type(array.type)).take(array.indices)
 
 
-def _plain_type(kind: pa.DataType) -> pa.DataType:
+def plain_type(kind: pa.DataType) -> pa.DataType:
+    """The type in which a metadata column is kept."""
     if pa.types.is_dictionary(kind) or pa.types.is_run_end_encoded(kind):
-        return _plain_type(kind.value_type)
+        return plain_type(kind.value_type)
     if isinstance(kind, pa.ExtensionType):  # which only programs that import its library know
-        return _plain_type(kind.storage_type)
+        return plain_type(kind.storage_type)
     if pa.types.is_struct(kind):
-        return pa.struct([pa.field(field.name, _plain_type(field.type)) for field in kind])
+        return pa.struct([pa.field(field.name, plain_type(field.type)) for field in kind])
     if pa.types.is_list(kind) or pa.types.is_large_list(kind):
-        return pa.large_list(_plain_type(kind.value_type))
+        return pa.large_list(plain_type(kind.value_type))
     large = {"string": pa.large_string(), "string_view": pa.large_string()}
     return {**large, "binary": pa.large_binary(), "binary_view": pa.large_binary()}.get(str(kind), kind)
 
@@ -320,9 +362,21 @@ def _vectors_from_arrow(inner: pa.Array, name: str) -> Tokens:
 
 
 def _ids_array(ids: Any, expected: int | None, first_row: int = 0) -> pa.Array | None:
-    """Ids as one large_string or int64 Arrow array without nulls; ``expected=None`` where documents are yet to be counted."""
+    """Ids of documents, in their order, as one large_string or int64 Arrow array without nulls.
+
+    ``expected=None`` where documents are yet to be counted.
+    """
     if ids is None:
         return None
+    if _is_one_id(ids) or isinstance(ids, bytes):
+        raise TypeError(f"ids must have one for each document, as ids=[...], got the one id {ids!r}")
+    if isinstance(ids, Set) and not isinstance(ids, MappingView):
+        raise TypeError(f"ids must be in the order of their documents, and a {type(ids).__name__} has none; pass a list")
+    return _as_ids(ids, expected, first_row)
+
+
+def _as_ids(ids: Any, expected: int | None = None, first_row: int = 0) -> pa.Array:
+    """Ids in any collection as one large_string or int64 Arrow array without nulls."""
     if isinstance(ids, pa.ChunkedArray):
         ids = ids.combine_chunks() if ids.num_chunks != 1 else ids.chunk(0)
     if not isinstance(ids, pa.Array):
@@ -344,15 +398,20 @@ def _ids_array(ids: Any, expected: int | None, first_row: int = 0) -> pa.Array |
 
 
 def _python_ids(ids: Any) -> pa.Array:
-    if isinstance(ids, (bytes, bytearray)):
-        raise TypeError(f"ids must be strings or integers, got {type(ids).__name__}")
+    is_other = isinstance(ids, (bytes, bytearray, Mapping, pa.Table, pa.RecordBatch)) or not isinstance(ids, Iterable)
+    if is_other or len(getattr(ids, "shape", ())) > 1:
+        raise TypeError(f"ids must be strings or integers, as a list or one column, got {type(ids).__name__}{_where_to(ids)}")
     values = ids.tolist() if hasattr(ids, "tolist") else list(ids)
     kinds = {type(value) for value in values}
-    for kind in kinds:
-        if not issubclass(kind, (str, int, np.integer, type(None))) or issubclass(kind, bool):
-            raise TypeError(f"ids must be strings or integers, got {kind.__name__}")
-    strings = any(issubclass(kind, str) for kind in kinds)
-    if strings and any(issubclass(kind, (int, np.integer)) for kind in kinds):
+    if any(issubclass(of, pa.Scalar) for of in kinds):
+        values = [plain_id(value) for value in values]
+        kinds = {type(value) for value in values}
+    for of in kinds:
+        if not issubclass(of, (str, int, np.integer, type(None))) or issubclass(of, bool):
+            row = next(row for row, value in enumerate(values) if type(value) is of)
+            raise TypeError(f"ids must be strings or integers, got {of.__name__} in row {row}{_where_to(values[row])}")
+    strings = any(issubclass(of, str) for of in kinds)
+    if strings and any(issubclass(of, (int, np.integer)) for of in kinds):
         raise TypeError("ids must be all strings or all integers, got both")
     try:
         return pa.array(values, pa.large_string() if strings else pa.int64())
@@ -360,15 +419,27 @@ def _python_ids(ids: Any) -> pa.Array:
         raise ValueError("integer ids must fit in int64") from None
 
 
+def _where_to(value: Any) -> str:
+    """Where to put what is no id."""
+    if isinstance(value, (bool, np.bool_, Mapping, pc.Expression)):
+        return "; what documents must be is said by filter=, by booleans or an expression such as pc.field('year') == 2020"
+    if isinstance(value, (pa.Table, pa.RecordBatch)) or len(getattr(value, "shape", ())) > 1:
+        return "; pass the column"
+    return "; of hits they are hits.ids" if isinstance(value, tuple) else ""
+
+
 def ids_of(ids: Any) -> pa.Array:
-    """Ids named by a caller (one id, or any sequence of them), as one large_string or int64 Arrow array."""
-    if isinstance(ids, (str, int, np.integer)):
-        ids = [ids]
-    elif not isinstance(ids, (pa.Array, pa.ChunkedArray, Sequence, np.ndarray)):
-        ids = list(ids)
-    array = _ids_array(ids, len(ids))
-    assert array is not None
-    return array
+    """Ids named by a caller (one id, or any collection of them), as one large_string or int64 Arrow array."""
+    return _as_ids([ids.item() if isinstance(ids, np.ndarray) else ids] if _is_one_id(ids) else ids)
+
+
+def _is_one_id(ids: Any) -> bool:
+    return isinstance(ids, (str, int, pa.Scalar)) or getattr(ids, "shape", None) == ()
+
+
+def ids_for(ids: Any, count: int) -> pa.Array | None:
+    """The ids that a caller has for so many documents, in their order; errors as in ``fit``."""
+    return _ids_array(ids, count)
 
 
 def _checked(batches: Iterator[DocumentBatch], what: str, dim: int | None) -> Iterator[DocumentBatch]:

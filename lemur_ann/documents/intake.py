@@ -16,7 +16,7 @@ import pyarrow as pa
 
 from lemur_ann import validate
 from lemur_ann.documents.ids import IdMap
-from lemur_ann.documents.inputs import DocumentBatch, iterate_documents, read_documents
+from lemur_ann.documents.inputs import DocumentBatch, iterate_documents, plain_type, read_documents
 from lemur_ann.documents.rows import Rows
 from lemur_ann.documents.sources import is_stream, opened
 from lemur_ann.documents.tokens import TokenFile, TokenStore
@@ -235,7 +235,7 @@ def joined_metadata(existing: pa.Table | None, num_rows: int, new: list[pa.Table
 
 
 def joined_schema(known: pa.Schema, new: pa.Schema) -> pa.Schema:
-    """The metadata columns of documents there are and of new ones; TypeError where a column has another type in each."""
+    """The metadata columns of documents there are and of new ones; TypeError where no type holds both of a column."""
     return pa.schema(list(_merged_kinds(_merged_kinds({}, known), new).items()))
 
 
@@ -255,22 +255,68 @@ def _concatenated(tables: list[pa.Table]) -> pa.Table:
 
 
 def _merged_kinds(known: dict[str, pa.DataType], schema: Iterable[pa.Field]) -> dict[str, pa.DataType]:
-    """The types of metadata columns by name; null gives way to any other type."""
+    """The types of metadata columns by name, each wide enough for both."""
     kinds = dict(known)
     for field in schema:
-        before = kinds.get(field.name, pa.null())
-        if before != field.type and not pa.types.is_null(before) and not pa.types.is_null(field.type):
-            raise TypeError(f"metadata column {field.name!r} is {field.type}, index has it as {before}")
-        kinds[field.name] = before if pa.types.is_null(field.type) else field.type
+        before = kinds.get(field.name, field.type)
+        kinds[field.name] = before if before == field.type else _wider(field.name, before, field.type)
     return kinds
+
+
+def _wider(name: str, before: pa.DataType, new: pa.DataType) -> pa.DataType:
+    """What Arrow widens two types to, where it keeps text as text and decimals exact.
+
+    Raises:
+        TypeError: there is no such type.
+    """
+    try:
+        schemas = [pa.schema([pa.field(name, kind)]) for kind in (before, new)]
+        wider = pa.unify_schemas(schemas, promote_options="permissive").field(0).type
+    except pa.ArrowException:
+        wider = None
+    if wider is None or (_kept_kinds(before) | _kept_kinds(new)) - _kept_kinds(wider):
+        hint = f"cast what you add, as table[{name!r}].cast({_spelled(before)}), or give the column another name"
+        raise TypeError(f"metadata column {name!r} is {new}, index has it as {before}; {hint}")
+    return plain_type(wider)
+
+
+def _kept_kinds(kind: pa.DataType) -> set[str]:
+    """Which kinds there are in a type, of those whose values Arrow would turn into bytes or floats."""
+    if pa.types.is_nested(kind):
+        return {name for i in range(kind.num_fields) for name in _kept_kinds(kind.field(i).type)}
+    if pa.types.is_decimal(kind):
+        return {"decimal"}
+    return {"text"} if pa.types.is_string(kind) or pa.types.is_large_string(kind) else set()
+
+
+def _spelled(kind: pa.DataType) -> str:
+    """A type as ``cast`` takes it, where that is short."""
+    if pa.types.is_timestamp(kind) and kind.tz is not None:
+        return f"pa.timestamp({kind.unit!r}, {kind.tz!r})"
+    try:
+        return repr(str(kind)) if pa.type_for_alias(str(kind)) == kind else f"the type {kind}"
+    except ValueError:
+        return f"the type {kind}"
 
 
 def _with_columns(table: pa.Table, schema: pa.Schema) -> pa.Table:
     columns = [
-        table.column(field.name).cast(field.type) if field.name in table.column_names else pa.nulls(len(table), field.type)
+        _cast(table.column(field.name), field) if field.name in table.column_names else pa.nulls(len(table), field.type)
         for field in schema
     ]
     return pa.Table.from_arrays(columns, schema=schema)
+
+
+def _cast(column: pa.ChunkedArray, field: pa.Field) -> pa.ChunkedArray:
+    if pa.types.is_null(column.type):
+        return pa.chunked_array([pa.nulls(len(column), field.type)])
+    try:
+        return column.cast(field.type)
+    except (pa.ArrowInvalid, pa.ArrowNotImplementedError) as error:
+        raise pa.ArrowInvalid(  # a ValueError, which of a saved index means that it is corrupt
+            f"metadata column {field.name!r} is {column.type}, other documents need {field.type}, and not all values fit: "
+            f"{error}; cast it to a type that holds all"
+        ) from error
 
 
 def texts_of(metadata: pa.Table | None, column: str, rows: Rows) -> list[str | None]:

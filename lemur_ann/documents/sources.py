@@ -60,7 +60,21 @@ def open_path(path: str | os.PathLike[str], *others: str | os.PathLike[str]) -> 
 
 def opened(data: Any) -> Any:
     """``data``, or the dataset at the path that it is."""
-    return open_path(data) if isinstance(data, (str, os.PathLike)) else data
+    if isinstance(data, (str, os.PathLike)):
+        return open_path(os.path.expanduser(data))
+    return as_column(data)
+
+
+def as_column(data: Any) -> Any:
+    """``data``, or what a Series or an array of objects holds: a list of matrices, or an Arrow column of them."""
+    if isinstance(data, np.ndarray) and data.dtype == object and data.ndim == 1:
+        return data.tolist()
+    package = type(data).__module__.partition(".")[0]
+    if package not in ("pandas", "polars") or type(data).__name__ != "Series":
+        return data
+    if str(data.dtype).lower() == "object":
+        return data.to_list()
+    return data.to_arrow() if package == "polars" else pa.array(data)
 
 
 def is_stream(data: Any) -> bool:
@@ -135,10 +149,12 @@ def _is_pandas_frame(data: Any) -> bool:
 
 
 def _pandas_batches(frame: Any) -> Iterator[pa.RecordBatch]:
-    """The columns of a pandas frame, without its index.
+    """The columns of a pandas frame, without its index, but for one that is called ``id`` where no column is.
 
     pyarrow converts all kinds of columns but those of matrices, which are laid end to end, a few rows at a time.
     """
+    if frame.index.name == "id" and "id" not in frame.columns:
+        frame = frame.reset_index()
     matrices = _matrices_of(frame)
     if matrices is None:
         yield from pa.Table.from_pandas(frame, preserve_index=False).to_batches()

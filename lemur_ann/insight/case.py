@@ -9,6 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from lemur_ann import _core
+from lemur_ann.documents.ids import plain_id
 from lemur_ann.documents.inputs import QueryBatch, ids_of, is_single_query, queries_of
 from lemur_ann.documents.rows import Rows, RowSet
 from lemur_ann.events import cached_property
@@ -45,7 +46,7 @@ class Case:
                 "of a batch, explain one query at a time"
             )
         query = queries_of(query_tokens, snapshot.store.dim).batch.as_float32
-        return cls(snapshot, query, doc_id.item() if isinstance(doc_id, np.generic) else doc_id, row, **where)
+        return cls(snapshot, query, plain_id(doc_id), row, **where)
 
     @property
     def num_threads(self) -> int:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import html
 import io
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -256,12 +256,13 @@ def _estimate_on_the_scale_of_scores(case: Case) -> float:
 def _checked_words(words: Any, count: int, name: str) -> tuple[str, ...] | None:
     if words is None:
         return None
-    given = [] if isinstance(words, str) else list(words)
-    if isinstance(words, str) or not all(isinstance(word, str) for word in given):
+    is_other = isinstance(words, (str, dict, set, frozenset)) or not isinstance(words, Iterable)
+    given = [] if is_other else list(words)
+    if is_other or not all(isinstance(word, str) for word in given):
         raise TypeError(f"{name} must be a list of strings, one for each token, got {type(words).__name__}")
     if len(given) != count:
         raise ValueError(f"{name} must have a string for each of {count} tokens, got {len(given)}")
-    return tuple(given)
+    return tuple(str(word) for word in given)
 
 
 def _pieces(words: Sequence[str] | None, count: int) -> list[tuple[str, str]]:

@@ -12,6 +12,9 @@ import sys
 from contextlib import suppress
 from dataclasses import dataclass, replace
 
+import numpy as np
+
+from lemur_ann import validate
 from lemur_ann.options import Options
 
 MB = 10**6
@@ -108,9 +111,9 @@ def parse_bytes(value: int | str | None) -> int | None:
         match = re.fullmatch(r"\s*([0-9]+(?:\.[0-9]+)?)\s*([a-z]*)\s*", value.lower())
         if match is None or match[2] not in UNITS:
             raise ValueError(f"memory_limit must be bytes or a string such as '3GB' or '512MiB', got {value!r}")
-        value = int(float(match[1]) * UNITS[match[2]])
-    if isinstance(value, bool) or not isinstance(value, int):
-        raise TypeError(f"memory_limit must be bytes or a string such as '3GB', got {type(value).__name__}")
+        value = int(min(float(match[1]) * UNITS[match[2]], 2.0**62))
+    if isinstance(value, bool) or not isinstance(value, (int, np.integer)):
+        raise TypeError(f"memory_limit must be bytes, an integer, or a string such as '3GB', got {validate.shown(value)}")
     if value <= 0:
         raise ValueError(f"memory_limit must be above 0, got {value}")
-    return value
+    return int(value)

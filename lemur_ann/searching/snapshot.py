@@ -39,6 +39,11 @@ class Learned:
     num_rows: int  # that there were when it learned, deleted ones included; documents after them are recent
     tuned: tuple[Tuned, ...] = ()
 
+    def begun_anew(self, directory: str | None) -> Learned:
+        """The same map for other documents; ``directory`` is for temporary files."""
+        candidates = kind_of(self.options.candidates).assemble(self.encoder.dim, None, [], asdict(self.options), directory)
+        return replace(self, candidates=candidates, num_rows=0)
+
 
 @dataclass(frozen=True, eq=False)
 class Snapshot:
@@ -59,6 +64,14 @@ class Snapshot:
     def dim(self) -> int | None:
         """Of tokens; None where there are no documents and no map."""
         return self.store.dim if self.store.dim or self.learned is None else self.learned.encoder.token_dim
+
+    def begun_anew(self, directory: str | None) -> Snapshot:
+        """An index without rows for one whose documents are all deleted: it takes documents of any dim, ids and metadata.
+
+        A learned map stays, and with it the dim of tokens.
+        """
+        learned = None if self.learned is None else self.learned.begun_anew(directory)
+        return replace(Snapshot.empty(coded=self.store.coded), learned=learned)
 
     def fitted(self) -> Learned:
         """What was learned.
@@ -110,14 +123,18 @@ class Snapshot:
         ids = self.ids.changed(replaced, pa.concat_arrays([batch.ids for batch in batches]), deleted)
         return Snapshot(store, ids, metadata, deleted, learned)
 
-    def without(self, rows: Rows) -> Snapshot:
-        """With these rows deleted too."""
+    def without(self, rows: Rows, directory: str | None = None) -> Snapshot:
+        """With these rows deleted too, and begun anew where none is left; ``directory`` is for temporary files."""
         deleted = self.deleted.with_rows(rows)
+        if deleted.count == len(deleted):
+            return self.begun_anew(directory)
         return replace(self, ids=self.ids.changed(rows, None, deleted), deleted=deleted)
 
     def compacted(self, num_threads: int, task: Task, directory: str | None = None) -> Snapshot:
         """The documents that are not deleted, with the same vectors in a candidate index made anew."""
         kept, learned = self.live, self.learned
+        if len(kept) == 0:
+            return self.begun_anew(directory)
         if learned is not None:
             candidates, options = learned.candidates, learned.options
             builder = kind_of(options.candidates).builder(learned.encoder.dim, asdict(options), len(kept), directory)

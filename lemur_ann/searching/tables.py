@@ -33,6 +33,9 @@ def documents_of(snapshot: Snapshot, rows: Rows) -> pa.Table:
 
 def hits_table(snapshot: Snapshot, hits: Hits | Sequence[Hits], columns: Sequence[str] | None) -> pa.Table:
     """See :meth:`lemur_ann.LemurIndex.to_table`."""
+    if isinstance(columns, (str, bytes)):
+        raise TypeError(f"columns must be a list of names, got {columns!r}; one is columns=[{columns!r}]")
+    columns = None if columns is None else list(columns)
     known = [] if snapshot.metadata is None else snapshot.metadata.column_names
     for name in known if columns is None else columns:
         if name not in known:

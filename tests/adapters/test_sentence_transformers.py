@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import pickle
 
 import numpy as np
 import pytest
@@ -81,6 +82,14 @@ def test_texts_in_and_texts_asked(model, scores, batch_size):
     check(found, scores)
     check([texts.search(QUERIES[1], k=7)], scores[1:2])
     assert texts.texts(found[0].ids) == found[0].ids.tolist()
+
+
+def test_a_text_index_is_pickled(model, tmp_path):
+    with LemurIndex.open(tmp_path / "index") as index:
+        texts = TextIndex(model, index).add(TEXTS[:8], ids=TEXTS[:8])
+        copy = pickle.loads(pickle.dumps(texts))
+    assert copy.search(QUERIES, k=5) == texts.search(QUERIES, k=5)
+    assert copy.explain(QUERIES[0], TEXTS[0]).query_words == texts.explain(QUERIES[0], TEXTS[0]).query_words
 
 
 def test_the_embeddings_go_in_as_they_are(model, scores):

@@ -268,12 +268,13 @@ def test_pandas_tokens_alone(pd, matrices):
     assert_same(lambda: pd.DataFrame({"tokens": [list(matrix) for matrix in matrices]}), matrices, range(COUNT), metadata=None)
 
 
-def test_the_index_of_pandas_is_no_column(pd, matrices):
+def test_the_index_of_pandas_is_no_column_but_for_ids(pd, matrices):
     for tokens in (matrices, [list(matrix) for matrix in matrices]):
         frame = pandas_frame(pd, tokens)
         assert_same(lambda frame=frame: frame.set_index(pd.Index(TITLES, name="title")), matrices)
         assert_same(lambda frame=frame: frame[frame.year % 2 == 1], matrices[1::2], IDS[1::2], ("year", YEARS[1::2]))
-        assert_same(lambda frame=frame: frame.set_index("id"), matrices, range(COUNT))
+        assert_same(lambda frame=frame: frame.set_index("id"), matrices, IDS)
+        assert_same(lambda frame=frame: frame.set_index("id", drop=False), matrices, IDS)
 
 
 def test_pandas_learns_and_encodes(pd, matrices, word_encoder):
@@ -459,8 +460,10 @@ def test_columns_that_are_missing_or_alone(pd, pl, hf, duckdb):
     for given in (hf.Dataset.from_dict({"id": [1]}), duckdb.sql("SELECT 1 AS id")):
         with pytest.raises(ValueError, match=r"queries must have a column 'tokens' .* got columns \['id'\]"):
             LemurIndex().search(given)
-    for given in (pd.Series([np.ones((2, 3))]), pl.Series([[[1.0]]])):
-        with pytest.raises(TypeError, match="Series cannot be read as an Arrow table of named columns"):
+    for given in (pd.Series([np.ones((2, 3))]), pl.Series([[[1.0]]])):  # tokens, and no ids
+        assert LemurIndex().add(given).ids().to_pylist() == [0]
+    for given in (pd.Series([1.0, 2.0]), pl.Series([1.0, 2.0])):
+        with pytest.raises(TypeError, match="column 'tokens' of documents must be list<.*, got double"):
             LemurIndex().add(given)
     with pytest.raises(TypeError, match="must be token embeddings, got DatasetDict"):
         LemurIndex().add(hf.DatasetDict(train=hf.Dataset.from_dict({"id": [1]})))

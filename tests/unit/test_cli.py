@@ -242,7 +242,7 @@ COMMANDS = typer.main.get_command(cli.app).commands
 # What a command stands for, and the options that it alone has: files, and what is printed.
 STANDS_FOR = {
     "add": ([LemurIndex.open, LemurIndex.add, LemurIndex.upsert], {"upsert"}),
-    "build": ([LemurIndex, LemurIndex.fit, LemurIndex.save], {"out", "number_ids"}),
+    "build": ([LemurIndex, LemurIndex.fit, LemurIndex.save], {"out", "number_ids", "replace"}),
     "compact": ([LemurIndex.open, LemurIndex.compact], set()),
     "delete": ([LemurIndex.open, LemurIndex.delete], {"ids_from"}),
     "demo": ([fit_demo_index], set()),
@@ -361,6 +361,7 @@ def test_help_teaches(tmp_path):
         (["explain", "index", "--queries", "queries.parquet", "--id", "x", "--ef-search", "9"], "go with --miss"),
         (["explain", "index", "--queries", "queries.parquet", "--id", "x", "--miss", "--out", "x.png"], "without --miss"),
         (["build", "index/manifest.json", "--out", "x"], "cannot be read as parquet"),
+        (["build", "docs.parquet", "--out", "index"], "index holds an index already; --replace puts the new one in its place"),
         (["build", "docs.parquet", "--out", "x", "--candidates", "magic"], "candidates must be one of hnsw, exact"),
         (["build", "docs.parquet", "--queries", "training.parquet", "--out", ".", "--epochs", "0"], "is not a lemur_ann index"),
     ],
