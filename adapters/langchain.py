@@ -138,7 +138,10 @@ class LemurVectorStore(VectorStore):  # type: ignore[misc,unused-ignore]
             if len(values) != len(texts):
                 raise ValueError(f"expected one of {name} for each of {len(texts)} texts, got {len(values)}")
         keys = [str(uuid.uuid4()) if doc_id is None else _key(doc_id, f"ids[{row}]") for row, doc_id in enumerate(given)]
-        written = [_json(metadata, key) for key, metadata in zip(keys, about, strict=True)]
+        named = [
+            f"metadatas[{row}]" if given[row] is None else f"metadata of document {keys[row]!r}" for row in range(len(keys))
+        ]
+        written = [_json(metadata, name) for name, metadata in zip(named, about, strict=True)]
         columns = {"id": keys, "text": texts, "metadata": written}
         self.texts.upsert(pa.table({name: pa.array(column, pa.large_string()) for name, column in columns.items()}))
         return keys
@@ -344,16 +347,16 @@ def _key(doc_id: Any, name: str) -> str:
     return str(doc_id)
 
 
-def _json(metadata: Any, doc_id: str) -> str:
+def _json(metadata: Any, name: str) -> str:
     if metadata is not None and not isinstance(metadata, Mapping):
-        raise TypeError(f"metadata of document {doc_id!r} must be a dict, got {type(metadata).__name__}")
+        raise TypeError(f"{name} must be a dict, got {type(metadata).__name__}")
     wrong = next((key for key in metadata or {} if not isinstance(key, str)), None)
     if wrong is not None:
-        raise TypeError(f"metadata of document {doc_id!r} must have strings as keys, got {wrong!r}")
+        raise TypeError(f"{name} must have strings as keys, got {wrong!r}")
     try:
         return json.dumps(dict(metadata or {}))
     except (TypeError, ValueError) as error:
-        raise TypeError(f"metadata of document {doc_id!r} must be JSON: {error}") from error
+        raise TypeError(f"{name} must be JSON: {error}") from error
 
 
 def _rows(table: pa.Table) -> Iterator[tuple[Any, str, dict[str, Any]]]:

@@ -117,8 +117,9 @@ class LemurVectorStore(BasePydanticVectorStore):  # type: ignore[misc,unused-ign
     def add(self, nodes: Sequence[BaseNode], **add_kwargs: Any) -> list[str]:
         """Encode and add nodes, in place of those that have the same ids; returns their ids."""
         rows = []
+        nodes = nodes if isinstance(nodes, BaseNode) else list(nodes)
         if isinstance(nodes, BaseNode) or not all(isinstance(node, BaseNode) for node in nodes):
-            raise TypeError(f"nodes must be a list of nodes, got {type(nodes).__name__}")
+            raise TypeError("nodes must be a list of nodes")
         for node in {node.node_id: node for node in nodes}.values():
             metadata = node_to_metadata_dict(node)
             content = metadata.pop("_node_content")
@@ -131,6 +132,8 @@ class LemurVectorStore(BasePydanticVectorStore):  # type: ignore[misc,unused-ign
 
     def delete(self, ref_doc_id: str, **delete_kwargs: Any) -> None:
         """Delete the nodes of a source document; it is no error if there are none."""
+        if not isinstance(ref_doc_id, str):
+            raise TypeError(f"ref_doc_id must be a string, got {type(ref_doc_id).__name__}")
         if len(self.client):
             self.client.delete(filter=pc.field("ref_doc_id") == ref_doc_id)
 
@@ -189,6 +192,8 @@ class LemurVectorStore(BasePydanticVectorStore):  # type: ignore[misc,unused-ign
         return VectorStoreQueryResult(nodes, [score for _, score in found], [node.node_id for node in nodes])
 
     def _chosen(self, node_ids: list[str] | None, filters: MetadataFilters | None) -> list[str]:
+        if isinstance(node_ids, (bytes, dict)):
+            raise TypeError(f"node_ids must be a list of strings, got {type(node_ids).__name__}")
         node_ids = [node_ids] if isinstance(node_ids, str) else node_ids
         ids = self.client.ids().to_pylist() if node_ids is None else list(dict.fromkeys(node_ids))
         if filters is None:
