@@ -111,6 +111,7 @@ class LemurTable(TwoStages):
             raise ValueError(f"table {name!r} has vectors and tokens of dims {found}, the encoder is for {expected}")
         super().__init__(encoder, integer_ids=pa.types.is_integer(schema.field("id").type), stored_as=_stored_as(schema))
         self._made_by = made_by
+        self._is_old = version is not None
 
     def __repr__(self) -> str:
         return f"<LemurTable {self.table.name!r} of {len(self)} documents>"
@@ -297,6 +298,7 @@ class LemurTable(TwoStages):
         return Found(found.column("id").to_pylist(), scores=scores, count=len(chosen))
 
     def _put(self, documents: Any, ids: Any, offsets: Any, *, new: bool) -> None:
+        self._newest()
         self._check_current()
         super()._put(documents, ids, offsets, new=new)
 
@@ -318,8 +320,14 @@ class LemurTable(TwoStages):
         return there
 
     def _remove(self, ids: list[Any] | None, filter: Any) -> int:
+        self._newest()
         deleted: Any = self.table.delete(filter if ids is None else _among(ids))
         return int(deleted.num_deleted_rows)
+
+    def _newest(self) -> None:
+        """See what others have written: LanceDB changes the version that it has seen, and an id would be there twice."""
+        if not self._is_old:
+            self.table.checkout_latest()
 
     def _check_current(self) -> None:
         """ValueError where the table was learned anew, or restored to another map, since it was opened."""
