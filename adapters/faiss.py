@@ -134,6 +134,8 @@ class IndexLemur:
 
     def add_with_ids(self, x: Any, ids: Any, *, offsets: Any = None) -> None:
         """Add items under ids of your own, int64 (n,); one that names an item already is refused with ValueError."""
+        if isinstance(ids, (set, frozenset)):
+            raise TypeError(f"ids must be in the order of their items, and a {type(ids).__name__} has none")
         items, ids = self._items(x, offsets), _integers(ids, "ids")
         if ids.shape != (len(items),):
             raise AssertionError(f"not same nb of vectors as ids: {len(items)} items, ids of shape {ids.shape}")
@@ -261,7 +263,7 @@ class IndexLemur:
 
 def _integers(ids: Any, name: str) -> npt.NDArray[np.int64]:
     """Ids, int64 (n,); TypeError where they are no integers, such as a mask of booleans, which faiss would take for 0 and 1."""
-    if isinstance(ids, (set, frozenset, dict, str, bytes)):
+    if isinstance(ids, (dict, str, bytes)):
         raise TypeError(f"{name} must be an array or a list of integers, got {type(ids).__name__}")
     array = validate.as_array(ids if isinstance(ids, Sequence) or hasattr(ids, "__array__") else list(ids), name)
     if array.ndim != 1:

@@ -327,7 +327,7 @@ class LemurTable(TwoStages):
     def _newest(self) -> None:
         """See what others have written: LanceDB changes the version that it has seen, and an id would be there twice."""
         if not self._is_old:
-            self.table.checkout_latest()
+            self.table.checkout_latest()  # type: ignore[no-untyped-call,unused-ignore]
 
     def _check_current(self) -> None:
         """ValueError where the table was learned anew, or restored to another map, since it was opened."""

@@ -154,10 +154,7 @@ class LemurVectorStore(VectorStore):  # type: ignore[misc,unused-ignore]
 
         Raises:
             TypeError: ids and filter, ids that are none, or another argument: ignored, it would delete all.
-            ValueError: a dict without keys, which every document passes.
         """
-        if isinstance(filter, dict) and not filter:
-            raise ValueError("the filter {} lets all documents through; delete() without arguments deletes all")
         if kwargs or (ids is not None and filter is not None):
             raise TypeError(f"delete takes ids or filter=, got {', '.join(kwargs) or 'both'}")
         if ids is not None:

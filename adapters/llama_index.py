@@ -143,10 +143,10 @@ class LemurVectorStore(BasePydanticVectorStore):  # type: ignore[misc,unused-ign
         """Delete the nodes that have one of these ids and pass the filters; unknown ids count for nothing.
 
         Raises:
-            ValueError: neither is given, or filters without any; :meth:`clear` deletes all.
+            ValueError: neither is given; :meth:`clear` deletes all.
             TypeError: filters of another kind.
         """
-        if node_ids is None and not getattr(filters, "filters", filters):
+        if node_ids is None and filters is None:
             raise ValueError("delete_nodes takes node_ids, filters or both; clear() deletes all nodes")
         self.client.delete(filter=self._chosen(node_ids, filters))
 

@@ -30,7 +30,7 @@ import numpy.typing as npt
 
 import lemur_ann
 from lemur_ann.documents import ids_of
-from lemur_ann.saved import LOCK, MANIFEST, check_replaceable, is_file_name, is_own
+from lemur_ann.saved import LOCK, MANIFEST, NAMES, check_replaceable, is_file_name
 
 try:
     from pylate.indexes.base import Base
@@ -247,7 +247,7 @@ def _empty(path: Path, options: dict[str, Any]) -> None:
 def _is_broken(path: Path) -> bool:
     """Whether it is an index whose manifest is no JSON: there are files that only an index has, and no others."""
     others = {file.name for file in path.iterdir()} - {MANIFEST, LOCK}
-    if not all(map(is_own, others)) or not any(map(is_file_name, others)):
+    if not all(map(NAMES.fullmatch, others)) or not any(map(is_file_name, others)):
         return False
     try:
         json.loads((path / MANIFEST).read_text())

@@ -6,6 +6,7 @@ What stands here is for those who keep the files of an index elsewhere too, as :
 from lemur_ann.saved.storage import (
     LOCK,
     MANIFEST,
+    NAMES,
     check_replaceable,
     describe,
     is_file_name,
@@ -19,6 +20,7 @@ from lemur_ann.saved.storage import (
 __all__ = [
     "LOCK",
     "MANIFEST",
+    "NAMES",
     "check_replaceable",
     "describe",
     "is_file_name",
