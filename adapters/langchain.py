@@ -115,7 +115,7 @@ class LemurVectorStore(VectorStore):  # type: ignore[misc,unused-ignore]
 
         Args:
             texts: what the encoder takes.
-            metadatas: one for each text; keys must be strings, and values JSON. None, here or among them, is none.
+            metadatas: one for each text; values must be JSON. None, here or among them, is none.
             ids: one for each text, strings, or integers and UUIDs, which become strings, as in a Document; None, here or among
                 them, makes a UUID.
             **kwargs: ignored: LangChain passes what is meant for other stores, such as ``batch_size``.
@@ -347,9 +347,6 @@ def _key(doc_id: Any, name: str) -> str:
 def _json(metadata: Any, name: str) -> str:
     if metadata is not None and not isinstance(metadata, Mapping):
         raise TypeError(f"{name} must be a dict, got {type(metadata).__name__}")
-    wrong = next((key for key in metadata or {} if not isinstance(key, str)), None)
-    if wrong is not None:
-        raise TypeError(f"{name} must have strings as keys, got {wrong!r}")
     try:
         return json.dumps(dict(metadata or {}))
     except (TypeError, ValueError) as error:

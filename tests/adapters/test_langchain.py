@@ -517,7 +517,7 @@ def test_ids_that_are_no_strings_become_strings(word_encoder):
         (["a", "b"], {"metadatas": []}, ValueError, "expected one of metadatas for each of 2 texts, got 0"),
         (["a"], {"metadatas": {"year": 1}}, TypeError, "metadatas must be a list, got dict"),
         (["a", "b"], {"metadatas": [{}, "x"]}, TypeError, r"metadatas\[1\] must be a dict, got str"),
-        (["a", "b"], {"metadatas": [{}, {1: 2}]}, TypeError, r"metadatas\[1\] must have strings as keys, got 1"),
+        (["a", "b"], {"metadatas": [{}, {(1, 2): 3}]}, TypeError, r"metadatas\[1\] must be JSON: keys must be str"),
     ],
 )
 def test_what_is_no_addition_is_told(store, texts, how, kind, message):
