@@ -9,6 +9,7 @@ tests/adapters/test_database_contract.py, and the contract runs over it.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -114,6 +115,8 @@ class TwoStages:
         False  # whether fewer than num_candidates are too few, rather than fewer than k: then all that match are compared
     )
     all_or_nothing = False  # whether the engine undoes what an error interrupts: documents then need not be checked before
+    filter_types: tuple[type, ...] = (str,)  # of the engine's filters,
+    filter_form = 'a condition such as "year > 2020"'  # and what one looks like
 
     def __init__(
         self,
@@ -175,7 +178,10 @@ class TwoStages:
         self._put(documents, ids, offsets, new=True)
 
     def upsert(self, documents: Any, *, ids: Any = None, offsets: Any = None) -> None:
-        """Add documents, in the place of those that have their ids; arguments and errors as for :meth:`add`."""
+        """Add documents, in the place of those that have their ids; arguments and errors as for :meth:`add`.
+
+        Where an engine without transactions fails on the way, some are there; made again, the call brings the rest.
+        """
         self._put(documents, ids, offsets, new=False)
 
     def delete(self, ids: Any = None, *, filter: Any = None) -> int:
@@ -185,9 +191,20 @@ class TwoStages:
             how many were deleted.
 
         Raises:
-            TypeError: neither or both of them, or ids of another kind than those there.
+            TypeError: neither or both of them, ids of another kind than those there, or what is no filter.
+            ValueError: a filter without any condition, which would delete all.
         """
-        return self._delete(ids, filter)
+        return self._delete(ids, None if filter is None else self._filter(filter, deletes=True))
+
+    def _filter(self, filter: Any, *, deletes: bool = False) -> Any:
+        """A filter as the engine takes it; TypeError where it is none, ValueError where it is empty and ``deletes`` all."""
+        if filter is None:
+            return None
+        if not isinstance(filter, self.filter_types):
+            raise TypeError(f"filter must be {self.filter_form}, got {type(filter).__name__}")
+        if deletes and isinstance(filter, str) and not filter.strip():
+            raise ValueError(f"filter must not be empty, expected {self.filter_form}")
+        return filter
 
     def _delete(self, ids: Any, filter: Any) -> int:
         if (ids is None) == (filter is None):
@@ -204,8 +221,17 @@ class TwoStages:
         self._written(self._parts(batches), new)
 
     def _written(self, parts: Iterator[Part], new: bool) -> None:
-        for part in parts:
-            self._write(part, new=new)
+        """Write all parts; where that breaks off, new documents are taken away again."""
+        begun: list[Any] = []
+        try:
+            for part in parts:
+                begun += part.ids
+                self._write(part, new=new)
+        except BaseException:
+            for some in self._by_request(begun) if new and not self.all_or_nothing else ():
+                with suppress(Exception):  # the engine may be gone
+                    self._remove(some, None)
+            raise
 
     def _checked(self, documents: Any, ids: Any, offsets: Any, new: bool) -> Iterator[tuple[DocumentBatch, Any]]:
         """Batches in the dtype that is stored, each with its other columns."""
@@ -303,6 +329,17 @@ def check_encoder(encoder: Any) -> None:
     """TypeError where it is not one."""
     if not isinstance(encoder, LemurEncoder):
         raise TypeError(f"encoder must be a LemurEncoder, got {type(encoder).__name__}")
+
+
+@contextmanager
+def undone(undo: Callable[[], Any]) -> Iterator[None]:
+    """Where what follows fails, what was made before it, and was not there, goes again."""
+    try:
+        yield
+    except BaseException:
+        with suppress(Exception):
+            undo()
+        raise
 
 
 def check_maker(encoder: LemurEncoder, vectors: Any, where: str) -> None:

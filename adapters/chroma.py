@@ -41,6 +41,7 @@ from ._two_stages import (
     Wanted,
     check_encoder,
     largest_products,
+    undone,
 )
 
 URI = "data:application/octet-stream;base64,"
@@ -69,6 +70,9 @@ class LemurCollection(TwoStages):
     Attributes:
         collection: Chroma's own, for its own calls: ``get``, ``update`` of metadata, ``modify``.
     """
+
+    filter_types = (dict,)
+    filter_form = 'a dict such as {"year": {"$gt": 2020}}'
 
     def __init__(self, client: Any, name: str, encoder: LemurEncoder, *, tokens: LemurIndex | None = None) -> None:
         _check_tokens(tokens)
@@ -131,7 +135,8 @@ class LemurCollection(TwoStages):
             configuration={"hnsw": {**HNSW, **(hnsw or {})}},
             metadata={**(metadata or {}), MADE_BY: encoder.fingerprint, KEPT_IN: _place(tokens)},
         )
-        return cls(client, name, encoder, tokens=tokens)
+        with undone(lambda: client.delete_collection(name)):
+            return cls(client, name, encoder, tokens=tokens)
 
     def refit(
         self,
@@ -163,6 +168,12 @@ class LemurCollection(TwoStages):
         encoder = self._learned(ids, queries, num_documents, seed, how)
         kept = {key: value for key, value in self.collection.metadata.items() if key not in (MADE_BY, KEPT_IN)}
         new = self._create(self.client, name, encoder, self.tokens, hnsw, kept)
+        with undone(lambda: self.client.delete_collection(name)):
+            self._copy(new, ids)
+        return new
+
+    def _copy(self, new: LemurCollection, ids: list[str]) -> None:
+        """Records with vectors of the other's encoder."""
         step = self.documents_per_request
         for begin in range(0, len(ids), step):
             got = self.collection.get(ids=ids[begin : begin + step], include=["documents", "metadatas", "uris"])
@@ -170,8 +181,7 @@ class LemurCollection(TwoStages):
             record = {"documents": got["documents"], "metadatas": [one or None for one in got["metadatas"]]}
             if self.tokens is None:
                 record["uris"] = got["uris"]
-            new.collection.add(ids=got["ids"], embeddings=encoder.encode_documents(tokens, offsets=offsets), **record)
-        return new
+            new.collection.add(ids=got["ids"], embeddings=new.encoder.encode_documents(tokens, offsets=offsets), **record)
 
     def delete(self, ids: Any = None, *, filter: Any = None, where_document: Any = None) -> int:
         """Delete documents by ids, of which unknown ones count for nothing, or by Chroma's filters.
@@ -181,8 +191,9 @@ class LemurCollection(TwoStages):
 
         Raises:
             TypeError: both ids and filters, or none.
+            ValueError: an empty filter, which would delete all.
         """
-        filters = {"where": filter, "where_document": where_document}
+        filters = {"where": self._filter(filter), "where_document": self._filter(where_document)}
         return self._delete(ids, None if filter is None and where_document is None else filters)
 
     def search(
@@ -214,7 +225,7 @@ class LemurCollection(TwoStages):
         Raises:
             ValueError, TypeError: bad queries, k or num_candidates, or a candidate that was written without tokens.
         """
-        filters = {"where": filter, "where_document": where_document}
+        filters = {"where": self._filter(filter) or None, "where_document": self._filter(where_document) or None}
         return self._search(queries, k, num_candidates, offsets=offsets, num_threads=num_threads, filters=filters)
 
     def _candidates(self, wanted: Wanted, *, filters: dict[str, Any]) -> Found:
@@ -236,6 +247,12 @@ class LemurCollection(TwoStages):
             return Found(ids, *self._tokens_of(ids, uris))
         hits = self.tokens.search(wanted.query, wanted.k, filter=ids, exact=True, num_threads=wanted.num_threads)
         return Found(hits.ids.tolist(), scores=hits.scores, count=len(ids))
+
+    def _checked_ids(self, ids: pa.Array) -> list[Any]:
+        checked = super()._checked_ids(ids)
+        if "" in checked:
+            raise ValueError(f"Chroma takes no empty id, and there is one in row {checked.index('')}")
+        return checked
 
     def _there(self, ids: list[Any]) -> list[Any]:
         found: list[Any] = self.collection.get(ids=ids, include=[])["ids"]

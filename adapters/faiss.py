@@ -37,7 +37,7 @@ class IDSelectorBatch:
     """
 
     def __init__(self, ids: Iterable[int]) -> None:
-        self.ids = np.asarray(ids if isinstance(ids, (Sequence, np.ndarray)) else list(ids), dtype=np.int64)
+        self.ids = _integers(ids, "ids")
 
     def is_member(self, id: int) -> bool:
         """Whether the id is among them."""
@@ -134,7 +134,9 @@ class IndexLemur:
 
     def add_with_ids(self, x: Any, ids: Any, *, offsets: Any = None) -> None:
         """Add items under ids of your own, int64 (n,); one that names an item already is refused with ValueError."""
-        items, ids = self._items(x, offsets), np.asarray(ids, dtype=np.int64)
+        if isinstance(ids, (set, frozenset)):
+            raise TypeError(f"ids must be in the order of their items, and a {type(ids).__name__} has none")
+        items, ids = self._items(x, offsets), _integers(ids, "ids")
         if ids.shape != (len(items),):
             raise AssertionError(f"not same nb of vectors as ids: {len(items)} items, ids of shape {ids.shape}")
         self.index.add(items, ids=ids)
@@ -161,6 +163,7 @@ class IndexLemur:
         Returns:
             (D, I), float32 and int64 (n, k): scores, best first, and ids; -FLT_MAX and -1 where there are fewer than k.
         """
+        k = validate.integer(k, "k", least=-(2**62))
         if k < 1:
             raise AssertionError(f"k must be at least 1, got {k}")
         found = self._search(self._items(x, offsets), k, params, exact=getattr(params, "exact", False))
@@ -198,7 +201,7 @@ class IndexLemur:
 
     def reconstruct_batch(self, key: Any) -> list[npt.NDArray[Any]]:
         """Several of them."""
-        keys = np.asarray(key, dtype=np.int64)
+        keys = _integers(key, "key")
         if len(keys) == 0:
             return []
         try:
@@ -256,6 +259,20 @@ class IndexLemur:
         if len(x) and self.d is not None and (len(x[0].shape) != 2 or x[0].shape[1] != self.d):
             raise AssertionError(f"items must be matrices (num_tokens, {self.d}), got one of shape {tuple(x[0].shape)}")
         return x
+
+
+def _integers(ids: Any, name: str) -> npt.NDArray[np.int64]:
+    """Ids, int64 (n,); TypeError where they are no integers, such as a mask of booleans, which faiss would take for 0 and 1."""
+    if isinstance(ids, (dict, str, bytes)):
+        raise TypeError(f"{name} must be an array or a list of integers, got {type(ids).__name__}")
+    array = validate.as_array(ids if isinstance(ids, Sequence) or hasattr(ids, "__array__") else list(ids), name)
+    if array.ndim != 1:
+        raise AssertionError(f"{name} must have shape (n,), got {array.shape}")
+    if array.dtype.kind not in "iu" and len(array):
+        raise TypeError(f"{name} must be integers, got {array.dtype}")
+    if array.dtype.kind == "u" and len(array) and array.max() >= 2**63:
+        raise ValueError(f"{name} must be below 2**63, got {array.max()}")
+    return array.astype(np.int64)
 
 
 def write_index(index: IndexLemur, path: str | PathLike[str]) -> None:

@@ -214,6 +214,11 @@ class LemurDocumentStore:
         """
         if not isinstance(documents, Sequence) or not all(isinstance(document, Document) for document in documents):
             raise ValueError("documents must be a list of Documents")
+        for document in documents:
+            if not isinstance(document.id, str) or not isinstance(document.content, (str, type(None))):
+                raise ValueError(
+                    f"a Document must have strings as id and content, got {document.id!r}, {document.content!r:.80}"
+                )
         index = self.index
         with self._opened.changing:
             rows: dict[str, Row] = {}
@@ -230,9 +235,11 @@ class LemurDocumentStore:
 
     def delete_documents(self, document_ids: list[str]) -> None:
         """Delete documents; ids that name none are passed over."""
-        index = self.index
+        if isinstance(document_ids, (bytes, dict)):
+            raise TypeError(f"document_ids must be a list of strings, got {type(document_ids).__name__}")
+        index, ids = self.index, [document_ids] if isinstance(document_ids, str) else document_ids
         with self._opened.changing:
-            known = [doc_id for doc_id in document_ids if doc_id in index]
+            known = [doc_id for doc_id in dict.fromkeys(ids) if doc_id in index]
             if known:
                 index.delete(known)
 
@@ -277,7 +284,8 @@ class LemurDocumentStore:
     def count_unique_metadata_by_filter(self, filters: dict[str, Any], metadata_fields: list[str]) -> dict[str, int]:
         """The number of different values of each field, with or without ``meta.`` before it, in documents that match."""
         documents = self.filter_documents(filters)
-        names = [field.removeprefix("meta.") for field in metadata_fields]
+        given = [metadata_fields] if isinstance(metadata_fields, str) else metadata_fields
+        names = [field.removeprefix("meta.") for field in given]
         return {name: len(_values(documents, name)) for name in names}
 
     def get_metadata_fields_info(self) -> dict[str, dict[str, str]]:

@@ -28,9 +28,10 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow.compute as pc
 
-from lemur_ann import LemurIndex, validate
+from lemur_ann import CorruptIndex, LemurIndex, validate
 from lemur_ann.documents import tokens_from_arrow
 from lemur_ann.events import after_fork
+from lemur_ann.saved import MANIFEST
 
 SETTINGS, ITEMS = "hnswlib.json", "index"  # what is in the folder that save_index writes
 
@@ -112,6 +113,7 @@ class Index:
         """
         if self._index is not None:
             raise RuntimeError("The index is already initiated.")
+        max_elements = validate.integer(max_elements, "max_elements", least=0)
         self._index = LemurIndex(**{"M": M, "ef_construction": ef_construction, "seed": random_seed, **self._options})
         self._max_elements, self._replaces_deleted = max_elements, allow_replace_deleted
 
@@ -220,10 +222,10 @@ class Index:
             RuntimeError: there is none, or it is marked already.
         """
         with self._writing:
-            self._check_label(label)
-            if int(label) in self._deleted:
+            label = self._known(label)
+            if label in self._deleted:
                 raise RuntimeError("The requested to delete element is already deleted")
-            self._deleted[int(label)], self._not_deleted = None, []
+            self._deleted[label], self._not_deleted = None, []
 
     def unmark_deleted(self, label: int) -> None:
         """Let searches find it again.
@@ -232,10 +234,10 @@ class Index:
             RuntimeError: there is none, or it is not marked.
         """
         with self._writing:
-            self._check_label(label)
-            if int(label) not in self._deleted:
+            label = self._known(label)
+            if label not in self._deleted:
                 raise RuntimeError("The requested to undelete element is not deleted")
-            del self._deleted[int(label)]
+            del self._deleted[label]
             self._not_deleted = []
 
     def get_items(self, ids: Any = None, return_type: str = "numpy") -> list[Any]:
@@ -251,15 +253,14 @@ class Index:
         """
         if return_type not in ("numpy", "list"):
             raise ValueError('return_type should be "numpy" or "list"')
-        labels = np.asarray([] if ids is None else ids, dtype=np.int64)
-        if labels.ndim == 0:
+        given = np.asarray([] if ids is None else ids)
+        if given.ndim == 0:
             raise ValueError("get_items accepts a list of indices and returns a list of vectors")
-        if len(labels) == 0:
+        if len(given) == 0:
             return []
-        for label in labels.tolist():
-            self._check_label(label)
-            if label in self._deleted:
-                raise RuntimeError("Label not found")
+        labels = [self._known(label) for label in given.tolist()]
+        if any(label in self._deleted for label in labels):
+            raise RuntimeError("Label not found")
         tokens, offsets = tokens_from_arrow(self.index.get(labels).column("tokens").combine_chunks(), "tokens")
         matrices = np.split(tokens, offsets[1:-1])
         return matrices if return_type == "numpy" else [matrix.tolist() for matrix in matrices]
@@ -282,6 +283,7 @@ class Index:
         Raises:
             RuntimeError: it holds more already.
         """
+        new_size = validate.integer(new_size, "new_size", least=0)
         if new_size < len(self.index):
             raise RuntimeError("Cannot resize, max element is less than the current number of elements")
         self._max_elements = new_size
@@ -325,7 +327,7 @@ class Index:
             FileExistsError: something else is there.
         """
         folder = Path(path_to_index)
-        if folder.exists() and not ((folder / SETTINGS).exists() or (folder / ITEMS).exists()):
+        if folder.exists() and not _is_saved(folder):
             raise FileExistsError(f"{folder} is there and is not what save_index writes; choose another path or remove it")
         with self._writing:
             settings = {
@@ -334,10 +336,14 @@ class Index:
                 "next_label": self._next_label,
                 "deleted": list(self._deleted),
             }
-            self.index.save(folder / ITEMS)
+            folder.mkdir(parents=True, exist_ok=True)
             new = folder / f"{SETTINGS}.new"
-            new.write_text(json.dumps(settings))
-            new.replace(folder / SETTINGS)
+            try:
+                new.write_text(json.dumps(settings))  # where there is no room for it, nothing has changed
+                self.index.save(folder / ITEMS)
+                new.replace(folder / SETTINGS)
+            finally:
+                new.unlink(missing_ok=True)
 
     def load_index(
         self, path_to_index: str | os.PathLike[str], max_elements: int = 0, allow_replace_deleted: bool = False
@@ -351,10 +357,11 @@ class Index:
 
         Raises:
             RuntimeError: nothing is there, or items of another dim.
+            CorruptIndex: it was altered.
         """
         folder = Path(path_to_index)
         try:
-            settings = json.loads((folder / SETTINGS).read_text())
+            settings = _settings(folder)
             index = LemurIndex.load(folder / ITEMS)
         except (FileNotFoundError, NotADirectoryError) as error:
             raise RuntimeError(f"Cannot open file: {error}") from error
@@ -370,9 +377,13 @@ class Index:
     def _set_deleted(self, labels: list[int]) -> None:
         self._deleted, self._not_deleted = dict.fromkeys(labels), []
 
-    def _check_label(self, label: int) -> None:
+    def _known(self, label: Any) -> int:
+        """A label that names an item; RuntimeError where it names none, TypeError where it is no integer."""
+        if isinstance(label, bool) or not isinstance(label, (int, np.integer)):
+            raise TypeError(f"a label must be an integer, got {type(label).__name__}")
         if int(label) not in self.index:
             raise RuntimeError("Label not found")
+        return int(label)
 
     def _threads(self, num_threads: int) -> int | None:
         threads = num_threads if num_threads > 0 else self.num_threads
@@ -392,3 +403,24 @@ class Index:
         if len(data) and (len(data[0].shape) != 2 or data[0].shape[1] != self.dim):
             raise RuntimeError(f"Wrong dimensionality of the vectors: expected (num_tokens, {self.dim}), got {data[0].shape}")
         return data
+
+
+def _is_saved(folder: Path) -> bool:
+    """Whether a folder holds what :meth:`Index.save_index` writes."""
+    try:
+        return (folder / ITEMS / MANIFEST).exists() if not (folder / SETTINGS).exists() else bool(_settings(folder))
+    except CorruptIndex:
+        return False
+
+
+def _settings(folder: Path) -> dict[str, Any]:
+    """What is saved beside the items; CorruptIndex where it is something else."""
+    file = folder / SETTINGS
+    try:
+        settings: dict[str, Any] = json.loads(file.read_text())
+        numbers = [settings["max_elements"], settings["next_label"], settings["ef"] or 1, *settings["deleted"]]
+        if not all(type(number) is int and number >= 0 for number in numbers):
+            raise TypeError("not all are numbers")
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
+        raise CorruptIndex(f"{file} cannot be read: {error!r}") from error
+    return settings

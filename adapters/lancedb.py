@@ -15,7 +15,9 @@ LanceDB's index finds candidates by the vector, and their exact MaxSim orders th
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from itertools import chain
 from os import PathLike
@@ -29,6 +31,7 @@ import pyarrow as pa
 try:
     import lance
     import lancedb
+    from lancedb.expr import Expr
     from lancedb.index import HnswSq
 except ImportError as error:
     raise ImportError("lemur_ann.adapters.lancedb needs lancedb and pylance: pip install lemur_ann[lancedb]") from error
@@ -54,6 +57,7 @@ from ._two_stages import (
 )
 
 MADE_BY = b"lemur_ann encoder"  # in the metadata of the field vector, so that each version of a table names its own encoder
+NAME, DIGEST = re.compile(r"(?!\.\.?$)[A-Za-z0-9_.-]+"), re.compile(r"[0-9a-f]+")  # of tables, and of encoders in names
 DOCUMENTS_PER_BATCH = 1024  # written at a time, of which LanceDB reads as many again when it learns a column
 BYTES_PER_BATCH = 2**26
 
@@ -83,6 +87,7 @@ class LemurTable(TwoStages):
     all_or_nothing = True  # an error on the way leaves the version there was
     documents_per_request, bytes_per_request = DOCUMENTS_PER_BATCH, BYTES_PER_BATCH
     ids_per_request = 2**20  # of one deletion, which is one version
+    filter_types = (str, Expr)
 
     def __init__(
         self, db: lancedb.DBConnection, name: str, encoder: LemurEncoder | None = None, *, version: int | None = None
@@ -106,6 +111,7 @@ class LemurTable(TwoStages):
             raise ValueError(f"table {name!r} has vectors and tokens of dims {found}, the encoder is for {expected}")
         super().__init__(encoder, integer_ids=pa.types.is_integer(schema.field("id").type), stored_as=_stored_as(schema))
         self._made_by = made_by
+        self._is_old = version is not None
 
     def __repr__(self) -> str:
         return f"<LemurTable {self.table.name!r} of {len(self)} documents>"
@@ -136,8 +142,13 @@ class LemurTable(TwoStages):
             schema: the columns but ``vector``, for other types than those of the first documents; needed where there are none.
             encoder_path: the file to save the encoder to, to be loaded and passed when the table is opened. None is a file
                 beside the table in the database's folder, which is found then.
-            mode: "overwrite" takes the place of a table of this name.
+            mode: "overwrite" takes the place of a LemurTable of this name.
+
+        Raises:
+            ValueError, TypeError: bad documents or names; "overwrite" where a table has this name that is no LemurTable, or
+                "create" where there is one. What was there before is there still.
         """
+        _check_free(db, name, mode)
         stream = _batches(() if documents is None else documents, ids, offsets, encoder.token_dim)
         first = next(stream, None)
         if schema is None:
@@ -150,9 +161,9 @@ class LemurTable(TwoStages):
         without = [field for field in schema if field.name != "vector"]
         schema = pa.schema([*without, _vector_field(encoder)], metadata=schema.metadata)
         batches = stream if first is None else chain([first], stream)
-        _save(encoder, db, name, encoder_path)
         rows = (_record_batch(part, schema) for part in _parts(batches, schema, encoder))
-        _write(schema, rows, lambda reader: db.create_table(name, reader, mode=mode))
+        with _saved(encoder, db, name, encoder_path):
+            _write(schema, rows, lambda reader: db.create_table(name, reader, mode=mode))
         return cls(db, name, encoder)
 
     @classmethod
@@ -169,7 +180,7 @@ class LemurTable(TwoStages):
     ) -> LemurTable:
         """Learn from a table that is there, and add the column ``vector`` to it, which rewrites no other.
 
-        Where the column is there, it is dropped first, and its index with it.
+        Where the column is there from another map, it is dropped first, and its index with it.
 
         Args:
             db, name: a table with columns ``id`` (strings or integers) and ``tokens``
@@ -179,13 +190,17 @@ class LemurTable(TwoStages):
             encoder_path: as for :meth:`create`.
             seed: of the sample.
             **how: as for :meth:`lemur_ann.LemurEncoder.fit`.
+
+        Raises:
+            ValueError, TypeError: there is no such table, its columns are others, or ``vector`` holds something else.
         """
         table = db.open_table(name)
         _check_columns(table.schema)
+        if "vector" in table.schema.names and _made_by(table.schema) is None:
+            raise ValueError(f"table {name!r} has a column 'vector' that no LemurTable wrote: rename it, or drop it yourself")
         chosen = sample_of(table.count_rows(), num_documents, seed)
         sample = [table.take_offsets(chosen).select(["tokens"]).to_arrow()] if chosen else []
         encoder = learned(map(_tokens_in, sample), queries, how)
-        _save(encoder, db, name, encoder_path)
         field = _vector_field(encoder)
 
         @lance.batch_udf(output_schema=pa.schema([field]))  # type: ignore[untyped-decorator,unused-ignore]
@@ -193,9 +208,10 @@ class LemurTable(TwoStages):
             encoded = encoder.encode_documents(pa.table({"tokens": batch.column("tokens")}))
             return pa.record_batch([_vector_array(encoded)], schema=pa.schema([field]))
 
-        if "vector" in table.schema.names:
-            table.drop_columns(["vector"])
-        table.to_lance().add_columns(vectors, read_columns=["tokens"], batch_size=DOCUMENTS_PER_BATCH)
+        with _saved(encoder, db, name, encoder_path):
+            if "vector" in table.schema.names:
+                table.drop_columns(["vector"])
+            table.to_lance().add_columns(vectors, read_columns=["tokens"], batch_size=DOCUMENTS_PER_BATCH)
         return cls(db, name, encoder)
 
     def create_index(self, config: Any = None, **options: Any) -> None:
@@ -244,7 +260,7 @@ class LemurTable(TwoStages):
         if rerank not in ("kernel", "engine"):
             raise ValueError(f'rerank must be "kernel" or "engine", got {rerank!r}')
         self._check_current()
-        how = {"filter": filter, "rerank": rerank, "nprobes": nprobes, "ef": ef, "refine_factor": refine_factor}
+        how = {"filter": self._filter(filter), "rerank": rerank, "nprobes": nprobes, "ef": ef, "refine_factor": refine_factor}
         return self._search(queries, k, num_candidates, offsets=offsets, num_threads=num_threads, **how)
 
     def _candidates(self, wanted: Wanted, *, filter: str | None, rerank: str, **how: int | None) -> Found:
@@ -282,6 +298,7 @@ class LemurTable(TwoStages):
         return Found(found.column("id").to_pylist(), scores=scores, count=len(chosen))
 
     def _put(self, documents: Any, ids: Any, offsets: Any, *, new: bool) -> None:
+        self._newest()
         self._check_current()
         super()._put(documents, ids, offsets, new=new)
 
@@ -303,8 +320,14 @@ class LemurTable(TwoStages):
         return there
 
     def _remove(self, ids: list[Any] | None, filter: Any) -> int:
+        self._newest()
         deleted: Any = self.table.delete(filter if ids is None else _among(ids))
         return int(deleted.num_deleted_rows)
+
+    def _newest(self) -> None:
+        """See what others have written: LanceDB changes the version that it has seen, and an id would be there twice."""
+        if not self._is_old:
+            self.table.checkout_latest()  # type: ignore[no-untyped-call,unused-ignore]
 
     def _check_current(self) -> None:
         """ValueError where the table was learned anew, or restored to another map, since it was opened."""
@@ -429,16 +452,43 @@ def _tokens_in(table: pa.Table) -> tuple[Tokens, Offsets]:
 
 def _encoder_path(db: lancedb.DBConnection, name: str, digest: str) -> Path:
     """Beside the table, not in its folder, which LanceDB cleans up."""
+    if not isinstance(name, str) or not NAME.fullmatch(name) or not DIGEST.fullmatch(digest):
+        raise ValueError(f"table's name must be letters, digits, and any of _ . - between them, got {name!r}")
     folder = str(getattr(db, "uri", ""))
     if "://" in folder or not folder:
         raise ValueError("the database is not in a local folder: pass encoder_path=, and the encoder when the table is opened")
     return Path(folder) / f"{name}.{digest}.safetensors"
 
 
-def _save(encoder: LemurEncoder, db: lancedb.DBConnection, name: str, path: str | PathLike[str] | None) -> None:
+@contextmanager
+def _saved(encoder: LemurEncoder, db: lancedb.DBConnection, name: str, path: str | PathLike[str] | None) -> Iterator[None]:
+    """The encoder is in its file while the table is written; where that fails, the file is as it was before."""
     target = _encoder_path(db, name, encoder.fingerprint) if path is None else Path(path)
     os.makedirs(target.parent, exist_ok=True)
+    before = target.read_bytes() if target.exists() else None
     encoder.save(target)
+    try:
+        yield
+    except BaseException:
+        if before is None:
+            target.unlink(missing_ok=True)
+        else:
+            target.write_bytes(before)
+        raise
+
+
+def _check_free(db: lancedb.DBConnection, name: str, mode: str) -> None:
+    """ValueError where a table that is not ours would make way for a new one."""
+    if mode not in ("create", "overwrite"):
+        raise ValueError(f'mode must be "create" or "overwrite", got {mode!r}')
+    try:
+        schema = db.open_table(name).schema
+    except (ValueError, FileNotFoundError):  # there is none, or such a name is not allowed, as create_table says
+        return
+    if mode == "create":
+        raise ValueError(f'Table {name!r} already exists; mode="overwrite" takes its place')
+    if _made_by(schema) is None:
+        raise ValueError(f"table {name!r} is no LemurTable, and is not overwritten: drop_table drops it")
 
 
 def _among(ids: list[Any]) -> str:

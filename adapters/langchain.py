@@ -17,7 +17,7 @@ from __future__ import annotations
 import json
 import re
 import uuid
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from os import PathLike
 from typing import Any
@@ -36,7 +36,7 @@ try:
 except ImportError as error:
     raise ImportError("lemur_ann.adapters.langchain needs langchain-core: pip install lemur_ann[langchain]") from error
 
-from lemur_ann import LemurIndex, TextIndex, maxsim
+from lemur_ann import LemurIndex, TextIndex, maxsim, validate
 from lemur_ann.encoders import encoded
 
 INTEGER = re.compile(r"0|-?[1-9]\d{0,17}")  # a string that stands for an int64 id
@@ -115,23 +115,33 @@ class LemurVectorStore(VectorStore):  # type: ignore[misc,unused-ignore]
 
         Args:
             texts: what the encoder takes.
-            metadatas: one for each text; values must be JSON.
-            ids: one for each text; None, here or among them, makes a UUID.
+            metadatas: one for each text; values must be JSON. None, here or among them, is none.
+            ids: one for each text, strings, or integers and UUIDs, which become strings, as in a Document; None, here or among
+                them, makes a UUID.
             **kwargs: ignored: LangChain passes what is meant for other stores, such as ``batch_size``.
 
         Returns:
             the ids.
 
         Raises:
-            ValueError: an id twice, or a number of ids or metadatas that differs from that of texts; nothing has changed.
-            TypeError: metadata that is not JSON; nothing has changed.
+            ValueError: an id twice, an empty one, or a number of ids or metadatas that differs from that of texts; nothing has
+                changed.
+            TypeError: texts that are no strings, ids of other kinds, or metadata that is not JSON; nothing has changed.
         """
-        texts = list(texts)
-        for name, values in (("metadatas", metadatas), ("ids", ids)):
-            if values is not None and len(values) != len(texts):
+        texts = _listed(texts, "texts")
+        for row, text in enumerate(texts):
+            if not isinstance(text, str):
+                raise TypeError(f"texts[{row}] must be a string, got {type(text).__name__}")
+        nothing = [None] * len(texts)
+        given, about = (_listed(nothing if v is None else v, n) for n, v in (("ids", ids), ("metadatas", metadatas)))
+        for name, values in (("metadatas", about), ("ids", given)):
+            if len(values) != len(texts):
                 raise ValueError(f"expected one of {name} for each of {len(texts)} texts, got {len(values)}")
-        keys = [doc_id or str(uuid.uuid4()) for doc_id in ids or [None] * len(texts)]
-        written = [_json(metadata, key) for key, metadata in zip(keys, metadatas or [{}] * len(texts), strict=True)]
+        keys = [str(uuid.uuid4()) if doc_id is None else _key(doc_id, f"ids[{row}]") for row, doc_id in enumerate(given)]
+        named = [
+            f"metadatas[{row}]" if given[row] is None else f"metadata of document {keys[row]!r}" for row in range(len(keys))
+        ]
+        written = [_json(metadata, name) for name, metadata in zip(named, about, strict=True)]
         columns = {"id": keys, "text": texts, "metadata": written}
         self.texts.upsert(pa.table({name: pa.array(column, pa.large_string()) for name, column in columns.items()}))
         return keys
@@ -143,7 +153,7 @@ class LemurVectorStore(VectorStore):  # type: ignore[misc,unused-ignore]
             True.
 
         Raises:
-            TypeError: ids and filter, or another argument: ignored, it would delete all.
+            TypeError: ids and filter, ids that are none, or another argument: ignored, it would delete all.
         """
         if kwargs or (ids is not None and filter is not None):
             raise TypeError(f"delete takes ids or filter=, got {', '.join(kwargs) or 'both'}")
@@ -215,8 +225,10 @@ class LemurVectorStore(VectorStore):  # type: ignore[misc,unused-ignore]
             lambda_mult: 1 counts relevance alone, 0 difference alone, after the best document.
             filter, **kwargs: as for other searches.
         """
-        tokens = self._encoded(query)
-        hits = self.texts.index.search(tokens, max(k, fetch_k), filter=self._filter(filter), **kwargs)
+        tokens, k = self._encoded(query), validate.positive_int(k, "k")
+        hits = self.texts.index.search(
+            tokens, max(k, validate.integer(fetch_k, "fetch_k", least=0)), filter=self._filter(filter), **kwargs
+        )
         table, scores = self._table(self.texts.index.get, hits.ids.tolist()), dict(hits)
         relevance = np.array([scores[doc_id] for doc_id in table["id"].to_pylist()]) / _lengths(tokens).sum()
         matrices = [row.values.flatten().to_numpy().reshape(len(row), -1) for row in table["tokens"]]
@@ -273,11 +285,12 @@ class LemurVectorStore(VectorStore):  # type: ignore[misc,unused-ignore]
     def _known(self, ids: Iterable[Any]) -> list[Any]:
         """Those that name a document. LangChain's ids are strings, also where the index's are integers."""
         known: dict[Any, None] = {}
-        for doc_id in [ids] if isinstance(ids, str) else ids:
-            if doc_id in self.texts:
-                known[doc_id] = None
-            elif INTEGER.fullmatch(str(doc_id)) and int(doc_id) in self.texts:
-                known[int(doc_id)] = None
+        for doc_id in [ids] if isinstance(ids, str) else _listed(ids, "ids", ordered=False):
+            key = doc_id if doc_id == "" else _key(doc_id, "an id")
+            if key in self.texts:
+                known[key] = None
+            elif INTEGER.fullmatch(key) and int(key) in self.texts:
+                known[int(key)] = None
         return list(known)
 
 
@@ -314,11 +327,30 @@ class LemurRetriever(BaseRetriever):  # type: ignore[misc,unused-ignore]
         return {"k": self.k, "filter": self.filter, **self.search_kwargs, **kwargs}
 
 
-def _json(metadata: dict[str, Any] | None, doc_id: str) -> str:
+def _listed(values: Any, name: str, *, ordered: bool = True) -> list[Any]:
+    """A list of what a caller passed for several; TypeError where it is one, or has no order and needs one."""
+    wrong = (str, bytes, Mapping, *((set, frozenset) if ordered else ()))
+    if isinstance(values, wrong) or not isinstance(values, Iterable):
+        raise TypeError(f"{name} must be a list, got {type(values).__name__}")
+    return list(values)
+
+
+def _key(doc_id: Any, name: str) -> str:
+    """An id as LangChain has it, a string; ValueError where it is empty, TypeError where it is none."""
+    if isinstance(doc_id, bool) or not isinstance(doc_id, (str, int, np.integer, uuid.UUID)):
+        raise TypeError(f"{name} must be a string, got {type(doc_id).__name__}")
+    if doc_id == "":
+        raise ValueError(f"{name} is empty; None makes one")
+    return str(doc_id)
+
+
+def _json(metadata: Any, name: str) -> str:
+    if metadata is not None and not isinstance(metadata, Mapping):
+        raise TypeError(f"{name} must be a dict, got {type(metadata).__name__}")
     try:
-        return json.dumps(metadata or {})
+        return json.dumps(dict(metadata or {}))
     except (TypeError, ValueError) as error:
-        raise TypeError(f"metadata of document {doc_id!r} must be JSON: {error}") from error
+        raise TypeError(f"{name} must be JSON: {error}") from error
 
 
 def _rows(table: pa.Table) -> Iterator[tuple[Any, str, dict[str, Any]]]:

@@ -18,6 +18,7 @@ alive.
 
 from __future__ import annotations
 
+import uuid
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -240,12 +241,15 @@ class Lemur:
             "output_mean": float(self.mean),
             "output_std": float(self.std),
         }
-        torch.save(payload, target)
+        _write(payload, target)
         return target
 
     def load_mlp(self, path: str | Path | None = None) -> nn.Module:
         """Read a network that :meth:`save_mlp` or the reference wrote."""
-        payload = torch.load(self._path(path, "mlp.pt"), map_location=self.device, weights_only=True)
+        source = self._path(path, "mlp.pt")
+        payload = torch.load(source, map_location=self.device, weights_only=True)
+        if not isinstance(payload, dict) or not {"config", "state_dict", "output_mean", "output_std"} <= payload.keys():
+            raise ValueError(f"{source} is not a network of LEMUR: expected config, state_dict, output_mean and output_std")
         config, state = payload["config"], payload["state_dict"]
         layers = int(config.get("num_layers", 1))
         ours = {
@@ -264,7 +268,7 @@ class Lemur:
     def save_w(self, path: str | Path | None = None) -> Path:
         """Write the document weights as the reference does; returns the path."""
         target = self._path(path, "w.pt")
-        torch.save({"W": self.W}, target)
+        _write({"W": self.W}, target)
         return target
 
     def load_w(self, path: str | Path | None = None) -> torch.Tensor:
@@ -375,6 +379,16 @@ class _Network(nn.Module):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         return self.output_layer(self.feature_extractor(x))  # type: ignore[no-any-return]
+
+
+def _write(payload: Any, target: Path) -> None:
+    """A checkpoint, in the place of one that is there, which stays where this fails."""
+    new = target.with_name(f".{target.name}.{uuid.uuid4().hex[:12]}")
+    try:
+        torch.save(payload, new)
+        new.replace(target)
+    finally:
+        new.unlink(missing_ok=True)
 
 
 def _feature_map(config: dict[str, Any], seed: int) -> FeatureMap:

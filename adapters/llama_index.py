@@ -117,6 +117,9 @@ class LemurVectorStore(BasePydanticVectorStore):  # type: ignore[misc,unused-ign
     def add(self, nodes: Sequence[BaseNode], **add_kwargs: Any) -> list[str]:
         """Encode and add nodes, in place of those that have the same ids; returns their ids."""
         rows = []
+        nodes = nodes if isinstance(nodes, BaseNode) else list(nodes)
+        if isinstance(nodes, BaseNode) or not all(isinstance(node, BaseNode) for node in nodes):
+            raise TypeError("nodes must be a list of nodes")
         for node in {node.node_id: node for node in nodes}.values():
             metadata = node_to_metadata_dict(node)
             content = metadata.pop("_node_content")
@@ -129,6 +132,8 @@ class LemurVectorStore(BasePydanticVectorStore):  # type: ignore[misc,unused-ign
 
     def delete(self, ref_doc_id: str, **delete_kwargs: Any) -> None:
         """Delete the nodes of a source document; it is no error if there are none."""
+        if not isinstance(ref_doc_id, str):
+            raise TypeError(f"ref_doc_id must be a string, got {type(ref_doc_id).__name__}")
         if len(self.client):
             self.client.delete(filter=pc.field("ref_doc_id") == ref_doc_id)
 
@@ -139,6 +144,7 @@ class LemurVectorStore(BasePydanticVectorStore):  # type: ignore[misc,unused-ign
 
         Raises:
             ValueError: neither is given; :meth:`clear` deletes all.
+            TypeError: filters of another kind.
         """
         if node_ids is None and filters is None:
             raise ValueError("delete_nodes takes node_ids, filters or both; clear() deletes all nodes")
@@ -186,6 +192,9 @@ class LemurVectorStore(BasePydanticVectorStore):  # type: ignore[misc,unused-ign
         return VectorStoreQueryResult(nodes, [score for _, score in found], [node.node_id for node in nodes])
 
     def _chosen(self, node_ids: list[str] | None, filters: MetadataFilters | None) -> list[str]:
+        if isinstance(node_ids, (bytes, dict)):
+            raise TypeError(f"node_ids must be a list of strings, got {type(node_ids).__name__}")
+        node_ids = [node_ids] if isinstance(node_ids, str) else node_ids
         ids = self.client.ids().to_pylist() if node_ids is None else list(dict.fromkeys(node_ids))
         if filters is None:
             return ids
@@ -194,6 +203,8 @@ class LemurVectorStore(BasePydanticVectorStore):  # type: ignore[misc,unused-ign
 
     def _that_pass(self, filters: MetadataFilters) -> set[str]:
         """Ids of the nodes that pass; those of the last filters are kept, since queries come one by one with the same."""
+        if not isinstance(filters, MetadataFilters):
+            raise TypeError(f"filters must be MetadataFilters, such as MetadataFilters.from_dict({{...}}), got {filters!r:.80}")
         metadata, key, last = self._metadata(), filters.model_dump_json(), self._passing
         if last is None or last[0] is not metadata or last[1] != key:
             self._passing = last = (metadata, key, _that_pass(filters, metadata))
@@ -347,6 +358,8 @@ def _node(row: dict[str, Any]) -> BaseNode:
 
 
 def _is_in(column: str, values: Any) -> pc.Expression:
+    if isinstance(values, (str, bytes, dict)):
+        raise TypeError(f"node_ids and doc_ids must be lists of ids, got {type(values).__name__}")
     return pc.field(column).isin(pa.array(list(values), pa.large_string()))
 
 

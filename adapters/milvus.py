@@ -49,6 +49,7 @@ from ._two_stages import (
     check_maker,
     ids_in,
     largest_products,
+    undone,
 )
 
 LARGEST_RESULT = 16_384  # Milvus returns no more rows
@@ -151,7 +152,8 @@ class LemurCollection(TwoStages):
         fields.add_field("tokens", DataType.ARRAY, max_capacity=MOST_PARTS, **text)
         options = {"consistency_level": "Strong", **options}
         client.create_collection(name, schema=fields, index_params=_index(client, "HNSW", "IP", None), **options)
-        return cls(client, name, encoder)
+        with undone(lambda: client.drop_collection(name)):
+            return cls(client, name, encoder)
 
     def fit(self, name: str, queries: Any = None, *, num_documents: int = 10_000, seed: int = 0, **how: Any) -> LemurCollection:
         """Learn anew from this collection's tokens, and make another collection of the same documents.
@@ -178,26 +180,13 @@ class LemurCollection(TwoStages):
         encoder = self._learned(ids, queries, num_documents, seed, how)
         schema = pa.schema(list(self._columns.items()))
         other = type(self).create(self.client, name, encoder, schema)
-        for rows in self._rows(ids, [*self._columns, "tokens"]):
-            tokens, offsets = self._unpacked(rows)
-            fields = pa.Table.from_pylist([{column: row[column] for column in self._columns} for row in rows], schema)
-            batch = DocumentBatch(fields.column("id"), tokens, offsets)
-            other._written(other._parts([(batch, fields)]), new=False)
+        with undone(lambda: self.client.drop_collection(name)):
+            for rows in self._rows(ids, [*self._columns, "tokens"]):
+                tokens, offsets = self._unpacked(rows)
+                fields = pa.Table.from_pylist([{column: row[column] for column in self._columns} for row in rows], schema)
+                batch = DocumentBatch(fields.column("id"), tokens, offsets)
+                other._written(other._parts([(batch, fields)]), new=False)
         return other
-
-    def delete(self, ids: Any = None, *, filter: str | None = None) -> int:
-        """Delete documents by ids, of which unknown ones count for nothing, or by a filter of Milvus's own.
-
-        Returns:
-            how many were deleted.
-
-        Raises:
-            TypeError: neither or both of them, or ids of another kind than the collection's.
-            ValueError: an empty filter.
-        """
-        if filter is not None and not filter.strip():
-            raise ValueError("filter must not be empty")
-        return self._delete(ids, filter)
 
     def create_index(self, index_type: str = "HNSW", metric_type: str = "IP", params: dict[str, Any] | None = None) -> None:
         """Index the vectors anew; a collection has an index from the first.
@@ -251,7 +240,7 @@ class LemurCollection(TwoStages):
         Raises:
             ValueError, TypeError: bad queries or arguments.
         """
-        how = {"filter": filter or "", "params": params}
+        how = {"filter": self._filter(filter) or "", "params": params}
         return self._search(queries, k, num_candidates, offsets=offsets, num_threads=num_threads, **how)
 
     def _candidates(self, wanted: Wanted, *, filter: str, params: dict[str, Any] | None) -> Found:

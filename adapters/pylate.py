@@ -16,8 +16,10 @@ Every change is on disk when its call returns, and the same folder and name find
 
 from __future__ import annotations
 
-import shutil
+import json
+import os
 from collections.abc import Iterable, Sequence
+from contextlib import suppress
 from os import PathLike
 from pathlib import Path
 from typing import Any
@@ -27,14 +29,14 @@ import numpy as np
 import numpy.typing as npt
 
 import lemur_ann
+from lemur_ann.documents import ids_of
+from lemur_ann.saved import LOCK, MANIFEST, NAMES, check_replaceable, is_file_name
 
 try:
     from pylate.indexes.base import Base
     from pylate.rank import RerankResult
 except ImportError as error:
     raise ImportError("lemur_ann.adapters.pylate needs PyLate: pip install lemur_ann[pylate]") from error
-
-MANIFEST = "manifest.json"  # a folder that holds one is an index: docs/format.md
 
 # PyLate opens an index by its name as often as it likes. One process writes an index through one LemurIndex, so they share it.
 _open: WeakValueDictionary[Path, lemur_ann.LemurIndex] = WeakValueDictionary()
@@ -47,8 +49,8 @@ class LemurIndex(Base):  # type: ignore[misc,unused-ignore]
     learned, by :meth:`fit` or by an addition (see ``fit_at``), searches score every document.
 
     Args:
-        index_folder, index_name: the index is the directory ``index_folder/index_name``.
-        override: begin anew, and delete the index that is there.
+        index_folder, index_name: the index is the directory ``index_folder/index_name``, which is within ``index_folder``.
+        override: begin anew, and delete the index that is there. A folder that holds anything else is left as it is.
         training_queries_embeddings: embeddings of queries like those to come, and not those to measure with, to learn from.
         fit_at: number of documents at which an addition also learns, where there are training queries; None leaves that to
             :meth:`fit`.
@@ -65,7 +67,8 @@ class LemurIndex(Base):  # type: ignore[misc,unused-ignore]
 
     Raises:
         IndexLocked: another process has the index open for writing.
-        ValueError: the index that is there was made with other options.
+        ValueError: the index that is there was made with other options, or index_name leads out of index_folder.
+        FileExistsError: override, and something else than an index is there.
         FileNotFoundError: read_only, and there is no index.
     """
 
@@ -88,13 +91,13 @@ class LemurIndex(Base):  # type: ignore[misc,unused-ignore]
     ) -> None:
         if override and read_only:
             raise ValueError("override=True begins anew, and read_only=True never writes: pass one of them")
-        self.path = Path(index_folder, index_name).resolve()
+        self.path = _path(index_folder, index_name)
         self.search_options: dict[str, Any]
         self.search_options = {"num_candidates": num_candidates, "ef_search": ef_search, "num_threads": num_threads}
         self.fit_at = fit_at
         self._training_queries = training_queries_embeddings
         if override:
-            _delete(self.path)
+            _empty(self.path, options)
         self.index = _opened(self.path, options, device=device, read_only=read_only)
 
     def add_documents(  # type: ignore[override,unused-ignore]
@@ -125,7 +128,7 @@ class LemurIndex(Base):  # type: ignore[misc,unused-ignore]
 
     def remove_documents(self, documents_ids: Any) -> LemurIndex:  # type: ignore[override,unused-ignore]
         """Remove documents; as in PLAID, ids that name none count for nothing. Returns the index itself."""
-        self.index.delete(filter=_ids(documents_ids))
+        self.index.delete(filter=ids_of(documents_ids))
         return self
 
     def fit(self, training_queries_embeddings: Any = None, **how: Any) -> LemurIndex:
@@ -162,14 +165,15 @@ class LemurIndex(Base):  # type: ignore[misc,unused-ignore]
             ValueError, TypeError: bad queries or k; not one list of ids for each query; ids of another kind than the index's.
         """
         queries = _batch(queries_embeddings)
-        subsets = None if subset is None else list(subset)
+        subsets = None if subset is None else _subsets(subset)
         if not subsets or isinstance(subsets[0], (str, int, np.integer)):
-            found = self.index.search(queries, k, filter=subsets, **self.search_options)
+            ids = subsets if not subsets else ids_of(subsets)
+            found = self.index.search(queries, k, filter=ids, **self.search_options)
         elif len(subsets) != len(queries):
             raise ValueError(f"subset has lists of ids for {len(subsets)} queries, and there are {len(queries)}")
         else:
-            pairs = zip(queries, subsets, strict=True)
-            found = [self.index.search(query, k, filter=list(ids), **self.search_options) for query, ids in pairs]
+            pairs = [(query, ids_of(ids)) for query, ids in zip(queries, subsets, strict=True)]
+            found = [self.index.search(query, k, filter=ids, **self.search_options) for query, ids in pairs]
         return [[RerankResult(id=doc_id, score=score) for doc_id, score in hits] for hits in found]
 
     def get_documents_embeddings(self, documents_ids: Sequence[Iterable[Any]]) -> list[list[Any]]:
@@ -177,7 +181,10 @@ class LemurIndex(Base):  # type: ignore[misc,unused-ignore]
 
         Raises:
             KeyError: an id names no document.
+            TypeError: ids that are in no groups.
         """
+        if isinstance(documents_ids, str) or any(isinstance(group, (str, int, np.integer)) for group in documents_ids):
+            raise TypeError('documents_ids must be a list of lists of ids, such as [["a", "b"], ["c"]]')
         groups = [list(group) for group in documents_ids]
         ids = [doc_id for group in groups for doc_id in group]
         tokens = iter(self.index.get(ids).column("tokens") if ids else ())
@@ -208,22 +215,57 @@ def _opened(path: Path, options: dict[str, Any], *, device: str | None, read_onl
     return index
 
 
-def _delete(path: Path) -> None:
-    """Delete the index that is there; objects that have it open can be searched still."""
+def _path(folder: str | PathLike[str], name: str) -> Path:
+    """The directory of an index; ValueError where its name leads out of the folder, or is none."""
+    given, inside = os.fspath(folder), os.path.normpath(os.fspath(name)) if name else "."
+    if inside in (".", "..") or inside.startswith(f"..{os.sep}") or os.path.isabs(inside) or "\0" in f"{given}{name}":
+        raise ValueError(f"index_name must name a folder within index_folder, got {name!r}")
+    return Path(given, inside).resolve()
+
+
+def _empty(path: Path, options: dict[str, Any]) -> None:
+    """Put an empty index in the place of the one that is there; objects that have it open can be searched still.
+
+    FileExistsError unless all in the folder is an index's own; IndexLocked where another process writes to it.
+    """
     if not (path / MANIFEST).exists():
         return  # nothing is there, or what LemurIndex.open refuses to write over
-    try:
-        index = _open.pop(path, None)
-        if index is None:
-            index = lemur_ann.LemurIndex.open(path)  # IndexLocked where another process writes to it
+    broken = _is_broken(path)
+    if not broken:
+        check_replaceable(path)
+    index = _open.pop(path, None)
+    if index is not None:
         index.close()
-    except lemur_ann.CorruptIndex:
-        pass  # begin anew
-    shutil.rmtree(path)
+    if not broken:
+        lemur_ann.LemurIndex(**options).save(path)
+        return
+    with suppress(lemur_ann.CorruptIndex):
+        lemur_ann.LemurIndex.open(path).close()
+    (path / MANIFEST).unlink()
 
 
-def _ids(ids: Any) -> list[Any]:
-    return [ids] if isinstance(ids, (str, int, np.integer)) else list(ids)
+def _is_broken(path: Path) -> bool:
+    """Whether it is an index whose manifest is no JSON: there are files that only an index has, and no others."""
+    others = {file.name for file in path.iterdir()} - {MANIFEST, LOCK}
+    if not all(map(NAMES.fullmatch, others)) or not any(map(is_file_name, others)):
+        return False
+    try:
+        json.loads((path / MANIFEST).read_text())
+    except ValueError:
+        return True
+    return False
+
+
+def _ids(ids: Any) -> Any:
+    """As given, or a list of the one id given."""
+    return [ids] if isinstance(ids, (str, int, np.integer)) else ids
+
+
+def _subsets(subset: Any) -> list[Any]:
+    """Ids, or collections of them; TypeError where it is neither."""
+    if isinstance(subset, (dict, bytes)):
+        raise TypeError(f"subset must be a list of ids, or such a list for each query, got {type(subset).__name__}")
+    return [subset] if isinstance(subset, (str, int, np.integer)) else list(subset)
 
 
 def _batch(embeddings: Any) -> Any:

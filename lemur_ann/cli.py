@@ -5,6 +5,9 @@ from __future__ import annotations
 import inspect
 import sys
 import time
+import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Any
@@ -193,6 +196,7 @@ def search(
     num_threads: NumThreads = None,
 ) -> None:
     """Search a saved index with every query of a file."""
+    _check_output(out, path, queries)
     index = lemur_ann.LemurIndex.load(path, device=device)
     table = _read(queries)
     wanted = table if out is not None else table[:limit]
@@ -216,7 +220,8 @@ def search(
             for i, hits in enumerate(found)
             for rank, (doc_id, score) in enumerate(hits, start=1)
         ]
-        pq.write_table(pa.Table.from_pylist(rows), out)
+        with _in_place_of(out) as new:
+            pq.write_table(pa.Table.from_pylist(rows), new)
         console.print(f"{len(rows):,} hits of {len(found):,} queries written to {out}")
 
 
@@ -238,6 +243,7 @@ def evaluate(
 ) -> None:
     """Measure recall@k against exact MaxSim, and latency. Use queries the index did not learn from."""
     index = lemur_ann.LemurIndex.load(path, device=device)
+    _check_output(run, path, queries)
     table = _read(queries)
     table = table if num_queries is None else table[:num_queries]
     names = [] if run is None else run_files.query_ids(table)  # bad ones are refused before the work
@@ -375,6 +381,7 @@ def explain(
         raise ValueError("--num-candidates, --ef-search and --target-recall go with --miss")
     if miss and (out is not None or words is not None):
         raise ValueError("--out and --words go without --miss")
+    _check_output(out, path, queries)
     table = _read(queries)
     if not 0 <= row < len(table):
         raise ValueError(f"--row must be from 0 to {len(table) - 1}, the queries of {queries}, got {row}")
@@ -444,9 +451,11 @@ def export(
     """Write ids, learned vectors, tokens and metadata of a saved index to Parquet, for other engines."""
     import pyarrow.parquet as pq
 
+    for written in (out, encoder):
+        _check_output(written, path)
     index = lemur_ann.LemurIndex.load(path)
     reader = index.to_arrow(tokens=tokens, vectors=vectors)
-    with progress_lines(None) as lines, pq.ParquetWriter(out, reader.schema) as file:
+    with progress_lines(None) as lines, _in_place_of(out) as new, pq.ParquetWriter(new, reader.schema) as file:
         task = lines.task("documents", len(index))
         for batch in reader:
             file.write_batch(batch)
@@ -474,6 +483,7 @@ def report(
 
     for file in (out, json):
         validate.directory(None if file is None else file.parent)  # before the work
+        _check_output(file, path, queries)
     index = lemur_ann.LemurIndex.load(path, device=device)
     name = path.resolve().name if title is None else title
     made = make_report(index, queries, k=k, num_queries=num_queries, title=name, num_threads=num_threads)
@@ -506,6 +516,30 @@ def info(path: IndexDir) -> None:
         table.add_row(name, _size(file["size_bytes"]))
     console.print(table)
     console.print(f"This machine's instruction sets: {', '.join(lemur_ann.maxsim.supported_isas())}")
+
+
+def _check_output(file: Path | None, *read: Path) -> None:
+    """ValueError where a file that is to be written is one that is read, or in a folder that is."""
+    for source in read:
+        if file is None or not source.exists():
+            continue
+        if source.resolve() in file.resolve().parents or (file.exists() and file.samefile(source)):
+            raise ValueError(f"{file} is read by this command, or in a folder that is; choose another file to write")
+
+
+@contextmanager
+def _in_place_of(file: Path) -> Iterator[Path]:
+    """A new file, which takes the place of what is there once it is whole."""
+    target = file.resolve()
+    if target.exists() and not target.is_file():  # such as /dev/stdout; of a folder the error says so
+        yield file
+        return
+    new = target.with_name(f".{target.name}.{uuid.uuid4().hex[:12]}")
+    try:
+        yield new
+        new.replace(target)
+    finally:
+        new.unlink(missing_ok=True)
 
 
 def _opened(path: Path, device: str | None = None) -> lemur_ann.LemurIndex:

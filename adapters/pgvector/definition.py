@@ -35,11 +35,14 @@ def columns(schema: pa.Schema, encoder: LemurEncoder | None, dim: int, tokens: s
         raise ValueError(f'tokens must be "bytea", "halfvec" or "vector", got {tokens!r}')
     if "id" not in schema.names:
         raise ValueError(f"the schema must have a column id, got columns {schema.names}")
+    for name in schema.names:
+        if not 0 < len(name.encode()) <= 63 or "\0" in name:
+            raise ValueError(f"a column's name must be of 1 to 63 bytes, without a NUL, got {name!r}")
     if "lemur" in schema.names:
         raise ValueError("a column of documents must not have the name lemur, which is the vector's")
     found = [sql.SQL("id {} PRIMARY KEY").format(sql.SQL("bigint" if pa.types.is_integer(schema.field("id").type) else "text"))]
     found += [
-        sql.SQL("{} {}").format(sql.Identifier(field.name), sql.SQL(_sql_type(field)))
+        sql.SQL("{} {}").format(named(field.name), sql.SQL(_sql_type(field)))
         for field in schema
         if field.name not in ("id", "tokens")
     ]
@@ -49,6 +52,11 @@ def columns(schema: pa.Schema, encoder: LemurEncoder | None, dim: int, tokens: s
     if encoder is not None:
         found.append(sql.SQL("lemur {}({})").format(sql.SQL(vector), sql.Literal(encoder.dim)))
     return sql.SQL(", ").join(found)
+
+
+def named(name: str) -> sql.SQL:
+    """An identifier, for statements that are given values, if only none: in these a percent sign is written twice."""
+    return sql.SQL(sql.Identifier(name).as_string().replace("%", "%%"))  # type: ignore[arg-type,unused-ignore]
 
 
 def check_name(name: str) -> None:

@@ -11,6 +11,8 @@ from psycopg import sql
 from lemur_ann import Hits, maxsim, validate
 from lemur_ann.documents import queries_of
 
+from .definition import named
+
 if TYPE_CHECKING:
     from . import table as tables
 
@@ -62,8 +64,8 @@ def _words(table: tables.LemurTable, text_column: str, config: str, where: sql.C
         " WHERE words @@ wanted ORDER BY rank DESC, id LIMIT {4}"
     ).format(
         sql.SQL("{}::regconfig").format(sql.Literal(config)),
-        sql.Identifier(text_column),
-        sql.Identifier(table.name),
+        named(text_column),
+        named(table.name),
         where,
         sql.Literal(num),
     )

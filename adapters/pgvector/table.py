@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import uuid
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -22,6 +23,7 @@ except ImportError as error:
 
 from .._two_stages import Found, Offsets, Part, Tokens, TwoStages, Wanted, check_encoder, check_maker, ids_in, learned
 from . import definition, hybrid, wire
+from .definition import named
 
 ROWS_PER_FETCH = 1024
 LARGEST_EF_SEARCH = 1000  # pgvector's
@@ -47,6 +49,8 @@ class LemurTable(TwoStages):
 
     wants_all = True
     all_or_nothing = True  # by a transaction
+    filter_types = (str, sql.Composable)
+    filter_form = 'a condition such as "year > %s", with params=[2020]'
     documents_per_request, bytes_per_request = 4096, 2**26
     ids_per_request = 2**20  # of one deletion, which is one statement
 
@@ -55,12 +59,12 @@ class LemurTable(TwoStages):
         self.connection = connection
         self.name = name
         self._dumpers: list[Any] = []
-        self._table, self._beside = sql.Identifier(name), sql.Identifier(f"{name}_lemur")
+        self._table, self._beside = named(name), named(f"{name}_lemur")
         with self._reading():
             rows = self._execute(
                 "SELECT attname, atttypid, format_type(atttypid, atttypmod) FROM pg_attribute"
                 " WHERE attrelid = to_regclass(%s) AND attnum > 0 AND NOT attisdropped",
-                [self._table.as_string(connection)],
+                [sql.Identifier(name).as_string(connection)],
             ).fetchall()
             self._columns: dict[str, int] = {column: oid for column, oid, _ in rows}
             types = {column: kind for column, _, kind in rows}
@@ -68,9 +72,12 @@ class LemurTable(TwoStages):
                 raise ValueError(
                     f"there is no table {name!r} with columns id (text or bigint) and tokens; see LemurTable.create"
                 )
-            token_dim, stored = self._execute(
+            kept = self._execute(
                 sql.SQL("SELECT token_dim, {} FROM {}").format(sql.SQL("encoder" if encoder is None else "NULL"), self._beside)
-            ).fetchall()[0]
+            ).fetchall()
+            if len(kept) != 1:
+                raise ValueError(f"{name + '_lemur'!r} must have one row, which LemurTable.create writes, and has {len(kept)}")
+            token_dim, stored = kept[0]
             oids = dict(
                 self._execute(
                     "SELECT typname, oid FROM pg_type WHERE oid IN ('vector'::regtype, 'halfvec'::regtype)"
@@ -127,12 +134,12 @@ class LemurTable(TwoStages):
         definition.check_vector(vector)
         dim = validate.positive_int(token_dim if encoder is None else encoder.token_dim, "token_dim")
         columns = definition.columns(schema, encoder, dim, tokens, vector)
-        beside = sql.Identifier(f"{name}_lemur")
+        beside = named(f"{name}_lemur")
         with _writing(connection):
             connection.execute("CREATE EXTENSION IF NOT EXISTS vector")
-            connection.execute(sql.SQL("CREATE TABLE {} ({})").format(sql.Identifier(name), columns))
+            connection.execute(sql.SQL("CREATE TABLE {} ({})").format(named(name), columns), ())
             connection.execute(
-                sql.SQL("CREATE TABLE {} (token_dim integer NOT NULL, encoder bytea STORAGE EXTERNAL)").format(beside)
+                sql.SQL("CREATE TABLE {} (token_dim integer NOT NULL, encoder bytea STORAGE EXTERNAL)").format(beside), ()
             )
             connection.execute(
                 sql.SQL("INSERT INTO {} VALUES (%s, %b)").format(beside),
@@ -164,10 +171,12 @@ class LemurTable(TwoStages):
             **how: as for :meth:`lemur_ann.LemurEncoder.fit`.
 
         Raises:
-            ValueError: the table is empty, or bad arguments.
+            ValueError: the table is empty, or has a column ``lemur`` of the caller's own, or bad arguments.
         """
         definition.check_vector(vector)
         table = cls(connection, name)
+        if table.encoder is None and "lemur" in table._columns:
+            raise ValueError(f"{name!r} has a column 'lemur' that no LemurTable wrote: rename it, or drop it yourself")
         some = sql.SQL("SELECT id, {} FROM {} ORDER BY hashtext(id::text) LIMIT {}").format(
             table._tokens_sent, table._table, sql.Literal(validate.positive_int(num_documents, "num_documents"))
         )
@@ -177,7 +186,8 @@ class LemurTable(TwoStages):
             connection.execute(
                 sql.SQL("ALTER TABLE {0} DROP COLUMN IF EXISTS lemur, ADD COLUMN lemur {1}({2})").format(
                     table._table, sql.SQL(vector), sql.Literal(encoder.dim)
-                )
+                ),
+                (),
             )
             connection.execute(sql.SQL("UPDATE {} SET encoder = %b").format(table._beside), [encoder.to_bytes()])
             table = cls(connection, name, encoder)
@@ -218,7 +228,7 @@ class LemurTable(TwoStages):
         if self.encoder is None:
             raise ValueError(f"{self.name!r} has no vectors to index yet: call LemurTable.fit")
         statement = sql.SQL("CREATE INDEX {} ON {} USING hnsw (lemur {}) WITH (m = {}, ef_construction = {})").format(
-            sql.Identifier(f"{self.name}_lemur_hnsw"),
+            named(f"{self.name}_lemur_hnsw"),
             self._table,
             sql.SQL(f"{self._lemur_type}_ip_ops"),
             sql.Literal(validate.positive_int(m, "m")),
@@ -331,13 +341,13 @@ class LemurTable(TwoStages):
                 self._execute(sql.SQL("SELECT {}").format(calls), [part for item in settings.items() for part in item])
             yield
 
-    def read(self, statement: Any, values: Sequence[Any] | None = None, settings: Mapping[str, str] | None = None) -> list[Any]:
+    def read(self, statement: Any, values: Sequence[Any] = (), settings: Mapping[str, str] | None = None) -> list[Any]:
         """The rows of a statement that changes nothing."""
         with self._reading(settings):
             rows: list[Any] = self._execute(statement, values).fetchall()
         return rows
 
-    def _execute(self, statement: Any, values: Sequence[Any] | None = None, *, name: str = "") -> Any:
+    def _execute(self, statement: Any, values: Sequence[Any] = (), *, name: str = "") -> Any:
         """Run it on a cursor of our own: binary, tuples whatever the connection's factories are, and planned every time."""
         if name:
             cursor: Any = psycopg.ServerCursor(self.connection, name, row_factory=tuple_row)
@@ -350,10 +360,13 @@ class LemurTable(TwoStages):
 
     def _where(self, filter: str | sql.Composable | None, params: Any) -> sql.Composable:
         """The filter with its values bound, quoted by psycopg."""
+        filter = self._filter(filter, deletes=True)  # an empty one is none
         if filter is None:
             if params is not None:
                 raise ValueError("params come with a filter")
             return sql.SQL("")
+        if isinstance(params, (str, bytes)):
+            raise TypeError(f"params must be a list of values, or a dict by their names, got {type(params).__name__}")
         bound = psycopg.ClientCursor(self.connection).mogrify(filter, params)  # type: ignore[arg-type,unused-ignore]
         return sql.SQL(" WHERE ({}\n)").format(sql.SQL(bound.replace("%", "%%")))  # type: ignore[arg-type,unused-ignore]
 
@@ -440,10 +453,10 @@ class LemurTable(TwoStages):
             self._copy(self._table, part)
             return
         columns = self._columns_of(part)
-        names = sql.SQL(", ").join(map(sql.Identifier, columns))
-        changes = sql.SQL(", ").join(sql.SQL("{0} = EXCLUDED.{0}").format(sql.Identifier(c)) for c in columns if c != "id")
-        there = sql.Identifier("pg_temp", "lemur_new")
-        self._execute(sql.SQL("CREATE TEMP TABLE lemur_new (LIKE {})").format(self._table))
+        names = sql.SQL(", ").join(map(named, columns))
+        changes = sql.SQL(", ").join(sql.SQL("{0} = EXCLUDED.{0}").format(named(c)) for c in columns if c != "id")
+        there = _temporary()
+        self._execute(sql.SQL("CREATE TABLE {} (LIKE {})").format(there, self._table))
         self._copy(there, part)
         self._execute(
             sql.SQL("INSERT INTO {} ({}) SELECT {} FROM {} ON CONFLICT (id) DO UPDATE SET {}").format(
@@ -477,19 +490,18 @@ class LemurTable(TwoStages):
     def _columns_of(self, part: Part) -> list[str]:
         return [*part.fields.column_names, "tokens", *([] if self.encoder is None else ["lemur"])]
 
-    def _copy(self, table: sql.Identifier, part: Part) -> None:
+    def _copy(self, table: sql.Composable, part: Part) -> None:
         values = [column.to_pylist() for column in part.fields.columns]
         values.append([self.form.pack(matrix) for matrix in part.matrices])
         if self.encoder is not None:
             values.append([wire.vector_bytes(vector, self._lemur_type) for vector in part.vectors])
         self._copy_rows(table, self._columns_of(part), zip(*values, strict=True))
 
-    def _copy_rows(self, table: sql.Identifier, columns: list[str], rows: Any) -> None:
+    def _copy_rows(self, table: sql.Composable, columns: list[str], rows: Any) -> None:
         """Tokens and vectors are in their binary form, and go as they are, which is what "bytea" says."""
-        statement = sql.SQL("COPY {} ({}) FROM STDIN (FORMAT BINARY)").format(
-            table, sql.SQL(", ").join(map(sql.Identifier, columns))
-        )
-        with psycopg.Cursor(self.connection).copy(statement) as copy:
+        statement = sql.SQL("COPY {} ({}) FROM STDIN (FORMAT BINARY)").format(table, sql.SQL(", ").join(map(named, columns)))
+        plain = statement.as_string(self.connection).replace("%%", "%")  # which is given no values
+        with psycopg.Cursor(self.connection).copy(plain.encode()) as copy:
             copy.set_types(["bytea" if c in ("tokens", "lemur") else self._columns[c] for c in columns])
             for row in rows:
                 copy.write_row(row)
@@ -497,8 +509,8 @@ class LemurTable(TwoStages):
     def _encode_all(self) -> None:
         """Write the vectors of all documents, batch by batch."""
         assert self.encoder is not None
-        new = sql.Identifier("pg_temp", "lemur_new")
-        self._execute(sql.SQL("CREATE TEMP TABLE lemur_new AS SELECT id, lemur FROM {} LIMIT 0").format(self._table))
+        new = _temporary()
+        self._execute(sql.SQL("CREATE TABLE {} AS SELECT id, lemur FROM {} LIMIT 0").format(new, self._table))
         cursor = self._execute(sql.SQL("SELECT id, {} FROM {}").format(self._tokens_sent, self._table), name="lemur_ann")
         while rows := cursor.fetchmany(ROWS_PER_FETCH):
             tokens, offsets = self.form.unpack([row[1] for row in rows])
@@ -518,6 +530,11 @@ class LemurTable(TwoStages):
             raise ValueError(f'rerank must be "kernel" or "engine", got {rerank!r}')
         if rerank == "engine" and self.form.kind == "bytea":
             raise ValueError('Postgres cannot rank tokens of type bytea: make the table with tokens="halfvec" or "vector"')
+
+
+def _temporary() -> sql.Identifier:
+    """The name of a temporary table, which no other has."""
+    return sql.Identifier("pg_temp", f"lemur_new_{uuid.uuid4().hex[:12]}")
 
 
 @contextmanager

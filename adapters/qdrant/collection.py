@@ -6,6 +6,7 @@ from typing import Any
 
 from lemur_ann import LemurEncoder
 
+from .._two_stages import undone
 from .points import Names, Point, PointId, Points, learn
 
 try:
@@ -68,6 +69,14 @@ class _Client:
 
     def name_maker(self, vector_name: str, fingerprint: str) -> None:
         self.client.update_collection(self.name, metadata={maker_key(vector_name): fingerprint})
+
+    def filter_of(self, filter: Any) -> Any:
+        if isinstance(filter, dict):
+            try:
+                return models.Filter(**filter)
+            except ValueError:  # pydantic's is one
+                return None
+        return filter if isinstance(filter, models.Filter) else None
 
     def count(self, filter: Any = None) -> int:
         return int(self.client.count(self.name, count_filter=filter, exact=True).count)
@@ -191,7 +200,8 @@ class LemurCollection(Points):
         }
         metadata = {**(options.pop("metadata", None) or {}), maker_key(vector_name): encoder.fingerprint}
         client.create_collection(name, vectors_config=vectors, metadata=metadata, **options)
-        return cls(client, name, encoder, vector_name=vector_name, tokens_name=tokens_name)
+        with undone(lambda: client.delete_collection(name)):
+            return cls(client, name, encoder, vector_name=vector_name, tokens_name=tokens_name)
 
     @classmethod
     def fit(

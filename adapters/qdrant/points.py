@@ -45,6 +45,9 @@ class Engine(Protocol):
     def name_maker(self, vector_name: str, fingerprint: str) -> None:
         """Keep it."""
 
+    def filter_of(self, filter: Any) -> Any:
+        """A filter of the engine's, from one or from its dict; None where it is none."""
+
     def count(self, filter: Any = None) -> int:
         """How many points match."""
 
@@ -120,6 +123,7 @@ class Points(TwoStages):
     """What a collection and a shard have in common: all but the engine's own calls."""
 
     ids_per_request = POINTS_PER_READ
+    filter_form = 'a models.Filter, such as Filter(must=[FieldCondition(key="year", match=MatchValue(value=2020))])'
 
     def __init__(self, engine: Engine, encoder: LemurEncoder, vector_name: str, tokens_name: str) -> None:
         super().__init__(encoder, stored_as=np.float32)
@@ -178,7 +182,7 @@ class Points(TwoStages):
         """
         if rerank not in RERANKS:
             raise ValueError(f"rerank must be one of {RERANKS}, got {rerank!r}")
-        how = {"filter": filter, "rerank": rerank, "params": params}
+        how = {"filter": self._filter(filter), "rerank": rerank, "params": params}
         return self._search(queries, k, num_candidates, offsets=offsets, num_threads=num_threads, **how)
 
     def _found(self, wanted: list[Wanted], how: dict[str, Any]) -> Iterator[Found]:
@@ -209,6 +213,16 @@ class Points(TwoStages):
 
     def _unranked(self, points: list[Any]) -> Found:
         return Found([document_id(point) for point in points], *(laid_out(points, self.tokens_name) if points else ()))
+
+    def _filter(self, filter: Any, *, deletes: bool = False) -> Any:
+        if filter is None:
+            return None
+        own = self._engine.filter_of(filter)
+        if own is None:
+            raise TypeError(f"filter must be {self.filter_form}, got {filter!r:.80}")
+        if deletes and not any(getattr(own, part) for part in ("must", "should", "must_not", "min_should")):
+            raise ValueError("filter has no conditions, and would delete all points")
+        return own
 
     def _as_compared(self, tokens: Tokens) -> Tokens:
         """Of unit length where the distance of tokens is Cosine."""
@@ -261,9 +275,13 @@ def learn(
 ) -> LemurEncoder:
     """Learn from a sample of the points' tokens, and write the vectors of all."""
     count = validate.positive_int(num_documents, "num_documents")
+    if vector_name == tokens_name:
+        raise ValueError(f"vector_name and tokens_name must differ, got {vector_name!r} for both")
     unit = engine.unit(tokens_name)
-    if not replace and engine.has_vector(vector_name):
-        raise ValueError(f"there is a vector {vector_name!r} already; replace=True drops and makes it anew")
+    if engine.has_vector(vector_name):
+        if not replace:
+            raise ValueError(f"there is a vector {vector_name!r} already; replace=True drops and makes it anew")
+        check_ours(engine, vector_name)
     ids = engine.sample(count, tokens_name)
     if not ids:
         raise ValueError(f"no point has {tokens_name!r} to learn from")
@@ -284,6 +302,17 @@ def learn(
             engine.write_vectors(vector_name, [point.id for point in points], vectors.tolist())
         if offset is None:
             return encoder
+
+
+def check_ours(engine: Engine, name: str) -> None:
+    """ValueError where a vector, which is to be dropped, was not made by a map: its maker is named, or all have one norm."""
+    if engine.made_by(name) is not None:
+        return
+    points, _ = engine.scroll(None, POINTS_PER_READ, name)
+    vectors = [np.asarray(point.vector[name], np.float64) for point in points]
+    norms = np.array([np.linalg.norm(vector) if vector.ndim == 1 else np.nan for vector in vectors])
+    if len(norms) and not (np.allclose(norms, norms[0], rtol=3e-4) and abs(norms[0] - 1) > 1e-3):
+        raise ValueError(f"the vector {name!r} was not made by lemur_ann: take another vector_name, or drop it yourself")
 
 
 def unit_length(tokens: npt.NDArray[Any]) -> npt.NDArray[np.float32]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -52,6 +53,9 @@ class _Edge:
 
     def name_maker(self, vector_name: str, fingerprint: str) -> None:
         pass
+
+    def filter_of(self, filter: Any) -> Any:
+        return filter if isinstance(filter, edge.Filter) else None
 
     def count(self, filter: Any = None) -> int:
         return int(self.shard.count(edge.CountRequest(exact=True, filter=filter)))
@@ -178,12 +182,26 @@ class LemurShard(Points):
 
     @classmethod
     def create(cls, path: str | os.PathLike[str], encoder: LemurEncoder, **config: Any) -> LemurShard:
-        """Make a shard in an empty folder, with the options of :meth:`config`."""
+        """Make a shard in a folder, with the options of :meth:`config`.
+
+        Raises:
+            FileExistsError: the folder is not empty. The engine deletes what it does not know.
+        """
+        folder = Path(path)
+        if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+            raise FileExistsError(f"{folder} is not empty; choose another path, or move away what is there")
         return cls(edge.EdgeShard.create(os.fspath(path), cls.config(encoder, **config)), encoder, **_names(config))
 
     @classmethod
     def load(cls, path: str | os.PathLike[str], encoder: LemurEncoder, **config: Any) -> LemurShard:
-        """Open the shard in a folder; any options of :meth:`config` but names replace those it was made with."""
+        """Open the shard in a folder; any options of :meth:`config` but names replace those it was made with.
+
+        Raises:
+            FileNotFoundError: there is none.
+        """
+        folder = Path(path)
+        if not (folder / "edge_config.json").exists() and not any(folder.glob("segments/*/segment.json")):
+            raise FileNotFoundError(f"no shard in {folder}; LemurShard.create makes one")
         changed = cls.config(encoder, **config) if config.keys() - {"vector_name", "tokens_name"} else None
         return cls(edge.EdgeShard.load(os.fspath(path), changed), encoder, **_names(config))
 

@@ -12,6 +12,7 @@ from typing import Any
 import ray
 from ray.exceptions import RayTaskError
 
+from lemur_ann import CorruptIndex
 from lemur_ann.documents import iterate_documents, lance_scanner, open_path
 from lemur_ann.progress import Task
 
@@ -115,7 +116,7 @@ class Marks:
         self._partitions: dict[str, dict[str, Any]] = {}
         data = place.read(MARKS) if resume else None
         if data is not None:
-            self._partitions = json.loads(data)["partitions"]
+            self._partitions = _marked(data, place.url)
 
     def plan(self, partition: Partition, next_id: int) -> int:
         """The first id of a partition whose documents have none, which is the same when a build goes on.
@@ -149,6 +150,19 @@ class Marks:
     def write(self) -> None:
         """Keep the plan."""
         self._place.write(MARKS, json.dumps({"partitions": self._partitions}, indent=1).encode())
+
+
+def _marked(data: bytes, url: str) -> dict[str, dict[str, Any]]:
+    """The partitions of a build that broke off; CorruptIndex where the file was altered."""
+    try:
+        partitions: dict[str, dict[str, Any]] = json.loads(data)["partitions"]
+        for known in partitions.values():
+            rows = 0 if known["num_rows"] is None else known["num_rows"]
+            if type(rows) is not int or type(known["first_id"]) is not int or known["state"] not in (WAITING, COMMITTING, DONE):
+                raise ValueError(f"not a partition: {known!r}")
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        raise CorruptIndex(f"{url}/{MARKS} cannot be read: {error!r}") from error
+    return partitions
 
 
 def stage(

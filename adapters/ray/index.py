@@ -133,10 +133,14 @@ class ShardedLemurIndex:
         return sum(self._shards.each("size"))
 
     def __contains__(self, doc_id: object) -> bool:
-        if not isinstance(doc_id, (str, int)) or (isinstance(doc_id, int) and not -(2**63) <= doc_id < 2**63):
+        if isinstance(doc_id, bool) or not isinstance(doc_id, (str, int, np.integer)):
             return False
-        shard = shard_of(doc_id, len(self._shards))
-        (known,) = self._shards.call("known", {(shard, None): (ids_of([doc_id]),)}).values()
+        try:
+            wanted = ids_of([doc_id])
+        except ValueError:  # beyond int64
+            return False
+        shard = shard_of(wanted[0].as_py(), len(self._shards))
+        (known,) = self._shards.call("known", {(shard, None): (wanted,)}).values()
         return bool(known[0])
 
     def __iter__(self) -> Iterator[Any]:

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-import shutil
+import re
 import tempfile
 import threading
 import time
 from collections.abc import Iterator
+from contextlib import suppress
 from hashlib import blake2b
 from pathlib import Path
 from typing import Any
@@ -28,6 +29,7 @@ from .documents import ROW, matching_ids
 from .errors import PartsLost
 from .storage import Place, Published
 
+CHANGE, PART = re.compile(r"[0-9a-f]{32}"), re.compile(r"\d+\.(arrow|new)")  # what is staged: folders, and files in them
 LOCK_S = 10.0  # to wait, at most, for the process that had the shard before to be gone
 
 Found = tuple[npt.NDArray[Any], npt.NDArray[np.float32]]  # ids and scores of a query
@@ -193,8 +195,20 @@ class Shard:
         self._publish()
 
     def discard(self, change: str | None) -> None:
-        """Forget what was staged for a change; None: for all."""
-        shutil.rmtree(self._staging if change is None else self._staging / change, ignore_errors=True)
+        """Forget what was staged for a change; None: for all. What has another name than :meth:`stage` gives stays."""
+        if change is None and self._staging.is_dir():
+            folders = list(self._staging.iterdir())
+        else:
+            folders = [] if change is None else [self._staging / change]
+        for folder in folders:
+            if CHANGE.fullmatch(folder.name) and not folder.is_symlink():
+                with suppress(OSError):
+                    for file in folder.iterdir():
+                        if PART.fullmatch(file.name):
+                            file.unlink()
+                    folder.rmdir()
+        with suppress(OSError):  # it is not empty, or not there
+            self._staging.rmdir()
 
     def remove(self, ids: pa.Array) -> None:
         """Delete those of the documents that are there."""

@@ -22,6 +22,9 @@ TRIES = 20  # to fetch a version while a writer publishes one after the other
 KEPT = 2  # versions under a URL: the newest, and the one before, which a replica may be fetching
 
 PUBLISHED = re.compile(r"manifest-(\d{12})\.json")
+KEY = re.compile(r"[0-9a-f]{16}-(?P<name>.+)")  # of a file of an index under a URL
+COPYING = re.compile(r"\.(?P<name>.+)\.[0-9a-f]{12}")  # what it is called until all of it is there, on local file systems
+SHARD = re.compile(r"shard-\d{3,}")
 
 
 class Place:
@@ -138,9 +141,12 @@ def described(place: Place, num_shards: int | None, options: dict[str, Any]) -> 
         return describe(place, [f"shard-{shard:03}" for shard in range(count)], options)
     try:
         known: dict[str, Any] = json.loads(data)
-        if known["format"] != FORMAT or not known["shards"] or not isinstance(known["options"], dict):
+        if known["format"] != FORMAT or not isinstance(known["options"], dict):
             raise ValueError(f"expected {FORMAT!r}")
-    except (ValueError, KeyError, TypeError) as error:
+        names = known["shards"]
+        if not isinstance(names, list) or not names or len(set(names)) < len(names) or not all(map(SHARD.fullmatch, names)):
+            raise ValueError(f"shards must be names such as 'shard-000', got {names!r}")
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise CorruptIndex(f"{place.url}/{SHARDS} cannot be read: {error!r}") from error
     if options:
         raise TypeError(f"options ({', '.join(sorted(options))}) are for a new index, and this opens the one in {place.url}")
@@ -240,9 +246,8 @@ class Published:
             body = self._place.read(f"manifest-{numbers[-1]:012}.json")
             if body is None:
                 continue
-            manifest, keys = _parsed(body, self._place.url)
+            manifest, wanted, keys = _parsed(body, self._place.url)
             try:
-                wanted = json.loads(manifest)["files"]
                 self._download({name: (keys[name], described) for name, described in wanted.items()})
             except FileNotFoundError as error:
                 if self._numbers(self._place.names())[-1:] == numbers[-1:]:
@@ -267,8 +272,6 @@ class Published:
         with suppress(OSError, ValueError):
             known = saved.written_manifest(self._folder)["files"]
         for name, (key, described) in wanted.items():
-            if Path(name).name != name or Path(key).name != key:
-                raise CorruptIndex(f"{self._place.url} names a file outside the index: {name!r}")
             file = self._folder / name
             if known.get(name) == described and file.exists() and file.stat().st_size == described["size_bytes"]:
                 continue
@@ -285,11 +288,14 @@ class Published:
         """Remove all else; who has it open goes on reading it."""
         if self._folder.exists():
             for file in self._folder.iterdir():
-                if file.name not in kept and file.name != saved.LOCK:
+                if file.name not in kept and (file.name == saved.MANIFEST or saved.is_own(file.name)):
                     saved.remove(file)
 
     def _tidy(self) -> None:
-        """Delete what no version needs any more, unless another writer has come meanwhile, whose new files these may be."""
+        """Delete what no version needs any more, unless another writer has come meanwhile, whose new files these may be.
+
+        Only what has a name that this class gives: whatever else is there is somebody else's.
+        """
         with suppress(OSError, ValueError):
             names = self._place.names()
             kept = self._numbers(names)[-KEPT:]
@@ -297,14 +303,31 @@ class Published:
                 return
             needed = {f"manifest-{number:012}.json" for number in kept}
             for name in sorted(needed):
-                needed |= set(_parsed(self._place.read(name) or b"", self._place.url)[1].values())
-            self._place.remove([name for name in names if name not in needed and not name.startswith(".manifest")])
+                needed |= set(_parsed(self._place.read(name) or b"", self._place.url)[2].values())
+            self._place.remove([name for name in names if name not in needed and _is_ours(name)])
 
 
-def _parsed(body: bytes, url: str) -> tuple[bytes, dict[str, str]]:
-    """The manifest of a version, and the names that its files have under the URL."""
+def _is_ours(name: str) -> bool:
+    """Whether it is the name of a version, or of a file of one, which may not all be there yet."""
+    if PUBLISHED.fullmatch(name):
+        return True
+    copying = COPYING.fullmatch(name)
+    key = KEY.fullmatch(copying["name"] if copying else name)
+    return key is not None and saved.is_file_name(key["name"])
+
+
+def _parsed(body: bytes, url: str) -> tuple[bytes, dict[str, Any], dict[str, str]]:
+    """The manifest of a version, what it says of its files, and the names that they have under the URL."""
     try:
         parsed = json.loads(body)
-        return parsed["manifest"].encode(), dict(parsed["keys"])
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        manifest, keys = parsed["manifest"].encode(), dict(parsed["keys"])
+        files = json.loads(manifest)["files"]
+        for name, described in files.items():
+            key = KEY.fullmatch(keys[name])
+            if key is None or key["name"] != name or not saved.is_file_name(name):
+                raise ValueError(f"it names a file {name!r}, which is {keys[name]!r} there")
+            if not isinstance(described["size_bytes"], int):
+                raise TypeError("size_bytes")
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise CorruptIndex(f"{url} has a manifest that cannot be read: {error!r}") from error
+    return manifest, files, {name: keys[name] for name in files}

@@ -3,6 +3,30 @@
 What stands here is for those who keep the files of an index elsewhere too, as :mod:`lemur_ann.adapters.ray` does.
 """
 
-from lemur_ann.saved.storage import LOCK, MANIFEST, describe, remove, sync, sync_parents, written_manifest
+from lemur_ann.saved.storage import (
+    LOCK,
+    MANIFEST,
+    NAMES,
+    check_replaceable,
+    describe,
+    is_file_name,
+    is_own,
+    remove,
+    sync,
+    sync_parents,
+    written_manifest,
+)
 
-__all__ = ["LOCK", "MANIFEST", "describe", "remove", "sync", "sync_parents", "written_manifest"]
+__all__ = [
+    "LOCK",
+    "MANIFEST",
+    "NAMES",
+    "check_replaceable",
+    "describe",
+    "is_file_name",
+    "is_own",
+    "remove",
+    "sync",
+    "sync_parents",
+    "written_manifest",
+]

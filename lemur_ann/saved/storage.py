@@ -34,6 +34,10 @@ NAMES = re.compile(
     r"(tokens|documents|deleted|learned|vectors|graph|links)-(?P<number>\d{6,})\.(arrow|safetensors|hnsw|bin)"
     r"|\.manifest\.json\..*|\.building-.*"
 )
+# what an index of formats 1 to 3 may name in its manifest
+OLD_NAMES = frozenset(f"{name}.arrow" for name in ("tokens", "documents")) | frozenset(
+    ("learned.safetensors", "vectors.safetensors", "graph.hnsw", "graph.safetensors")
+)
 
 
 class Swap:
@@ -223,7 +227,7 @@ def check_replaceable(path: Path) -> None:
     if not path.exists() or (path.is_dir() and not any(path.iterdir())):
         return
     try:
-        own = {MANIFEST, LOCK, *written_manifest(path)["files"]}
+        own = {MANIFEST, LOCK, *OLD_NAMES.intersection(written_manifest(path)["files"])}  # not all that somebody's may name
     except (OSError, ValueError, KeyError, TypeError):
         raise FileExistsError(f"{path} exists and is not a lemur_ann index; choose another path or remove it") from None
     foreign = sorted(file.name for file in path.iterdir() if file.name not in own and not NAMES.fullmatch(file.name))
@@ -237,6 +241,16 @@ def written_manifest(path: Path) -> dict[str, Any]:
     if not isinstance(manifest, dict) or manifest.get("format") != FORMAT or not isinstance(manifest.get("files"), dict):
         raise ValueError("not the manifest of an index")
     return manifest
+
+
+def is_file_name(name: str) -> bool:
+    """Whether a manifest may name such a file, of any format."""
+    return number_of(name) > 0 or name in OLD_NAMES
+
+
+def is_own(name: str) -> bool:
+    """Whether it is the name of a file of ours, which may be deleted where no manifest names it."""
+    return NAMES.fullmatch(name) is not None or name in OLD_NAMES
 
 
 def number_of(name: str) -> int:

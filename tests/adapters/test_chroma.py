@@ -303,3 +303,45 @@ def test_collection_and_encoder_must_fit(collection, encoder, documents, demo_da
     empty.collection.add(ids=["theirs"], embeddings=encoder.encode_documents(documents[:1]))
     with pytest.raises(ValueError, match="record 'theirs' has no tokens"):
         empty.search(queries[0])
+
+
+def test_a_refit_that_fails_leaves_no_collection(tmp_path, encoder, documents, queries, monkeypatch):
+    client = connect(tmp_path)
+    collection = LemurCollection.create(client, "demo", encoder)
+    collection.add(documents[:40])
+    mine = client.create_collection("mine")
+    mine.add(ids=["1"], documents=["ten years of work"], embeddings=[[1.0]])
+
+    def full(self, new, ids):
+        raise OSError("no space left on device")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(LemurCollection, "_copy", full)
+        with pytest.raises(OSError, match="no space left"):
+            collection.refit(queries, "other", **QUICK)
+    with pytest.raises(ChromaError, match="already exists"):
+        collection.refit(queries, "mine", **QUICK)
+    with pytest.raises(ChromaError, match="already exists"):
+        LemurCollection.create(client, "mine", encoder)
+    assert sorted(found.name for found in client.list_collections()) == ["demo", "mine"]
+    assert mine.get()["documents"] == ["ten years of work"]
+    assert len(collection) == 40
+
+
+@pytest.mark.parametrize("beside", [False, True])
+def test_an_empty_id_is_told_before_anything_is_written(tmp_path, encoder, documents, matrices_of, beside):
+    tokens = LemurIndex() if beside else None
+    collection = LemurCollection.create(connect(tmp_path), "demo", encoder, tokens=tokens)
+    for write in (collection.add, collection.upsert):
+        with pytest.raises(ValueError, match="Chroma takes no empty id, and there is one in row 1"):
+            write(matrices_of(documents[:2]), ids=["a", ""])
+    assert len(collection) == 0
+    assert tokens is None or len(tokens) == 0
+
+
+def test_empty_filters(collection, queries):
+    assert collection.search(queries[0], filter={}, where_document={}) == collection.search(queries[0])
+    for nothing in ({"filter": {}}, {"where_document": {}}, {"filter": {}, "where_document": {}}):
+        with pytest.raises(ValueError, match="exactly one operator"):
+            collection.delete(**nothing)
+    assert len(collection) == 600

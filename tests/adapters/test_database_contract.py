@@ -28,6 +28,8 @@ class Engine:
         year_is: the engine's filter.
         is_float16: whether tokens are stored so.
         takes_integers: whether ids may be integers beside strings.
+        takes_nul: whether ids may have the character NUL.
+        empty_filters: which let everything through.
     """
 
     create: Callable[[str, LemurEncoder], Any]
@@ -35,6 +37,8 @@ class Engine:
     year_is: Callable[[int], Any]
     is_float16: bool = True
     takes_integers: bool = False
+    takes_nul: bool = True
+    empty_filters: tuple[Any, ...] = ("", "  ")
 
 
 def chroma(folder: Path, server: Callable, *, beside: bool = False):
@@ -46,7 +50,7 @@ def chroma(folder: Path, server: Callable, *, beside: bool = False):
     indexes: dict[str, LemurIndex] = {}
 
     def create(name: str, encoder: LemurEncoder) -> LemurCollection:
-        if beside:
+        if beside and name not in indexes:
             indexes[name] = LemurIndex.open(folder / name, candidates="exact", token_codes=None)
         return LemurCollection.create(client, name, encoder, tokens=indexes.get(name))
 
@@ -54,6 +58,7 @@ def chroma(folder: Path, server: Callable, *, beside: bool = False):
         create,
         lambda name, encoder: LemurCollection(client, name, encoder, tokens=indexes.get(name)),
         lambda year: {"year": year},
+        empty_filters=({},),
     )
     for index in indexes.values():
         index.close()
@@ -103,6 +108,7 @@ def pgvector(folder: Path, server: Callable, *, tokens: str = "bytea"):
             lambda name, encoder: LemurTable(connection, name, encoder),
             lambda year: f"year = {year}",
             is_float16=tokens != "vector",
+            takes_nul=False,
         )
 
 
@@ -121,6 +127,7 @@ def qdrant_client(folder: Path, server: Callable):
         lambda year: models.Filter(must=[models.FieldCondition(key="year", match=models.MatchValue(value=year))]),
         is_float16=False,
         takes_integers=True,
+        empty_filters=({}, models.Filter(), models.Filter(must=[])),
     )
 
 
@@ -140,6 +147,7 @@ def qdrant_edge(folder: Path, server: Callable):
         lambda year: edge.Filter(must=[edge.FieldCondition("year", match=edge.MatchValue(year))]),
         is_float16=False,
         takes_integers=True,
+        empty_filters=(edge.Filter(), edge.Filter(must=[])),
     )
     for shard in shards.values():
         shard.close()
@@ -372,3 +380,108 @@ def test_another_map_is_refused(engine, maps):
         engine.open(name, maps[1])
     with pytest.raises(TypeError, match="encoder must be a LemurEncoder, got str"):
         engine.open(name, "map.safetensors")
+
+
+WEIRD = ["a/b", "..", "'", "it's", 'say "x"', "\\", "new\nline", "cr\rx", "tab\t", "bell\x07", "\u00fc\u221e\u6f22\U0001f642"]
+WEIRD += ["e\u0301", "\u00e9", "\u2028", "%s", "100%", "{x}", "$1", "a'; DROP TABLE documents; --", "' OR '1'='1"]
+WEIRD += ['" or id != "', " ", "None", "1", "id"]
+
+
+@pytest.mark.parametrize("kind", ["short", "long", "nul"])
+def test_ids_of_any_characters(empty, engine, kind):
+    """Whatever is written as an id comes back as it was, and means no other document."""
+    ids = {"short": WEIRD, "long": ["x" * 2000, "x" * 1999 + "y", "'\"\\" * 600], "nul": ["nul\0x", "nul", "nul\0y"]}[kind]
+    if kind == "nul" and not engine.takes_nul:
+        with pytest.raises(Exception, match="NUL"):
+            empty.add(TOKENS[:3], ids=ids)
+        assert len(empty) == 0
+        return
+    tokens = matrices(31, len(ids))
+    empty.add(tokens, ids=ids)
+    assert [hits.ids[0] for hits in empty.search(tokens, k=1)] == ids
+    with pytest.raises(ValueError, match="is there already; upsert replaces"):
+        empty.add(tokens[:1], ids=ids[-1:])
+    empty.upsert(tokens, ids=ids)
+    assert len(empty) == len(ids)
+    for number, doc_id in enumerate(ids):
+        assert empty.delete(doc_id) == 1
+        assert len(empty) == len(ids) - 1 - number
+        assert empty.delete([doc_id]) == 0
+
+
+def test_what_is_no_filter_is_told(filled, engine):
+    for wrong in (5, True, ["it's 1"], {"it's 1"}, 2.5, np.array([True] * 30), {"year": {"no such": 1}, "operator": "=="}):
+        for ask in (filled.delete, lambda filter: filled.search(TOKENS[0], filter=filter)):
+            with pytest.raises((TypeError, ValueError), match="filter must be|Expected where"):
+                ask(filter=wrong)
+    for nothing in engine.empty_filters:
+        with pytest.raises(ValueError, match="filter must not be empty|filter has no conditions|Expected where"):
+            filled.delete(filter=nothing)
+    assert len(filled) == 30
+
+
+def test_what_is_no_id_is_told(empty):
+    empty.add(TOKENS[:3], ids=["a", "b", "c"])
+    for wrong in ([None], [True], True, 1.5, [1.5], b"a", [b"a"], [["a"]]):
+        with pytest.raises((TypeError, ValueError)):
+            empty.delete(wrong)
+        with pytest.raises((TypeError, ValueError)):
+            empty.add(TOKENS[3:4], ids=wrong)
+    for wrong in (["d"], ["d", "e", "f"], ["d", None], [], ["d", 1]):
+        with pytest.raises((TypeError, ValueError)):
+            empty.add(TOKENS[3:5], ids=wrong)
+    assert len(empty) == 3
+    assert empty.delete(np.array(["a"])) == empty.delete(np.str_("b")) == empty.delete(pa.array(["c"])) == 1
+
+
+def test_numbers_of_numpy_are_numbers(filled):
+    assert len(filled.search(TOKENS[0], np.int64(3), num_candidates=np.int32(30))) == 3
+    for wrong in (None, True, 2.0, np.float32(2), "2"):
+        with pytest.raises(TypeError, match="k must be an integer"):
+            filled.search(TOKENS[0], wrong)
+    with pytest.raises(ValueError, match="k must be at least 1"):
+        filled.search(TOKENS[0], -1)
+
+
+def test_an_addition_that_breaks_off_leaves_nothing(empty, monkeypatch):
+    """As where the disk is full, or the server goes away, after some of the documents are written."""
+    empty.add(TOKENS[:2], ids=["there", "too"])
+    monkeypatch.setattr(type(empty), "bytes_per_request", 400)
+    encoded, calls = type(empty)._encoded, []
+
+    def breaks(self, tokens, offsets):
+        calls.append(len(offsets))
+        if len(calls) == 4:
+            raise OSError("no space left on device")
+        return encoded(self, tokens, offsets)
+
+    monkeypatch.setattr(type(empty), "_encoded", breaks)
+    with pytest.raises(OSError, match="no space left"):
+        empty.add(table(IDS, TOKENS, year=YEARS))
+    monkeypatch.setattr(type(empty), "_encoded", encoded)
+    assert len(empty) == 2
+    assert sorted(empty.search(TOKENS[0], k=50).ids) == ["there", "too"]
+    empty.add(table(IDS, TOKENS, year=YEARS))
+    assert len(empty) == 32
+
+
+def test_what_has_the_name_stays(engine, maps):
+    name = next(NAMES)
+    engine.create(name, maps[0]).add(TOKENS, ids=IDS)
+    with pytest.raises(Exception, match="already|not empty|must be an empty index"):
+        engine.create(name, maps[0])
+    assert len(engine.open(name, maps[0])) == 30
+
+
+def test_two_adapters_of_one_collection(engine, maps):
+    name = next(NAMES)
+    first = engine.create(name, maps[0])
+    second = engine.open(name, maps[0])
+    first.add(TOKENS[:10], ids=IDS[:10])
+    second.upsert(TOKENS[5:15], ids=IDS[5:15])
+    first.delete(IDS[:5])
+    second.add(TOKENS[:1], ids=IDS[:1])
+    with pytest.raises(ValueError, match="is there already"):
+        first.add(TOKENS[:1], ids=IDS[:1])
+    assert len(first) == len(second) == 11
+    assert set(first.search(TOKENS[0], k=50).ids) == set(second.search(TOKENS[0], k=50).ids) == {IDS[0], *IDS[5:15]}

@@ -360,3 +360,27 @@ def test_ids_that_are_strings_are_not_faiss_s(tmp_path):
     LemurIndex().add(clustered(2, 14), ids=["a", "b"]).save(tmp_path / "index")
     with pytest.raises(TypeError, match="integers"):
         read_index(tmp_path / "index")
+
+
+def test_what_is_no_id_is_told():
+    """NumPy would make integers of them, and another item would go."""
+    index = IndexLemur(D)
+    items = np.random.default_rng(0).normal(size=(5, 3, D)).astype(np.float32)
+    index.add(items)
+    mask = np.array([True, False, True, False, False])
+    for wrong in ([1.5], mask, mask.tolist(), "12", {1: 2}, np.array([1.0]), ["1"], [None]):
+        for call in (index.remove_ids, index.reconstruct_batch, IDSelectorBatch):
+            with pytest.raises(TypeError):
+                call(wrong)
+    for wrong in ([1.5] * 5, np.arange(5.0), mask, set(range(5, 10))):
+        with pytest.raises(TypeError):
+            index.add_with_ids(items, wrong)
+    for wrong in (None, True, 2.0, "2"):
+        with pytest.raises(TypeError, match="k must be an integer"):
+            index.search(items, wrong)
+    with pytest.raises(ValueError, match="below 2"):
+        index.remove_ids(np.array([2**63], np.uint64))
+    assert index.ntotal == 5
+    assert index.remove_ids(np.array([1, 2], np.uint8)) == 2
+    assert index.remove_ids(range(1)) == 1
+    assert index.remove_ids([]) == index.remove_ids(np.array([])) == 0

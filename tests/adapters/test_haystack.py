@@ -545,3 +545,30 @@ def test_threads(store):
     assert failures == []
     kept = {document.id for document in store.filter_documents()}
     assert {f"{i}" for i in range(60) if i % 3} <= kept
+
+
+WEIRD = ["a/b", "..", "it's", 'say "x"', "\\", "new\nline", "\u00fc\u221e\U0001f642", "%s", "x" * 2000, " ", "None", "1"]
+WEIRD += ["nul\0"]
+
+
+@pytest.mark.parametrize("doc_id", WEIRD)
+def test_ids_of_any_characters(store, doc_id):
+    store.write_documents([Document(id=doc_id, content="document1"), Document(id="other", content="else")])
+    assert [document.id for document in store.retrieve("document1", top_k=1)] == [doc_id]
+    with pytest.raises(DuplicateDocumentError):
+        store.write_documents([Document(id=doc_id, content="document2")])
+    store.delete_documents([doc_id, doc_id, "nobody"])
+    assert [document.id for document in store.filter_documents()] == ["other"]
+
+
+def test_what_is_no_deletion_deletes_nothing(store):
+    store.write_documents([Document(id=name, content="document1") for name in "abc"])
+    store.delete_documents([])
+    for wrong in ({"a": 1}, b"a", None, 5):
+        with pytest.raises(TypeError):
+            store.delete_documents(wrong)
+    assert store.count_documents() == 3
+    store.delete_documents("abc")  # one id, which names none, and not three
+    assert store.count_documents() == 3
+    store.delete_documents("a")
+    assert store.count_documents() == 2

@@ -13,7 +13,7 @@ hnswlib = pytest.importorskip("hnswlib", reason="pip install hnswlib")
 
 from lemur_ann.adapters.hnswlib import Index  # noqa: E402
 
-from lemur_ann import LemurIndex  # noqa: E402
+from lemur_ann import CorruptIndex, LemurIndex  # noqa: E402
 
 D = 16
 EF = 200  # more than there are items, so that hnswlib finds all of them
@@ -374,3 +374,46 @@ def test_items_come_from_many_threads_while_others_search(vectors):
     for thread in threads:
         thread.join()
     assert sorted(index.get_ids_list()) == list(range(140))
+
+
+def test_what_is_no_label_is_told(vectors):
+    """1.7 is not 1, and True is not 1 either."""
+    index = Index("maxsim", D)
+    index.init_index(60)
+    index.add_items(vectors[:, None])
+    for wrong in (1.7, "1", True, None):
+        for call in (index.mark_deleted, index.unmark_deleted):
+            with pytest.raises(TypeError, match="a label must be an integer"):
+                call(wrong)
+    for wrong in ([1.7], ["1"], [True]):
+        with pytest.raises(TypeError, match="a label must be an integer"):
+            index.get_items(wrong)
+    with pytest.raises(TypeError, match="new_size must be an integer"):
+        index.resize_index(100.5)
+    index.resize_index(np.int64(100))
+    index.mark_deleted(np.int64(1))
+    assert len(index.get_items(np.array([2, 3], np.uint64))) == 2
+    assert 1 not in index.knn_query(vectors[:1, None], k=59)[0]
+
+
+@pytest.mark.parametrize(
+    "data", ["{", "[]", '{"my": "settings"}', '{"max_elements": 5, "ef": null, "next_label": 0, "deleted": ["a"]}']
+)
+def test_settings_that_are_none(vectors, tmp_path, data):
+    index = Index("maxsim", D)
+    index.init_index(np.int64(60))
+    index.add_items(vectors[:, None])
+    index.save_index(tmp_path / "index")
+    index.save_index(tmp_path / "index")
+    settings = tmp_path / "index" / "hnswlib.json"
+    settings.write_text(data)
+    with pytest.raises(CorruptIndex, match=r"hnswlib.json cannot be read"):
+        Index("maxsim", D).load_index(tmp_path / "index")
+    with pytest.raises(FileExistsError, match="not what save_index writes"):  # perhaps somebody else's
+        index.save_index(tmp_path / "index")
+    assert settings.read_text() == data
+    (tmp_path / "site" / "index").mkdir(parents=True)
+    (tmp_path / "site" / "index" / "page.html").write_text("mine")
+    with pytest.raises(FileExistsError):
+        index.save_index(tmp_path / "site")
+    assert sorted(path.name for path in (tmp_path / "site").rglob("*")) == ["index", "page.html"]

@@ -243,3 +243,85 @@ def test_bad_input_changes_nothing(table, encoder, documents, demo_data, queries
     with pytest.raises(ValueError, match="already exists"):
         LemurTable.create(db, "demo", encoder, documents)
     assert len(LemurTable.create(db, "demo", encoder, documents[:20], mode="overwrite")) == 20
+
+
+def everything(folder) -> list[str]:
+    return sorted(str(path.relative_to(folder)) for path in folder.rglob("*"))
+
+
+@pytest.mark.parametrize(
+    "name", ["", ".", "..", "a/b", "../out", "/tmp/absolute", "it's", "a\\b", "nul\0", "line\nbreak", None, 5]
+)
+def test_a_name_leads_nowhere(tmp_path, encoder, documents, name):
+    db = lancedb.connect(tmp_path / "deep" / "db")
+    before = everything(tmp_path)
+    with pytest.raises((ValueError, TypeError), match="name"):
+        LemurTable.create(db, name, encoder, documents[:5])
+    assert everything(tmp_path) == before
+
+
+def test_a_table_of_somebody_else_is_not_overwritten(tmp_path, encoder, documents):
+    db = lancedb.connect(tmp_path)
+    db.create_table("thesis", pa.table({"id": ["1"], "text": ["ten years of work"], "vector": [[1.0, 2.0]]}))
+    for mode, message in (
+        ("overwrite", "is no LemurTable, and is not overwritten"),
+        ("create", "already exists"),
+        ("drop", "mode"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            LemurTable.create(db, "thesis", encoder, documents[:5], mode=mode)
+    assert db.open_table("thesis").to_arrow().column("text").to_pylist() == ["ten years of work"]
+    assert not list(tmp_path.glob("*.safetensors"))
+
+
+def test_a_column_of_somebody_else_is_not_dropped(tmp_path, documents, demo_data):
+    db = lancedb.connect(tmp_path)
+    tokens = documents.column("tokens").cast(pa.list_(pa.list_(pa.float32(), 128)))
+    rows = documents.select(["id"]).append_column("tokens", tokens).append_column("vector", pa.array([[1.0, 2.0]] * 600))
+    db.create_table("own", rows)
+    with pytest.raises(ValueError, match="has a column 'vector' that no LemurTable wrote"):
+        LemurTable.fit(db, "own", demo_data.training_queries, **QUICK)
+    assert db.open_table("own").to_arrow().column("vector")[0].as_py() == [1.0, 2.0]
+    assert not list(tmp_path.glob("*.safetensors"))
+
+
+def test_a_table_that_fails_leaves_nothing(tmp_path, encoder, documents, matrices_of):
+    db = lancedb.connect(tmp_path / "db")
+    matrices = matrices_of(documents[:3])
+    bad = [*matrices[:2], np.full((2, 128), np.nan, np.float32)]
+    kept = tmp_path / "map.safetensors"
+    for path in (None, kept):
+        with pytest.raises(ValueError, match="NaN"):
+            LemurTable.create(db, "new", encoder, bad, ids=["a", "b", "c"], encoder_path=path)
+        assert not list(tmp_path.rglob("*.safetensors"))
+    kept.write_bytes(b"another map")
+    with pytest.raises(ValueError, match="NaN"):
+        LemurTable.create(db, "new", encoder, bad, ids=["a", "b", "c"], encoder_path=kept)
+    assert kept.read_bytes() == b"another map"
+    LemurTable.create(db, "new", encoder, matrices, ids=["a", "b", "c"])
+    with pytest.raises(ValueError, match="NaN"):
+        LemurTable.create(db, "new", encoder, bad, ids=["a", "b", "c"], mode="overwrite")
+    assert len(LemurTable(db, "new")) == 3
+
+
+def test_a_table_that_names_an_encoder_elsewhere_is_refused(tmp_path, encoder, documents):
+    db = lancedb.connect(tmp_path)
+    rows = LemurTable.create(db, "demo", encoder, documents[:5]).table.to_arrow()
+    field = rows.schema.field("vector").with_metadata({b"lemur_ann encoder": b"../../etc/passwd"})
+    schema = pa.schema([field if own.name == "vector" else own for own in rows.schema])
+    db.create_table("altered", rows.cast(schema))
+    with pytest.raises(ValueError, match="name"):
+        LemurTable(db, "altered")
+
+
+def test_an_upsert_sees_what_another_has_written(tmp_path, encoder, documents):
+    """LanceDB changes the version that a table has seen last, so that an id would be there twice."""
+    LemurTable.create(lancedb.connect(tmp_path), "demo", encoder, documents[:5])
+    one, other = (LemurTable(lancedb.connect(tmp_path), "demo") for _ in range(2))
+    one.upsert(documents[5:10])
+    other.upsert(documents[3:12])
+    assert other.delete(documents.column("id")[5].as_py()) == 1
+    one.upsert(documents[:1])
+    assert sorted(one.table.to_arrow().column("id").to_pylist()) == sorted(
+        doc_id for row, doc_id in enumerate(documents.column("id").to_pylist()[:12]) if row != 5
+    )

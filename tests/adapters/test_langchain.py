@@ -6,6 +6,7 @@ import asyncio
 import subprocess
 import sys
 import threading
+import uuid
 
 import numpy as np
 import pyarrow as pa
@@ -470,3 +471,83 @@ def test_errors(store, word_encoder):
         store.similarity_search("red", fetch_k=20)
     with pytest.raises(ValueError, match="must be a matrix of shape"):
         store.similarity_search_by_vector([0.5] * 64)
+
+
+WEIRD = ["a/b", "..", "it's", 'say "x"', "\\", "new\nline", "\u00fc\u221e\U0001f642", "%s", "x" * 2000, " ", "None", "1"]
+WEIRD += ["-1", "007", "nul\0"]
+
+
+@pytest.mark.parametrize("doc_id", WEIRD)
+def test_ids_of_any_characters(word_encoder, doc_id):
+    store = LemurVectorStore(word_encoder)
+    assert store.add_texts(["red fox", "blue"], ids=[doc_id, "other"]) == [doc_id, "other"]
+    assert ids_of(store.similarity_search("red", k=1)) == [doc_id]
+    assert ids_of(store.get_by_ids([doc_id])) == [doc_id]
+    assert store.delete([doc_id])
+    assert list(store.texts.index) == ["other"]
+
+
+def test_ids_that_are_no_strings_become_strings(word_encoder):
+    """As in LangChain's Document, whose id makes a string of a number."""
+    store, key = LemurVectorStore(word_encoder), uuid.uuid4()
+    assert store.add_texts(["red", "blue", "deep"], ids=[1, key, np.int64(3)]) == ["1", str(key), "3"]
+    assert ids_of(store.get_by_ids([1, key, np.int64(3)])) == ["1", str(key), "3"]
+    store.delete([1, key])
+    assert list(store.texts.index) == ["3"]
+    made = store.add_documents([Document(id=5, page_content="a"), Document(page_content="b")])
+    assert made[0] == "5"
+    assert uuid.UUID(made[1])
+
+
+@pytest.mark.parametrize(
+    ("texts", "how", "kind", "message"),
+    [
+        ("one text", {}, TypeError, "texts must be a list, got str"),
+        (["a", None], {}, TypeError, r"texts\[1\] must be a string, got NoneType"),
+        (["a", 5], {}, TypeError, r"texts\[1\] must be a string, got int"),
+        ({"a", "b"}, {}, TypeError, "texts must be a list, got set"),
+        (["a", "b"], {"ids": ["x", ""]}, ValueError, r"ids\[1\] is empty; None makes one"),
+        (["a", "b"], {"ids": ["x", 1.5]}, TypeError, r"ids\[1\] must be a string, got float"),
+        (["a", "b"], {"ids": ["x", True]}, TypeError, r"ids\[1\] must be a string, got bool"),
+        (["a", "b"], {"ids": ["x", b"y"]}, TypeError, r"ids\[1\] must be a string, got bytes"),
+        (["a", "b"], {"ids": "xy"}, TypeError, "ids must be a list, got str"),
+        (["a", "b"], {"ids": {"x", "y"}}, TypeError, "ids must be a list, got set"),
+        (["a", "b"], {"ids": {"x": 1, "y": 2}}, TypeError, "ids must be a list, got dict"),
+        (["a", "b"], {"ids": []}, ValueError, "expected one of ids for each of 2 texts, got 0"),
+        (["a", "b"], {"metadatas": []}, ValueError, "expected one of metadatas for each of 2 texts, got 0"),
+        (["a"], {"metadatas": {"year": 1}}, TypeError, "metadatas must be a list, got dict"),
+        (["a", "b"], {"metadatas": [{}, "x"]}, TypeError, r"metadatas\[1\] must be a dict, got str"),
+        (["a", "b"], {"metadatas": [{}, {(1, 2): 3}]}, TypeError, r"metadatas\[1\] must be JSON: keys must be str"),
+    ],
+)
+def test_what_is_no_addition_is_told(store, texts, how, kind, message):
+    version = store.texts.index.version
+    with pytest.raises(kind, match=message):
+        store.add_texts(texts, **how)
+    assert store.texts.index.version == version
+    assert sorted(store.texts.index) == ["fox", "sea", "whale"]
+
+
+def test_what_is_no_deletion_deletes_nothing(store):
+    for nothing in ([], ["nobody"], [""], set(), np.array([], str), ()):
+        assert store.delete(nothing)
+    for wrong in ({"fox": 1}, [None], [True], [1.5], 5, b"fox"):
+        with pytest.raises(TypeError, match="must be a"):
+            store.delete(wrong)
+    for wrong in ("fox", 5):
+        with pytest.raises(TypeError, match="filter must be"):
+            store.delete(filter=wrong)
+    assert sorted(store.texts.index) == ["fox", "sea", "whale"]
+    store.delete("fox")
+    store.delete(filter={"kind": "place"})
+    assert list(store.texts.index) == ["whale"]
+
+
+def test_numbers_of_hits(store):
+    for ask in (store.similarity_search, store.max_marginal_relevance_search):
+        assert len(ask("red", k=np.int64(2))) == 2
+        for wrong, kind in ((0, ValueError), (-1, ValueError), (None, TypeError), (True, TypeError), (2.0, TypeError)):
+            with pytest.raises(kind, match="k must be"):
+                ask("red", k=wrong)
+    assert ids_of(store.similarity_search("red", k=3, filter={})) == ids_of(store.similarity_search("red", k=3))
+    assert store.add_texts([]) == []

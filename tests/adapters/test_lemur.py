@@ -161,3 +161,23 @@ def test_bad_candidates(data):
         maxsim.rerank_subset(train[:3], np.array([3]), 1, np.array([[120]]))
     with pytest.raises(ValueError, match="indices must have shape"):
         maxsim.rerank_subset(train[:3], np.array([3]), 1, np.array([1, 2]))
+
+
+def test_a_checkpoint_that_fails_leaves_the_one_before(data, tmp_path, monkeypatch):
+    _, tokens, counts = data["train"]
+    lemur = Lemur(index=tmp_path).fit(tokens, counts, epochs=0, final_hidden_dim=16, verbose=False)
+    before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
+
+    def full(payload, path):
+        path.write_bytes(b"half")
+        raise OSError("no space left on device")
+
+    monkeypatch.setattr(torch, "save", full)
+    for save in (lemur.save_mlp, lemur.save_w):
+        with pytest.raises(OSError, match="no space left"):
+            save()
+    assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
+    monkeypatch.undo()
+    torch.save({"weights": torch.ones(3)}, tmp_path / "mlp.pt")
+    with pytest.raises(ValueError, match=r"mlp.pt is not a network of LEMUR"):
+        Lemur(index=tmp_path).fit(tokens, counts, epochs=0, final_hidden_dim=16, verbose=False)

@@ -629,3 +629,56 @@ def test_without_llama_index_the_error_names_the_extra(tmp_path):
     ended = subprocess.run([sys.executable, "-c", program], cwd=tmp_path, capture_output=True, text=True, check=False)
     assert ended.returncode == 1
     assert "ImportError: lemur_ann.adapters.llama_index needs LlamaIndex: pip install lemur_ann[llama-index]" in ended.stderr
+
+
+WEIRD = ["a/b", "..", "it's", 'say "x"', "\\", "new\nline", "\u00fc\u221e\U0001f642", "%s", "x" * 2000, " ", "None", "1"]
+WEIRD += ["", "nul\0"]
+
+
+@pytest.mark.parametrize("name", WEIRD)
+def test_ids_of_any_characters(lemur, name):
+    for delete in (lemur.delete, lambda one: lemur.delete_nodes([one])):
+        lemur.add([node(name, "red fox", source=name), node("other", "blue", source="another")])
+        assert [one.node_id for one in lemur.get_nodes([name])] == [name]
+        assert name in lemur.query(asked()).ids
+        assert lemur.query(asked(node_ids=[name])).ids[:1] == [name]
+        assert lemur.query(asked(doc_ids=[name])).ids == [name]
+        delete(name)
+        assert list(lemur.client) == ["other"]
+
+
+def test_what_is_no_deletion_deletes_nothing(lemur):
+    lemur.add(nodes())
+    lemur.delete_nodes([])
+    lemur.delete("nobody")
+    empty = MetadataFilters(filters=[])
+    with pytest.raises(ValueError, match=r"clear\(\) deletes all"):
+        lemur.delete_nodes()
+    for wrong in ({"year": 1}, "year", [1], [], {}):
+        with pytest.raises(TypeError, match="filters must be MetadataFilters"):
+            lemur.delete_nodes(filters=wrong)
+        with pytest.raises(TypeError, match="filters must be MetadataFilters"):
+            lemur.query(asked(filters=wrong))
+        with pytest.raises(TypeError, match="filters must be MetadataFilters"):
+            lemur.get_nodes(filters=wrong)
+    for wrong in ({"a": 1}, b"a", 5):
+        with pytest.raises(TypeError):
+            lemur.delete_nodes(wrong)
+    for wrong in (None, 5, ["a"]):
+        with pytest.raises(TypeError, match="ref_doc_id must be a string"):
+            lemur.delete(wrong)
+    for wrong in ({"node_ids": "a"}, {"doc_ids": "a"}):
+        with pytest.raises(TypeError, match="must be lists of ids, got str"):
+            lemur.query(asked(**wrong))
+    assert len(lemur.client) == 4
+    lemur.delete_nodes(["a"], empty)
+    lemur.delete_nodes("b")
+    assert sorted(lemur.client) == ["c", "d"]
+
+
+def test_what_is_no_node_is_told(lemur):
+    for wrong in (node("z", "red"), "red", ["red"], [None], [node("z", "red"), None]):
+        with pytest.raises(TypeError, match="nodes must be a list of nodes"):
+            lemur.add(wrong)
+    assert len(lemur.client) == 0
+    assert lemur.add(node(name, "red") for name in "xy") == ["x", "y"]

@@ -304,3 +304,18 @@ def test_collection_and_encoder_must_fit(small, small_encoder, encoder, make_sma
     with pytest.raises(ValueError, match="must have fields 'id' and 'tokens'"):
         LemurCollection(client, "theirs", small_encoder)
     assert sorted(client.list_collections()) == ["small", "theirs"]
+
+
+def test_a_fit_that_fails_leaves_no_collection(small, make_small, monkeypatch):
+    small.add(make_small(20), ids=[str(i) for i in range(20)])
+
+    def full(self, part, *, new):
+        raise OSError("no space left on device")
+
+    monkeypatch.setattr(LemurCollection, "_write", full)
+    with pytest.raises(OSError, match="no space left"):
+        small.fit("other", make_small(30), num_features=64, epochs=1, rank=15)
+    assert small.client.list_collections() == ["small"]
+    with pytest.raises(ValueError, match="there is a collection 'small' already"):
+        small.fit("small", make_small(30))
+    assert len(small) == 20

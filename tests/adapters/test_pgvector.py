@@ -396,3 +396,53 @@ def test_two_writers_at_once(connection, caller, server, encoder, documents):
     assert len(table) == 1
     table.upsert(documents[:10])
     assert len(table) == 10
+
+
+@pytest.mark.parametrize("name", ["100%", "a%b", "%s", "%(x)s", 'q"x', "it's", "a;b", "a\nb", "select", "{}", "../x", "\u00fc"])
+def test_names_of_any_characters(connection, encoder, documents, queries, name):
+    """Of tables, and of columns, in every statement there is."""
+    rows = documents.select(["id", "tokens"]).append_column(name, documents.column("id"))[:50]
+    made = LemurTable.create(connection, name, encoder, rows.schema)
+    made.add(rows[:40])
+    made.upsert(rows[30:])
+    made.create_index()
+    again = LemurTable(connection, name)
+    assert len(again) == 50
+    assert len(again.search(queries[0], 50)) == 50
+    assert len(again.search(queries[0], 50, num_candidates=None, filter="id <> %s", params=["100%"])) == 50
+    assert len(again.hybrid_search(queries[0], "a", 5, text_column=name)) == 5
+    assert again.delete(rows.column("id")[0].as_py()) == 1
+    learned = LemurTable.fit(connection, name, queries, num_features=64, epochs=0, num_sample_tokens=256, rank=15)
+    assert len(learned.search(queries[0], 100)) == 49
+
+
+def test_what_is_the_callers_own_stays(connection, encoder, documents, queries):
+    rows = documents.select(["id", "tokens"])[:50]
+    connection.execute("CREATE TEMP TABLE lemur_new (thesis text)")
+    connection.execute("INSERT INTO lemur_new VALUES ('ten years of work')")
+    for name in ("theirs", "beside_lemur"):
+        connection.execute(sql.SQL("CREATE TABLE {} (id text, thesis text)").format(sql.Identifier(name)))
+    for name in ("theirs", "beside"):
+        with pytest.raises(psycopg.errors.DuplicateTable):
+            LemurTable.create(connection, name, encoder, rows.schema)
+    assert connection.execute("SELECT to_regclass('beside'), to_regclass('theirs_lemur')").fetchone() == (None, None)
+    table = LemurTable.create(connection, "own_lemur_column", None, rows.schema, token_dim=128)
+    table.add(rows)
+    table.upsert(rows[:10])
+    connection.execute("ALTER TABLE own_lemur_column ADD COLUMN lemur text DEFAULT 'an animal'")
+    with pytest.raises(ValueError, match="has a column 'lemur' that no LemurTable wrote"):
+        LemurTable.fit(connection, "own_lemur_column", queries, num_features=64, epochs=0, rank=15)
+    assert connection.execute("SELECT DISTINCT lemur FROM own_lemur_column").fetchall() == [("an animal",)]
+    assert connection.execute("SELECT thesis FROM lemur_new").fetchall() == [("ten years of work",)]
+    connection.execute("DELETE FROM own_lemur_column_lemur")
+    with pytest.raises(ValueError, match="must have one row, which LemurTable.create writes, and has 0"):
+        LemurTable(connection, "own_lemur_column")
+
+
+def test_names_that_postgres_would_cut_off(connection, encoder):
+    for name in ("x" * 64, "nul\0", ""):
+        with pytest.raises(ValueError, match="a column's name must be of 1 to 63 bytes"):
+            LemurTable.create(connection, "cut", encoder, pa.schema([("id", pa.string()), (name, pa.string())]))
+    table = LemurTable.create(connection, "parameters", encoder, pa.schema([("id", pa.string())]))
+    with pytest.raises(TypeError, match="params must be a list of values"):
+        table.search(np.ones((2, 128), np.float32), filter="id = %s", params="x")

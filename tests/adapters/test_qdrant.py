@@ -445,3 +445,72 @@ def test_options_of_a_collection_reach_the_engine(small_encoder):
     assert params["lemur"].distance == params["tokens"].distance == models.Distance.DOT
     made.create_index(hnsw=models.HnswConfigDiff(m=32), indexing_threshold=100)
     assert len(made) == 0
+
+
+@pytest.mark.parametrize("kind", ["collection", "shard"])
+def test_a_vector_of_somebody_else_is_not_dropped(kind, tmp_path):
+    random = np.random.default_rng(5)
+    tokens = matrices(random, 30)
+    own = random.normal(size=(30, 3))
+    if kind == "collection":
+        client, multi = QdrantClient(":memory:"), models.MultiVectorConfig(comparator=models.MultiVectorComparator.MAX_SIM)
+        vectors = {"dense": models.VectorParams(size=3, distance=models.Distance.DOT)}
+        vectors["tokens"] = models.VectorParams(size=8, distance=models.Distance.DOT, multivector_config=multi)
+        client.create_collection("mine", vectors_config=vectors)
+        named = [{"dense": own[i].tolist(), "tokens": tokens[i].tolist()} for i in range(30)]
+        client.upsert("mine", [models.PointStruct(id=i, vector=vector) for i, vector in enumerate(named)])
+        fit, read = LemurCollection.fit, lambda name: client.retrieve("mine", [7], with_vectors=True)[0].vector[name]
+        place = (client, "mine")
+    else:
+        params = {"dense": edge.EdgeVectorParams(3, edge.Distance.Dot)}
+        multi = edge.MultiVectorConfig(edge.MultiVectorComparator.MaxSim)
+        params["tokens"] = edge.EdgeVectorParams(8, edge.Distance.Dot, multivector_config=multi)
+        (tmp_path / "mine").mkdir()
+        shard = edge.EdgeShard.create(str(tmp_path / "mine"), edge.EdgeConfig(vectors=params))
+        points = [edge.Point(i, {"dense": own[i].tolist(), "tokens": tokens[i].tolist()}, {}) for i in range(30)]
+        shard.update(edge.UpdateOperation.upsert_points(points))
+        fit, read = LemurShard.fit, lambda name: shard.retrieve([7], with_payload=False, with_vector=True)[0].vector[name]
+        place = (shard,)
+    how = {"num_features": 64, "epochs": 1, "rank": 15, "replace": True}
+    queries = matrices(random, 40)
+    with pytest.raises(ValueError, match="the vector 'dense' was not made by lemur_ann"):
+        fit(*place, queries, vector_name="dense", **how)
+    with pytest.raises(ValueError, match="vector_name and tokens_name must differ"):
+        fit(*place, queries, vector_name="tokens", **how)
+    np.testing.assert_allclose(read("dense"), own[7], rtol=1e-5)
+    np.testing.assert_allclose(read("tokens"), tokens[7], rtol=1e-5)
+    fit(*place, queries, **how)
+    assert len(fit(*place, queries, **how)) == 30  # its own is
+    np.testing.assert_allclose(read("dense"), own[7], rtol=1e-5)
+
+
+def test_a_shard_takes_no_folder_of_somebody_else(small_encoder, tmp_path):
+    """The engine deletes folders among its segments that it does not know."""
+    for folder in ("segments/photos", "papers"):
+        (tmp_path / folder).mkdir(parents=True)
+        (tmp_path / folder / "thesis.txt").write_text("ten years of work")
+    before = sorted(tmp_path.rglob("*"))
+    with pytest.raises(FileExistsError, match="is not empty"):
+        LemurShard.create(tmp_path, small_encoder)
+    with pytest.raises(FileNotFoundError, match="no shard in"):
+        LemurShard.load(tmp_path, small_encoder)
+    with pytest.raises(FileExistsError, match="is not empty"):
+        LemurShard.create(tmp_path / "papers" / "thesis.txt", small_encoder)
+    assert sorted(tmp_path.rglob("*")) == before
+    LemurShard.create(tmp_path / "new", small_encoder).close()
+    with pytest.raises(FileExistsError, match="is not empty"):
+        LemurShard.create(tmp_path / "new", small_encoder)
+    LemurShard.load(tmp_path / "new", small_encoder).close()
+
+
+def test_filters_as_dicts(small_encoder):
+    """As in Qdrant's JSON."""
+    collection = LemurCollection.create(QdrantClient(":memory:"), "dicts", small_encoder)
+    tokens = matrices(np.random.default_rng(2), 4)
+    collection.add(table(list("abcd"), tokens, year=[1, 2, 2, 3]))
+    two = {"must": [{"key": "year", "match": {"value": 2}}]}
+    assert sorted(collection.search(tokens[0], filter=two).ids) == ["b", "c"]
+    assert len(collection.search(tokens[0], filter={})) == 4
+    with pytest.raises(TypeError, match=r"filter must be a models.Filter, such as .*, got \{'year': 2\}"):
+        collection.search(tokens[0], filter={"year": 2})
+    assert collection.delete(filter=two) == 2

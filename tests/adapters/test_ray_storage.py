@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 import threading
 
@@ -10,7 +11,9 @@ import pytest
 
 pytest.importorskip("ray", reason="pip install lemur_ann[ray]")
 
-from lemur_ann.adapters.ray.storage import Place, Published
+from lemur_ann.adapters.ray.building import Marks
+from lemur_ann.adapters.ray.shard import Shard
+from lemur_ann.adapters.ray.storage import Place, Published, described
 
 from lemur_ann import CorruptIndex, IndexLocked, LemurIndex
 
@@ -188,3 +191,120 @@ def test_a_reader_beside_a_busy_writer(place, tmp_path, make_matrices):
     assert len(set(seen)) > 2
     found = index.search(documents[: len(index)], k=1)
     assert np.array_equal([hits.ids[0] for hits in found], np.arange(len(found)))
+
+
+def test_what_is_not_ours_stays(place, tmp_path, make_matrices):
+    """Whoever keeps something of their own under a shard's URL finds it there after every change."""
+    foreign = ["notes.txt", "report-000001.arrow", "manifest.json", "tokens-000001.arrow", ".hidden", "manifest-1.json"]
+    foreign += ["0123456789abcdef-thesis.pdf", "0123456789abcdef-manifest.json", ".0123456789abcdef-mine.0123456789ab"]
+    for name in foreign:
+        place.write(name, name.encode())
+    documents = make_matrices(8)
+    writer = Writer(place, tmp_path / "a")
+    place.write("0123456789abcdef-tokens-000001.arrow", b"of a writer that was killed")
+    for i in range(8):
+        writer.add(documents[i : i + 1], [i])
+    assert {name: place.read(name) for name in foreign} == {name: name.encode() for name in foreign}
+    names = set(place.names()) - set(foreign)
+    assert "0123456789abcdef-tokens-000001.arrow" not in names
+    assert sum(name.startswith("manifest-") for name in names) == 2
+    assert len(names) < 12
+
+
+def test_a_cache_keeps_what_is_not_ours(place, tmp_path, make_matrices):
+    Writer(place, tmp_path / "a").add(make_matrices(2), [0, 1])
+    (tmp_path / "b").mkdir()
+    for name in ("notes.txt", "tokens-000099.arrow"):
+        (tmp_path / "b" / name).write_text(name)
+    assert ids_there(place, tmp_path / "b") == [0, 1]
+    assert (tmp_path / "b" / "notes.txt").read_text() == "notes.txt"
+    assert not (tmp_path / "b" / "tokens-000099.arrow").exists()
+
+
+@pytest.mark.parametrize(
+    "name", ["..", "", ".", "../outside", "/etc/outside", "writer.lock", "manifest.json", "a\0b", "x" * 2000]
+)
+@pytest.mark.parametrize("where", ["name", "key"])
+def test_names_that_lead_elsewhere_are_refused(tmp_path, make_matrices, name, where):
+    place = Place((tmp_path / "store").as_uri())
+    Writer(place, tmp_path / "a").add(make_matrices(2), [0, 1])
+    last = sorted(found for found in place.names() if found.startswith("manifest-"))[-1]
+    body = json.loads(place.read(last))
+    manifest = json.loads(body["manifest"])
+    tokens = next(found for found in manifest["files"] if found.startswith("tokens"))
+    if where == "key":
+        body["keys"][tokens] = name
+    else:
+        manifest["files"][name], body["keys"][name] = manifest["files"].pop(tokens), body["keys"].pop(tokens)
+    body["manifest"] = json.dumps(manifest)
+    place.write(last, json.dumps(body).encode())
+    before = sorted(tmp_path.rglob("*"))
+    with pytest.raises(CorruptIndex, match="manifest that cannot be read"):
+        Published(place, tmp_path / "b").fetch()
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+@pytest.mark.parametrize(
+    "shards",
+    [
+        "abc",
+        [],
+        ["../outside"],
+        ["shard-000", "shard-000"],
+        ["shard-000", ".."],
+        [0],
+        ["/etc"],
+        {"shard-000": 1},
+        [["shard-000"]],
+    ],
+)
+def test_shards_that_lead_elsewhere_are_refused(tmp_path, shards):
+    place = Place(tmp_path / "index")
+    described(place, 2, {})
+    known = json.loads(place.read("shards.json"))
+    assert described(place, None, {}) == known
+    place.write("shards.json", json.dumps({**known, "shards": shards}).encode())
+    with pytest.raises(CorruptIndex, match=r"shards.json cannot be read"):
+        described(place, None, {})
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        b"{",
+        b"[]",
+        b'{"partitions": [1]}',
+        b'{"partitions": {"a": {}}}',
+        b'{"partitions": {"a": 5}}',
+        b'{"partitions": {"a": {"num_rows": "9", "first_id": 0, "state": "done"}}}',
+    ],
+)
+def test_marks_that_were_altered_are_told(tmp_path, data):
+    place = Place(tmp_path)
+    place.write("build.json", data)
+    with pytest.raises(CorruptIndex, match=r"build.json cannot be read"):
+        Marks(place, resume=True)
+    Marks(place, resume=False).write()
+    Marks(place, resume=True)
+
+
+def test_only_what_was_staged_is_forgotten(tmp_path):
+    shard = Shard(Place(tmp_path), "shard-000", 0, {}, None, 1, 1.0)
+    staging, change = tmp_path / "shard-000.staging", "0" * 32
+    for folder in (change, "1" * 32, "photos"):
+        (staging / folder).mkdir(parents=True)
+        (staging / folder / "0.arrow").write_bytes(b"")
+    (staging / change / "mine.txt").write_text("mine")
+    shard.discard("../photos")
+    shard.discard(None)
+    assert sorted(str(path.relative_to(staging)) for path in staging.rglob("*")) == [
+        change,
+        f"{change}/mine.txt",
+        "photos",
+        "photos/0.arrow",
+    ]
+    (staging / change / "mine.txt").unlink()
+    (staging / "photos" / "0.arrow").unlink()
+    (staging / "photos").rmdir()
+    shard.discard(change)
+    assert not staging.exists()

@@ -377,3 +377,54 @@ def test_version(tmp_path):
     import lemur_ann as package
 
     assert lemur_ann("--version", cwd=tmp_path).stdout.strip() == package.__version__
+
+
+def contents(folder) -> dict[str, bytes]:
+    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+def test_what_a_command_reads_it_does_not_write(workplace, tmp_path, monkeypatch):
+    """Neither queries, nor a folder of them, nor the index: a name typed twice must not cost a file."""
+    for name in ("index", "queries.parquet"):
+        (shutil.copytree if name == "index" else shutil.copy)(workplace / name, tmp_path / name)
+    (tmp_path / "folder").mkdir()
+    shutil.copy(workplace / "queries.parquet", tmp_path / "folder" / "part.parquet")
+    (tmp_path / "link.parquet").symlink_to("queries.parquet")
+    before = contents(tmp_path)
+    monkeypatch.chdir(tmp_path)
+    index, queries = Path("index"), Path("queries.parquet")
+    manifest, new = Path("index/manifest.json"), Path("index/new.parquet")
+    for call in (
+        *(lambda out=out: cli.search(index, queries, out=out) for out in (queries, Path("link.parquet"), manifest, new)),
+        lambda: cli.search(index, Path("folder"), out=Path("folder/hits.parquet")),
+        lambda: cli.evaluate(index, queries, run=queries),
+        lambda: cli.explain(index, queries, "a", out=queries),
+        lambda: cli.export(index, out=manifest),
+        lambda: cli.export(index, out=tmp_path / "out.parquet", encoder=tmp_path / "index" / "map.safetensors"),
+        lambda: cli.report(index, queries, out=queries),
+        lambda: cli.report(index, queries, out=tmp_path / "page.html", json=tmp_path / "index" / "manifest.json"),
+    ):
+        with pytest.raises(ValueError, match="is read by this command, or in a folder that is; choose another file to write"):
+            call()
+    assert contents(tmp_path) == before
+
+
+def test_a_file_that_fails_leaves_the_one_before(workplace, tmp_path, monkeypatch):
+    (tmp_path / "out.parquet").write_bytes(b"the one before")
+    (tmp_path / "link.parquet").symlink_to("out.parquet")
+
+    def full(self, batch):
+        raise OSError("no space left on device")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(pq.ParquetWriter, "write_batch", full)
+        with pytest.raises(OSError, match="no space left"):
+            cli.export(workplace / "index", out=tmp_path / "out.parquet")
+    assert contents(tmp_path) == dict.fromkeys(("out.parquet", "link.parquet"), b"the one before")
+    cli.export(workplace / "index", out=tmp_path / "link.parquet")
+    assert len(pq.read_table(tmp_path / "out.parquet")) == 600
+    assert (tmp_path / "link.parquet").is_symlink()
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["link.parquet", "out.parquet"]
+    if sys.platform == "linux":
+        cli.export(workplace / "index", out=Path("/dev/null"))
+        assert Path("/dev/null").is_char_device()
