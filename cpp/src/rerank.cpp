@@ -55,7 +55,7 @@ class FirstPass {
                            best_.data());
     float total = 0.0f;  // float32 will do: what it rounds is part of the difference that is measured
     for (std::int64_t t = 0; t < query.exact.num_tokens; ++t) total += best_[t] * query.panels.scale(t);
-    return total;
+    return total == total ? total : kNone;  // as of exact scores (scorer.hpp)
   }
 
  private:
