@@ -53,8 +53,11 @@ class WriterLock:
 class Directory:
     """A directory that an index is open on."""
 
-    def __init__(self, path: Path, version: Version, lock: WriterLock | None, *, verify: bool, device: str | None) -> None:
+    def __init__(
+        self, path: Path, version: Version, lock: WriterLock | None, *, verify: bool, device: str | None, trusted: bool
+    ) -> None:
         self.path = path
+        self.trusted = trusted
         self._version = version
         self._lock = lock
         self._verify = verify
@@ -70,6 +73,7 @@ class Directory:
         verify: bool,
         device: str | None,
         is_new_with: list[str],
+        trusted: bool = False,
     ) -> Directory:
         """Open what is there; for writing, an empty index with ``options`` is made where nothing is.
 
@@ -79,7 +83,8 @@ class Directory:
         if is_new_with and (exists or read_only):
             raise TypeError(f"options ({', '.join(is_new_with)}) are for a new index, and this opens the one in {path}")
         if read_only:
-            return cls(path, read_version(path, verify=verify, device=device), None, verify=verify, device=device)
+            version = read_version(path, verify=verify, device=device, trusted=trusted)
+            return cls(path, version, None, verify=verify, device=device, trusted=trusted)
         if not exists:
             there = [file.name for file in path.iterdir()] if path.exists() else []
             foreign = [name for name in there if name != storage.LOCK and not storage.NAMES.fullmatch(name)]
@@ -91,13 +96,13 @@ class Directory:
             if not (path / storage.MANIFEST).exists():
                 storage.sync_parents(path)
                 write_version(path, Snapshot.empty(coded=options.token_codes is not None), options)
-            version = read_version(path, verify=verify, device=device, scratch=str(path))
+            version = read_version(path, verify=verify, device=device, scratch=str(path), trusted=trusted)
             storage.sync(path)  # a writer that was killed may not have come to it
             _remove_strays(path, version.manifest["files"])
         except BaseException:
             lock.release()
             raise
-        return cls(path, version, lock, verify=verify, device=device)
+        return cls(path, version, lock, verify=verify, device=device, trusted=trusted)
 
     @property
     def snapshot(self) -> Snapshot:
@@ -141,7 +146,9 @@ class Directory:
         manifest = storage.read_manifest(self.path)
         if manifest["version"] == self._version.manifest["version"] and manifest["files"] == self._version.manifest["files"]:
             return False
-        self._version = read_version(self.path, verify=self._verify, device=self._device, before=self._version)
+        self._version = read_version(
+            self.path, verify=self._verify, device=self._device, before=self._version, trusted=self.trusted
+        )
         return True
 
     def close(self) -> None:
