@@ -60,7 +60,7 @@ class Options:
             if getattr(self, name) is not None:
                 self._set(name, validate.integer(getattr(self, name), name, least=least, most=most))
         if isinstance(self.ridge, (str, bytes)) or not 0 < float(self.ridge) < math.inf:
-            raise ValueError(f"ridge must be a finite number above 0, got {self.ridge!r}")
+            raise ValueError(f"ridge must be a number above 0, got {self.ridge!r}")
         self._set("ridge", float(self.ridge))
         if self.compact_at is not None:
             self._set("compact_at", validate.share(self.compact_at, "compact_at"))

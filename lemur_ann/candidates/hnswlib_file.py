@@ -106,8 +106,8 @@ def load(path: Path, dim: int, max_elements: int) -> hnswlib.Index:
         graph.load_index(str(path), max_elements=max(max_elements, header["count"]))
     except RuntimeError as error:
         raise CorruptIndex(f"{path} cannot be read: {error}") from error
-    # Formats 1 and 2 marked deleted documents there. hnswlib passes over such nodes, and where it finds no other it reads before
-    # the begin of an empty list.
+    # Formats 1 and 2 marked deleted documents there. hnswlib passes over such nodes, and where it finds no other it reads
+    # before the begin of an empty list.
     nodes = np.memmap(path, np.uint8, "r", HEADER.itemsize, (header["count"], header["node_bytes"]))
     for label in nodes[nodes[:, 2] > 0, -8:].copy().view(np.int64)[:, 0].tolist():
         graph.unmark_deleted(label)
@@ -218,7 +218,12 @@ def _lowest_stay_inside(nodes: npt.NDArray[np.uint8], header: dict[str, int]) ->
     """Whether no link of the lowest level leads to a node that there is not."""
     links = nodes[:, 4 : header["vector_offset"]].copy().view(np.uint32)
     used = nodes[:, :2].copy().view(np.uint16)  # their number has two bytes; of the other two one marks deleted nodes
-    return bool(nodes[:, 2].max() <= 1 and nodes[:, 3].max() == 0 and used.max() <= header["degree"] and (links[np.arange(header["degree"]) < used] < header["count"]).all())
+    return bool(
+        nodes[:, 2].max() <= 1
+        and nodes[:, 3].max() == 0
+        and used.max() <= header["degree"]
+        and (links[np.arange(header["degree"]) < used] < header["count"]).all()
+    )
 
 
 def _higher_lists(higher: npt.NDArray[np.uint32], count: int, M: int, path: Path) -> tuple[npt.NDArray[np.int64], Rows]:

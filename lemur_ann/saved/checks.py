@@ -51,7 +51,7 @@ def check_manifest(manifest: dict[str, Any]) -> None:
     _is(manifest, ("files",), dict)
     for name, entry in manifest["files"].items():
         if not FILE.fullmatch(name):
-            raise ValueError(f"it names a file that is none of an index: {name!r}")
+            raise ValueError(f"it names a file outside the index: {name!r}")
         if not isinstance(entry["sha256"], str):
             raise TypeError(f"the checksum of {name} is no string")
         _count(entry["size_bytes"], f"the size of {name}")

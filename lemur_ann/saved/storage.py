@@ -30,7 +30,7 @@ FORMAT = "lemur_ann"
 
 MANIFEST = "manifest.json"
 LOCK = "writer.lock"
-MANIFEST_BYTES = 2**24  # that are read at most: ours have a few hundred for each file
+MANIFEST_BYTES = 2**22  # that are read at most: ours have a few hundred for each file
 TOKENS = "tokens"  # what the names of token files begin with
 # what files of ours are called, those left by a crash included: whatever has such a name may be deleted
 NAMES = re.compile(
@@ -94,7 +94,7 @@ def check_files(path: Path, files: dict[str, Any], *, verify: bool) -> None:
     """Compare files with the manifest: their sizes always, their checksums too unless they are tokens and not ``verify``."""
     for name, expected in files.items():
         if not FILE.fullmatch(name):
-            raise CorruptIndex(f"{path / MANIFEST} names a file that is none of an index: {name!r}")
+            raise CorruptIndex(f"{path / MANIFEST} names a file outside the index: {name!r}")
         file = path / name
         size = _size(file)
         if size != expected["size_bytes"]:
