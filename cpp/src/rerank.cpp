@@ -135,6 +135,7 @@ class Reranker {
     }
     std::partial_sort(exact.begin(), exact.begin() + wanted, exact.end(), Better());
     exact.resize(static_cast<std::size_t>(wanted));
+    while (!exact.empty() && exact.back().score == kNone) exact.pop_back();  // whose tokens are no numbers
     return exact;
   }
 

@@ -124,7 +124,10 @@ class HnswCandidates:
         del graph  # its memory is free before the links take theirs
         before = self.structure or _no_graph(self._dim)
         codes = np.concatenate([before.codes, self._recent[0]]), np.concatenate([before.scales, self._recent[1]])
-        frozen = _frozen(path, self._dim, *codes, self._options, num_threads, before.links)
+        try:
+            frozen = _frozen(path, self._dim, *codes, self._options, num_threads, before.links)
+        except ValueError as error:  # links are checked where they are read
+            raise CorruptIndex(f"the graph that there is cannot be added to: {error}") from error
         return HnswCandidates(self._dim, frozen, [], None, self._options, self._directory)
 
     def search(
@@ -233,7 +236,10 @@ class HnswKind(Kind):
         self, dim: int, structure: Structure | None, parts: list[Vectors], options: dict[str, Any], directory: str | None = None
     ) -> HnswCandidates:
         assert structure is None or isinstance(structure, HnswGraph)
-        return HnswCandidates(dim, structure, parts, None, options, directory)
+        try:
+            return HnswCandidates(dim, structure, parts, None, options, directory)
+        except ValueError as error:
+            raise CorruptIndex(f"the graph cannot be searched: {error}") from error
 
 
 def _new_graph(dim: int, options: dict[str, Any], capacity: int) -> hnswlib.Index:

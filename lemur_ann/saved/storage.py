@@ -199,7 +199,7 @@ def check_replaceable(path: Path) -> None:
     if not path.exists() or (path.is_dir() and not any(path.iterdir())):
         return
     try:
-        own = {MANIFEST, LOCK, *written_manifest(path)["files"]}
+        own = {MANIFEST, LOCK, *(name for name in written_manifest(path)["files"] if FILE.fullmatch(name))}
     except (OSError, ValueError, KeyError, TypeError):
         raise FileExistsError(f"{path} exists and is not a lemur_ann index; choose another path or remove it") from None
     foreign = sorted(file.name for file in path.iterdir() if file.name not in own and not NAMES.fullmatch(file.name))

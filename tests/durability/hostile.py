@@ -55,6 +55,7 @@ NAMES = [
 ]
 NAMES += ["folder", "socket", "tokens-000001.arrow\0", "tokens-٣٣٣٣٣٣.arrow", "tokens-000001.arrow:x", "a" * 300, "\ud800"]
 DEVICES = ["meta", "cuda:99", "cuda", "cpu:1", "mps", "xpu", "", "cpu\n", "cuda:" + "9" * 30]
+NOT_SO = (ValueError, KeyError, IndexError, TypeError, OSError)
 OPTIONS = {
     "M": [1, 2, 512, 513, 10_000, 2**60],
     "ef_construction": [0, 1, 10_000, 2**31, 2**60],
@@ -82,6 +83,8 @@ def change(folder, random):
     manifest = json.loads((folder / "manifest.json").read_text())
     done = []
     for _ in range(int(fuzz.choice(random, [1, 1, 1, 2, 3]))):
+        if not isinstance(manifest.get("files"), dict) or not isinstance(manifest.get("options"), dict):
+            break  # changed into something else before
         path = folder / fuzz.choice(random, manifest["files"]) if manifest["files"] else None
         kind = fuzz.choice(random, ["value", "option", "name", "odd file", "file", "file", "file", "file", "file", "file"])
         if kind == "file" and path is not None:
@@ -177,14 +180,7 @@ def change_file(path, random):
     data = path.read_bytes()
     try:
         new, what = changed(path, data, random)
-    except (
-        ValueError,
-        KeyError,
-        IndexError,
-        TypeError,
-        SafetensorError,
-        pa.ArrowException,
-    ):  # changed before, into something else
+    except (*NOT_SO, SafetensorError, pa.ArrowException):  # a change before made something else of it
         new, what = fuzz.damaged(data, random)
     path.write_bytes(new)
     return what
