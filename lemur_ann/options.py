@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import math
 import re
+import sys
 from dataclasses import dataclass
 from typing import Any
 
@@ -59,7 +59,7 @@ class Options:
         ):
             if getattr(self, name) is not None:
                 self._set(name, validate.integer(getattr(self, name), name, least=least, most=most))
-        if isinstance(self.ridge, (str, bytes)) or not 0 < float(self.ridge) < math.inf:
+        if isinstance(self.ridge, (str, bytes)) or not 0 < self.ridge <= sys.float_info.max:
             raise ValueError(f"ridge must be a number above 0, got {self.ridge!r}")
         self._set("ridge", float(self.ridge))
         if self.compact_at is not None:
@@ -73,7 +73,7 @@ class Options:
             raise TypeError(f"candidates_options must be a dict, got {type(self.candidates_options).__name__}")
         if self.candidates_options and self.candidates in OWN_KINDS:
             raise ValueError(f"candidates={self.candidates!r} has no options of its own, got {sorted(self.candidates_options)}")
-        self._set("device", str(self.device))
+        self._set("device", re.sub(r"^cpu:[0-9]+$", "cpu", str(self.device)))  # torch has one, whatever its number
         if not re.fullmatch(r"(cpu|cuda|mps)(:[0-9]{1,3})?", self.device):
             raise ValueError(f"device must be 'cpu', 'cuda' or 'mps', got {self.device!r}")
 

@@ -110,7 +110,7 @@ def assembled(
     """A version of its manifest, with what is ``known`` of its files, and read from them else."""
     try:
         options = Options(**manifest["options"])
-    except (TypeError, ValueError) as error:
+    except (TypeError, ValueError, ArithmeticError) as error:
         raise CorruptIndex(f"{folder} has options this version cannot read: {error}") from error
     if options.candidates in LIBRARIES and not trusted and not _is_ours(manifest):
         check_own(asdict(options))

@@ -227,7 +227,7 @@ def test_a_manifest_that_is_deep_long_or_says_things_twice(folder):
         *(("num_features", value) for value in (1, 65_537, 2**60)),
         *(("rank", value) for value in (0, 65_537, 2**60)),
         *(("compact_at", value) for value in (float("nan"), float("inf"), 0, -1, 2)),
-        *(("ridge", value) for value in (float("nan"), float("inf"), -1)),
+        *(("ridge", value) for value in (float("nan"), float("inf"), -1, 10**400)),
         *(("device", value) for value in ("meta", "cuda:", "cuda:1234", "cpu\n", "cuda:x", "xpu")),
         ("num_candidates", 2**62),
         ("ef_search", 2**62),
