@@ -150,6 +150,10 @@ def assembled(
             learned = _learned(folder, manifest, options, num_rows, known_or, scratch, trusted)
             if store.dim not in (None, learned.encoder.token_dim):
                 raise CorruptIndex(f"{folder} has tokens of dim {store.dim}, and a map of dim {learned.encoder.token_dim}")
+    except CorruptIndex:
+        raise
+    except ValueError as error:  # such as a device that is not here
+        raise CorruptIndex(f"{folder} cannot be read: {error}") from error
     except (KeyError, IndexError, AttributeError, TypeError, ArithmeticError, RuntimeError, pa.ArrowException) as error:
         raise CorruptIndex(f"{folder} cannot be read: {error!r}") from error
     ids = IdMap(column, deleted) if ids is None else ids.moved_to(column)

@@ -27,6 +27,8 @@ from lemur_ann.candidates.kinds import LIBRARIES
 from lemur_ann.documents.arrow_files import open_arrow
 from lemur_ann.saved import seal
 
+TUNED = {"target_recall": 0.9, "k": 5, "num_candidates": 20, "ef_search": 30, "recall": 0.9, "num_queries": 20}
+TUNED["recall_interval"] = [0.8, 1.0]
 SETTINGS = {"num_features": 32, "rank": 15, "epochs": 0, "num_sample_tokens": 100, "M": 6}
 pytestmark = pytest.mark.skipif(os.name == "nt", reason="makes links and pipes")
 
@@ -182,6 +184,9 @@ def test_numbers_of_the_manifest(folder, key, value):
         lambda m: m["feature_map"].update(num_features=2**40),
         lambda m: m["feature_map"].update(activation="exec"),
         lambda m: m.update(tuned=[{"k": 2**60}]),
+        lambda m: m.update(tuned=[TUNED | {"recall_interval": [0, 1, 1]}]),
+        lambda m: m.update(tuned=[TUNED | {"num_candidates": 2**60}]),
+        lambda m: m.update(tuned=[TUNED | {"recall": float("nan")}]),
         lambda m: m["files"].update({"tokens-000009.arrow": 3}),
         lambda m: m.update(format_version=-1),
         lambda m: m.update(num_rows=1501),
@@ -243,6 +248,14 @@ def test_options_out_of_any_sense(folder, name, value):
     manifest["options"][name] = value
     sign(folder, manifest)
     refused(folder, "options")
+
+
+def test_a_device_that_is_not_here(folder):
+    manifest = manifest_of(folder)
+    manifest["options"]["device"] = "cuda:99"
+    sign(folder, manifest)
+    refused(folder, "pass device='cpu'")
+    assert len(LemurIndex.load(folder, device="cpu")) == 1500
 
 
 # The graph
