@@ -47,7 +47,7 @@ def _key(*, make: bool) -> bytes | None:
 
 
 def _hash(key: bytes, options: dict[str, Any], files: dict[str, Any]) -> str:
-    named = [options["candidates"], options["candidates_options"], *(files[role]["sha256"] for role in sorted(files))]
+    named = [options.get("candidates"), options.get("candidates_options"), *(files[role]["sha256"] for role in sorted(files))]
     return hmac.new(key, json.dumps(named, sort_keys=True).encode(), hashlib.sha256).hexdigest()
 
 
