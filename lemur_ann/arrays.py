@@ -4,20 +4,21 @@ from __future__ import annotations
 
 import errno
 import json
+import math
 import os
 import tempfile
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from safetensors import SafetensorError
-from safetensors.numpy import load_file, save
+from safetensors.numpy import save
 
 from lemur_ann.errors import CorruptIndex
 
+HEADER_BYTES = 2**24  # that are read at most: ours have a hundred for each array, and what training showed
 DTYPES = {"I8": np.int8, "U8": np.uint8, "I32": np.int32, "I64": np.int64, "F32": np.float32, "F64": np.float64}
 
 
@@ -27,49 +28,59 @@ def write_arrays(path: Path, arrays: dict[str, npt.NDArray[Any]], metadata: dict
     path.write_bytes(save({name: np.ascontiguousarray(array) for name, array in arrays.items()}, metadata))
 
 
-def read_arrays(path: Path) -> dict[str, npt.NDArray[Any]]:
-    """What :func:`write_arrays` wrote."""
-    try:
-        return load_file(path)
-    except SafetensorError as error:
-        raise CorruptIndex(f"{path} cannot be read: {error}") from error
-
-
 def read_metadata(path: Path) -> dict[str, str]:
     """The strings in the header of a safetensors file; none where there is no such header."""
-    try:
-        with path.open("rb") as file:
-            header, _ = _read_header(path, file)
-    except (ValueError, RecursionError) as error:
-        raise CorruptIndex(f"{path} cannot be read: {error}") from error
-    metadata = header.get("__metadata__", {})
-    return metadata if isinstance(metadata, dict) else {}
-
-
-def _read_header(path: Path, file: BinaryIO) -> tuple[dict[str, Any], int]:
-    """The header of a safetensors file, and its size."""
-    size = int.from_bytes(file.read(8), "little")
-    header = json.loads(file.read(size)) if size < path.stat().st_size else None
-    if not isinstance(header, dict):
-        raise CorruptIndex(f"{path} cannot be read: it has no header")
-    return header, size
+    return metadata_of(_mapped(path), path)
 
 
 def map_arrays(path: Path) -> dict[str, npt.NDArray[Any]]:
-    """The same, mapped: read from the file when they are first used. (safetensors' own reader for NumPy copies.)"""
+    """What :func:`write_arrays` wrote, mapped: read from the file when they are first used.
+
+    safetensors' own reader for NumPy copies.
+    """
+    return arrays_of(_mapped(path), path)
+
+
+def _mapped(path: Path) -> npt.NDArray[np.uint8]:
     try:
         with path.open("rb") as file:
-            header, size = _read_header(path, file)
-            whole = np.memmap(file, np.uint8, "r")
-        arrays = {}
-        for name, entry in header.items():
-            if name == "__metadata__":
-                continue
-            begin, end = entry["data_offsets"]
-            flat = whole[8 + size + begin : 8 + size + end].view(DTYPES[entry["dtype"]])
-            arrays[name] = flat.reshape(entry["shape"])
-    except (ValueError, KeyError, TypeError, AttributeError, RecursionError, OverflowError) as error:
+            return np.memmap(file, np.uint8, "r")
+    except ValueError as error:  # an empty file
         raise CorruptIndex(f"{path} cannot be read: {error}") from error
+
+
+def metadata_of(whole: npt.NDArray[np.uint8], name: object) -> dict[str, str]:
+    """The strings in the header of what safetensors wrote, of which ``whole`` are the bytes."""
+    try:
+        found = _header(whole)[0].get("__metadata__", {})
+    except (ValueError, RecursionError) as error:
+        raise CorruptIndex(f"{name} cannot be read: {error}") from error
+    return {key: value for key, value in found.items() if isinstance(value, str)} if isinstance(found, dict) else {}
+
+
+def arrays_of(whole: npt.NDArray[np.uint8], name: object) -> dict[str, npt.NDArray[Any]]:
+    """The arrays, as views.
+
+    Raises:
+        CorruptIndex: they do not lie one after the other from the end of the header to the end of all, as safetensors lays
+            them. So nothing is counted twice, and a copy of them takes no more memory than they do.
+    """
+    arrays, end = {}, 0
+    try:
+        header, begin = _header(whole)
+        header.pop("__metadata__", None)
+        data = whole[begin:]
+        for key, entry in sorted(header.items(), key=lambda item: item[1]["data_offsets"]):
+            first, last = entry["data_offsets"]
+            kind, shape = np.dtype(DTYPES[entry["dtype"]]), [_size(n) for n in entry["shape"]]
+            if first != end or _size(last) - end != math.prod(shape) * kind.itemsize or last > len(data):
+                raise ValueError(f"{key} does not have its place or its size")
+            flat = np.require(data[first:last].view(kind), requirements="A")  # a copy only where it lies askew
+            arrays[key], end = flat.reshape(shape), last
+        if end != len(data):
+            raise ValueError("there is more in it than its arrays")
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError, OverflowError) as error:
+        raise CorruptIndex(f"{name} cannot be read: {error}") from error
     return arrays
 
 
@@ -113,3 +124,16 @@ def _reserve(descriptor: int, size: int) -> None:
         except OSError as error:  # a file system that cannot is asked by writing
             if error.errno not in (errno.EINVAL, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENODEV, errno.ENOSYS):
                 raise
+def _header(whole: npt.NDArray[np.uint8]) -> tuple[dict[str, Any], int]:
+    """The header, and where the data begins."""
+    size = int.from_bytes(whole[:8].tobytes(), "little")
+    header = json.loads(whole[8 : 8 + size].tobytes()) if size <= min(len(whole) - 8, HEADER_BYTES) else None
+    if not isinstance(header, dict):
+        raise ValueError("it has no header")
+    return header, 8 + size
+
+
+def _size(number: Any) -> int:
+    if isinstance(number, bool) or not isinstance(number, int) or not 0 <= number < 2**63:
+        raise ValueError(f"{str(number)[:40]} is no size")
+    return number

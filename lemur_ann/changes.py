@@ -377,7 +377,7 @@ def _indexed(
         builder.add(vectors, num_threads=num_threads)
         task.advance(len(vectors))
     candidates = builder.finish()
-    encoder.training["seconds"]["candidates"] = time.perf_counter() - begin
+    encoder.training.setdefault("seconds", {})["candidates"] = time.perf_counter() - begin
     return Learned(options, encoder, candidates, base.num_rows)
 
 

@@ -15,11 +15,10 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
-from safetensors import SafetensorError
 from safetensors import numpy as safetensors
 
 from lemur_ann import _core, formats, validate
-from lemur_ann.arrays import map_arrays, read_metadata
+from lemur_ann.arrays import arrays_of, map_arrays, metadata_of, read_metadata
 from lemur_ann.documents.inputs import iterate_documents, queries_of, read_queries
 from lemur_ann.documents.intake import tokens_alone
 from lemur_ann.documents.sources import opened
@@ -279,14 +278,8 @@ class LemurEncoder:
         Raises:
             CorruptIndex: they are damaged, of a newer format, or something else.
         """
-        data, name = bytes(memoryview(data)), "what these bytes hold"
-        try:
-            described = json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")])["__metadata__"]
-            if not isinstance(described, dict):
-                raise TypeError("__metadata__ is no object")
-        except (KeyError, TypeError, ValueError, RecursionError) as error:
-            raise CorruptIndex(f"{name} cannot be read: {error!r}") from error
-        return cls._read(described, lambda: safetensors.load(data), name, device)
+        whole, name = np.frombuffer(bytes(memoryview(data)), np.uint8), "what these bytes hold"
+        return cls._read(metadata_of(whole, name), lambda: arrays_of(whole, name), name, device)
 
     @classmethod
     def _read(
@@ -296,11 +289,12 @@ class LemurEncoder:
         formats.check_map_header(described, name)
         try:
             plain = json.loads(described["encoder"])
+            formats.check_training(plain["training"])
             options = Options(target_precision=plain["precision"], device=device)
             return cls.from_arrays(
                 formats.learned_map(arrays(), plain["feature_map"]), plain["feature_map"], plain["training"], options
             )
-        except (KeyError, TypeError, ValueError, SafetensorError) as error:
+        except (KeyError, TypeError, ValueError, AttributeError, RecursionError) as error:
             raise CorruptIndex(f"{name} cannot be read: {error!r}") from error
 
     @property

@@ -27,6 +27,7 @@ and learning, whose functions make what old files lack.
 
 from __future__ import annotations
 
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -52,6 +53,8 @@ def manifest(old: dict[str, Any]) -> dict[str, Any]:
     """A manifest of any format as one of the newest; KeyError, TypeError or ValueError where it is none."""
     version = old["format_version"]
     new = old if version >= 4 else _with_segments(old, version)
+    if new["training"] is not None:
+        check_training(new["training"])
     training = new["training"]
     if training is not None and "num_rows" not in training:  # then all rows there are count as those it was learned from
         new = {**new, "training": {**training, "num_rows": new["num_rows"]}}
@@ -112,13 +115,95 @@ def check_map_header(header: dict[str, str], name: object) -> None:
 
 
 def learned_map(arrays: Arrays, config: dict[str, Any]) -> Arrays:
-    """The arrays of a map of any format as those that an encoder takes; ``config`` is that of its feature map."""
+    """The arrays of a map of any format as those that an encoder takes; ``config`` is that of its feature map.
+
+    Raises:
+        CorruptIndex: they do not fit each other, or are not all finite.
+    """
+    _check_config(config)
+    sizes = {"num_features": config["num_features"], "dim": config["dim"]}
+    _check_arrays(arrays, _shapes_of_features(config), sizes)
     if "cholesky" in arrays:
+        _check_arrays(arrays, SOLVED, dict(sizes))
         arrays = _solved(arrays, config)
     elif "document_map" in arrays:
+        _check_arrays(arrays, {**MAP, **STEPS}, dict(sizes))
         projection, offset = composed(arrays["projection"], arrays["offset"], arrays["document_map"])
         arrays = {**arrays, "projection": projection, "offset": offset}
+    _check_arrays(arrays, MAP, sizes)
+    if not float(arrays["radius"][0]) > 0:
+        raise CorruptIndex("the learned map has a radius that is not above 0")
     return arrays  # with what stands for an array that came later, where there is none
+
+
+def check_training(training: Any) -> None:
+    """TypeError unless it is what training showed: whatever learns on adds to its ``seconds``."""
+    if not isinstance(training, dict) or not isinstance(training.get("seconds", {}), dict):
+        raise TypeError("training is no object")
+
+
+# The shapes of arrays, by names that stand for one size wherever they are; each is at least 1.
+MAP = {
+    "sample_tokens": ("<f4", "num_sample_tokens", "dim"),
+    "token_weights": ("<f4", "num_sample_tokens"),
+    "target_mean": ("<f8", 1),
+    "projection": ("<f4", "num_sample_tokens", "rank"),
+    "offset": ("<f4", "rank"),
+    "query_map": ("<f4", "num_features", "rank"),
+    "radius": ("<f8", 1),
+}
+STEPS = {  # whose projection does not lead to the rank yet
+    "projection": ("<f4", "num_sample_tokens", "width"),
+    "offset": ("<f4", "width"),
+    "document_map": ("<f4", "width", "rank"),
+}
+SOLVED = {
+    "sample_tokens": MAP["sample_tokens"],
+    "document_map": ("<f4", "num_features", "rank"),
+    "reduction_mean": ("<f4", "num_features"),
+    "cholesky": ("<f8", "num_features", "num_features"),
+    "target_std": ("<f8", 1),
+    **{name: MAP[name] for name in ("target_mean", "query_map", "radius")},
+}
+
+
+def _check_config(config: dict[str, Any]) -> None:
+    """CorruptIndex unless it describes a feature map; its sizes are compared with the arrays, before any of them is used."""
+    if config["kind"] not in ("trained", "random") or config["activation"] not in ("gelu", "relu", "silu", "mish"):
+        raise CorruptIndex(f"the feature map is of no known kind: {str(config)[:200]}")
+    hidden = config["hidden_dims"]
+    sizes = [config["dim"], config["num_features"], *hidden]
+    if not isinstance(hidden, list) or any(isinstance(n, bool) or not isinstance(n, int) or n < 1 for n in sizes):
+        raise CorruptIndex(f"the feature map has sizes that are none: {str(sizes)[:200]}")
+
+
+def _shapes_of_features(config: dict[str, Any]) -> dict[str, tuple[Any, ...]]:
+    """Of the parameters of psi, as :class:`lemur_ann.learning.features.FeatureMap` has them."""
+    dim, num_features = config["dim"], config["num_features"]
+    if config["kind"] == "random":
+        return {"feature_map.layers.0.weight": ("<f4", dim, num_features)}
+    shapes: dict[str, tuple[Any, ...]] = {}
+    widths = [dim, *config["hidden_dims"], num_features]
+    for i, (narrow, wide) in enumerate(pairwise(widths)):
+        linear, norm = f"feature_map.layers.{3 * i}", f"feature_map.layers.{3 * i + 1}"
+        shapes |= {f"{linear}.weight": ("<f4", wide, narrow), f"{linear}.bias": ("<f4", wide)}
+        shapes |= {f"{norm}.weight": ("<f4", wide), f"{norm}.bias": ("<f4", wide)}
+    return shapes
+
+
+def _check_arrays(arrays: Arrays, shapes: dict[str, tuple[Any, ...]], sizes: dict[str, int]) -> None:
+    """CorruptIndex unless the arrays are there in these shapes, and finite; sizes that are not known yet are noted."""
+    for name, (dtype, *shape) in shapes.items():
+        array = arrays[name]
+        if array.dtype != dtype or array.ndim != len(shape) or 0 in array.shape:
+            raise CorruptIndex(f"the learned map has {name} as {array.dtype} of shape {array.shape}")
+        expected = tuple(
+            n if isinstance(n, int) else sizes.setdefault(n, found) for n, found in zip(shape, array.shape, strict=True)
+        )
+        if array.shape != expected:
+            raise CorruptIndex(f"the learned map has {name} of shape {array.shape}, expected {expected}")
+        if not (np.isfinite(array.min()) and np.isfinite(array.max())):  # a NaN comes through both
+            raise CorruptIndex(f"the learned map has {name} that is not finite")
 
 
 def _solved(arrays: Arrays, config: dict[str, Any]) -> Arrays:

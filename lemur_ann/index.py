@@ -146,6 +146,7 @@ class LemurIndex:
         self._changes = changes
         self._searcher = Searcher()
         self._saved: tuple[Path, Snapshot] | None = None  # where this one can be loaded from
+        self._trusted = False
 
     @property
     def snapshot(self) -> Snapshot:
@@ -835,13 +836,17 @@ class LemurIndex:
         self._saved = (target.resolve(), snapshot)
 
     @classmethod
-    def load(cls, path: str | PathLike[str], *, device: str | None = None, verify: bool = True) -> LemurIndex:
+    def load(
+        cls, path: str | PathLike[str], *, device: str | None = None, verify: bool = True, trusted: bool = False
+    ) -> LemurIndex:
         """Load a saved index; tokens stay on disk, memory-mapped, and changes are in memory until :meth:`save`.
 
         Args:
             path: the directory.
             device: where to compute features; None means the device it was made with.
             verify: check the checksum of every file. False leaves out the token files, whose size is checked all the same.
+            trusted: read the graph of another library (see candidates=) from its file, whoever wrote it. Such files cannot be
+                checked. False reads those that you wrote on this machine, and makes others anew of their vectors.
 
         Raises:
             FileNotFoundError: there is no such directory.
@@ -849,10 +854,10 @@ class LemurIndex:
         """
         start = time.perf_counter()
         folder = validate.path(path)
-        version, _ = read_directory(folder, verify=validate.boolean(verify, "verify"), device=device)
+        version, _ = read_directory(folder, verify=validate.boolean(verify, "verify"), device=device, trusted=trusted)
         index = cls.__new__(cls)
         index._set_up(Changes(version.options, version.snapshot))
-        index._saved = (folder.resolve(), version.snapshot)
+        index._saved, index._trusted = (folder.resolve(), version.snapshot), trusted
         event("load", seconds=time.perf_counter() - start, path=str(path), num_documents=len(index))
         return index
 
@@ -864,6 +869,7 @@ class LemurIndex:
         read_only: bool = False,
         device: str | None = None,
         verify: bool = False,
+        trusted: bool = False,
         **options: Any,
     ) -> LemurIndex:
         """Open an index on a directory, where every change is for good once the call that made it returns.
@@ -878,6 +884,7 @@ class LemurIndex:
             read_only: never write, and take no lock: for more readers, and for folders that cannot be written.
             device: where to compute features; None means the device it was made with.
             verify: check the checksums of token files too.
+            trusted: as for :meth:`load`.
             **options: of a new index, as :class:`LemurIndex` takes them; those of an index that is there already must be the
                 same, where they are named.
 
@@ -893,7 +900,13 @@ class LemurIndex:
         validate.boolean(verify, "verify")
         new = cls(**options)
         directory = Directory.open(
-            validate.path(path), new.options, read_only=read_only, verify=verify, device=device, named=sorted(options)
+            validate.path(path),
+            new.options,
+            read_only=read_only,
+            verify=verify,
+            device=device,
+            named=sorted(options),
+            trusted=validate.boolean(trusted, "trusted"),
         )
         new._set_up(Changes(directory.options, directory.snapshot, directory))
         event("open", seconds=time.perf_counter() - start, path=str(path), read_only=read_only, num_documents=len(new))
@@ -920,13 +933,13 @@ class LemurIndex:
         """Pickled, an index travels as its path, and is opened there read-only, or loaded, in the version of that time."""
         directory = self._changes.directory
         if directory is not None:
-            return _reopened, (str(directory.path.resolve()), self.options.device, True)
+            return _reopened, (str(directory.path.resolve()), self.options.device, True, directory.trusted)
         if self._saved is None or self._saved[1] is not self.snapshot:
             raise TypeError("an index is pickled as the path it is at: save it first, or open it on a directory")
-        return _reopened, (str(self._saved[0]), self.options.device, False)
+        return _reopened, (str(self._saved[0]), self.options.device, False, self._trusted)
 
 
-def _reopened(path: str, device: str, is_open: bool) -> LemurIndex:
+def _reopened(path: str, device: str, is_open: bool, trusted: bool = False) -> LemurIndex:
     if is_open:
-        return LemurIndex.open(path, read_only=True, device=device)
-    return LemurIndex.load(path, device=device, verify=False)
+        return LemurIndex.open(path, read_only=True, device=device, trusted=trusted)
+    return LemurIndex.load(path, device=device, verify=False, trusted=trusted)

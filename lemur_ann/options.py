@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
+import re
+import sys
 from dataclasses import dataclass
 from typing import Any
 
 from lemur_ann import validate
 from lemur_ann.candidates.kinds import OWN_KINDS, check_kind
+
+# More than these nobody has a use for. Memory and time follow from them, and they come from a file of anyone's too.
+MAX_FEATURES, MAX_TRAINING, MAX_STEPS = 65_536, 2**31, 10**7
+MAX_M, MAX_EF_CONSTRUCTION = 512, 10_000
 
 
 @dataclass(frozen=True)
@@ -34,16 +40,26 @@ class Options:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        for name in ("num_training_tokens", "num_training_documents", "ef_construction", "num_candidates"):
-            self._set(name, validate.integer(getattr(self, name), name, least=1))
-        for name in ("num_features", "M"):
-            self._set(name, validate.integer(getattr(self, name), name, least=2))
-        for name in ("epochs", "seed"):
-            self._set(name, validate.integer(getattr(self, name), name, least=0))
-        for name, least in (("rank", 1), ("ef_search", 1), ("num_sample_tokens", 1), ("distillation_steps", 0)):
+        for name, least, most in (
+            ("num_training_tokens", 1, MAX_TRAINING),
+            ("num_training_documents", 1, MAX_TRAINING),
+            ("num_candidates", 1, MAX_TRAINING),
+            ("ef_construction", 1, MAX_EF_CONSTRUCTION),
+            ("num_features", 2, MAX_FEATURES),
+            ("M", 2, MAX_M),
+            ("epochs", 0, MAX_STEPS),
+            ("seed", 0, 2**63 - 1),
+        ):
+            self._set(name, validate.integer(getattr(self, name), name, least=least, most=most))
+        for name, least, most in (
+            ("rank", 1, MAX_FEATURES),
+            ("ef_search", 1, MAX_TRAINING),
+            ("num_sample_tokens", 1, MAX_TRAINING),
+            ("distillation_steps", 0, MAX_STEPS),
+        ):
             if getattr(self, name) is not None:
-                self._set(name, validate.integer(getattr(self, name), name, least=least))
-        if isinstance(self.ridge, (str, bytes)) or not float(self.ridge) > 0:
+                self._set(name, validate.integer(getattr(self, name), name, least=least, most=most))
+        if isinstance(self.ridge, (str, bytes)) or not 0 < self.ridge <= sys.float_info.max:
             raise ValueError(f"ridge must be a number above 0, got {self.ridge!r}")
         self._set("ridge", float(self.ridge))
         if self.compact_at is not None:
@@ -57,8 +73,8 @@ class Options:
             raise TypeError(f"candidates_options must be a dict, got {type(self.candidates_options).__name__}")
         if self.candidates_options and self.candidates in OWN_KINDS:
             raise ValueError(f"candidates={self.candidates!r} has no options of its own, got {sorted(self.candidates_options)}")
-        self._set("device", str(self.device))
-        if self.device.partition(":")[0] not in ("cpu", "cuda", "mps"):
+        self._set("device", re.sub(r"^cpu:[0-9]+$", "cpu", str(self.device)))  # torch has one, whatever its number
+        if not re.fullmatch(r"(cpu|cuda|mps)(:[0-9]{1,3})?", self.device):
             raise ValueError(f"device must be 'cpu', 'cuda' or 'mps', got {self.device!r}")
 
     @property

@@ -67,14 +67,16 @@ def path(value: Any, name: str = "path") -> Path:
     return Path(text).expanduser() if text.startswith("~") else Path(text)
 
 
-def integer(value: Any, name: str, *, least: int) -> int:
-    """``value`` as an int of at least ``least``, in 63 bits."""
+def integer(value: Any, name: str, *, least: int, most: int = 2**63 - 1) -> int:
+    """``value`` as an int of at least ``least`` and at most ``most``, in 63 bits by itself."""
     if isinstance(value, bool) or not isinstance(value, (int, np.integer)):
         raise TypeError(f"{name} must be an integer, got {shown(value)}")
     if value < least:
         raise ValueError(f"{name} must be at least {least}, got {value}")
     if value >= 2**63:
         raise ValueError(f"{name} must be below 2**63, got {value}")
+    if value > most:
+        raise ValueError(f"{name} must be at most {most:,}, got {value}")
     return int(value)
 
 

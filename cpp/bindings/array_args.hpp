@@ -6,6 +6,7 @@
 
 #include <cstddef>
 #include <cstdint>
+#include <limits>
 
 #include "lemur/views.hpp"
 
@@ -24,8 +25,11 @@ using Int64Vector = ArrayArg<std::int64_t, 1>;
 using Codes = ArrayArg<std::int8_t, 2>;  // (num_rows, int8_stride(dim))
 using AnyMatrix = nb::ndarray<nb::ro, nb::ndim<2>, nb::c_contig, nb::device::cpu>;
 
+// nb::value_error where rows have no components, or more than any product of theirs could be summed of.
 lemur::TokenView token_view(const FloatMatrix& tokens);
 lemur::TokenView token_view(const AnyMatrix& tokens);  // float32 or float16, else nb::type_error
+std::int64_t coded_dim(std::int64_t dim);  // the same number; nb::value_error where int8 codes cannot have it
+int threads(std::int64_t num_threads);     // of a call: at most kMaxThreads, and nb::value_error below 1
 lemur::RaggedView ragged_view(const lemur::TokenView& tokens, const Int64Vector& offsets);
 
 // A result, which owns its memory.
@@ -36,7 +40,11 @@ template <class T, class... Sizes>
 NewArray<T, sizeof...(Sizes)> new_array(Sizes... sizes) {
   const std::size_t shape[] = {static_cast<std::size_t>(sizes)...};
   std::size_t size = 1;
-  for (const std::size_t s : shape) size *= s;
+  for (const std::size_t s : shape) {  // a product that wraps would be a small array, written to as a large one
+    if (s != 0 && size > std::numeric_limits<std::ptrdiff_t>::max() / sizeof(T) / s)
+      throw nb::value_error("the result would have more bytes than memory can number");
+    size *= s;
+  }
   T* data = new T[size];
   nb::capsule owner(data, [](void* p) noexcept { delete[] static_cast<T*>(p); });
   return NewArray<T, sizeof...(Sizes)>(data, sizeof...(Sizes), shape, owner);

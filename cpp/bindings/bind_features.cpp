@@ -39,6 +39,9 @@ const float* data_of(const std::optional<FloatVector>& vector, std::size_t size)
 
 lemur::LayerWeights weights(const Layer& layer) {
   const std::size_t width = layer.weight.shape(0);
+  if (width == 0 || layer.weight.shape(1) == 0) throw nb::value_error("a layer's weight must have rows and columns");
+  if (layer.norm_weight.has_value() != layer.norm_bias.has_value())
+    throw nb::value_error("a layer must have both norm_weight and norm_bias, or neither");
   return {
       layer.weight.data(),        static_cast<std::int64_t>(width),   static_cast<std::int64_t>(layer.weight.shape(1)),
       data_of(layer.bias, width), data_of(layer.norm_weight, width),  data_of(layer.norm_bias, width),
@@ -63,18 +66,20 @@ void bind_features(nb::module_& m) {
             for (const Layer& layer : layers) all.push_back(weights(layer));
             if (!all.empty() && static_cast<std::int64_t>(query_map.shape(0)) != all.back().width)
               throw nb::value_error("query_map must have a row for each feature");
+            if (query_map.shape(1) == 0) throw nb::value_error("query_map must have columns");
             new (self) lemur::QueryEncoder(all, query_map.data(), static_cast<std::int64_t>(query_map.shape(1)));
           },
           nb::arg("layers"), nb::arg("query_map").noconvert())
       .def(
           "encode",
-          [](const lemur::QueryEncoder& self, const FloatMatrix& tokens, const Int64Vector& offsets, int num_threads) {
+          [](const lemur::QueryEncoder& self, const FloatMatrix& tokens, const Int64Vector& offsets, std::int64_t num_threads) {
             const lemur::RaggedView queries = ragged_view(token_view(tokens), offsets);
             auto out = new_array<float>(queries.size, self.dim());
             float* data = out.data();
+            const int at_once = threads(num_threads);
             {
               nb::gil_scoped_release release;
-              self.encode(queries, data, num_threads);
+              self.encode(queries, data, at_once);
             }
             return out;
           },

@@ -4,6 +4,8 @@
 #include <nanobind/stl/pair.h>
 
 #include <algorithm>
+#include <cmath>
+#include <limits>
 #include <optional>
 #include <utility>
 #include <vector>
@@ -20,34 +22,44 @@ namespace {
 using Int32Matrix = ArrayArg<std::int32_t, 2>;
 using Flags = ArrayArg<bool, 1>;
 
-std::pair<NewArray<std::int8_t, 2>, NewArray<float, 1>> int8_codes(const FloatMatrix& vectors, int num_threads) {
+constexpr float kLargestFloat = std::numeric_limits<float>::max();
+constexpr std::int64_t kMaxDegree = 1 << 15;  // no node has more links
+
+std::pair<NewArray<std::int8_t, 2>, NewArray<float, 1>> int8_codes(const FloatMatrix& vectors, std::int64_t num_threads) {
   const lemur::TokenView view = token_view(vectors);
-  auto codes = new_array<std::int8_t>(view.num_tokens, lemur::int8_stride(view.dim));
+  auto codes = new_array<std::int8_t>(view.num_tokens, lemur::int8_stride(coded_dim(view.dim)));
   auto scales = new_array<float>(view.num_tokens);
   std::vector<std::int32_t> sums(static_cast<std::size_t>(view.num_tokens));  // which a walk has no use for
   const lemur::CodedRows out{codes.data(), scales.data(), sums.data()};
+  const int at_once = threads(num_threads);
   {
     nb::gil_scoped_release release;
-    lemur::quantise_tokens(view, out, num_threads);
+    lemur::quantise_tokens(view, out, at_once);
   }
   return {codes, scales};
 }
 
 lemur::CodedVectors coded_vectors(const Codes& codes, const FloatVector& scales, std::int64_t dim) {
   const auto size = static_cast<std::int64_t>(codes.shape(0)), stride = static_cast<std::int64_t>(codes.shape(1));
-  if (dim < 1 || stride != lemur::int8_stride(dim)) throw nb::value_error("codes do not have the stride of dim");
+  if (stride != lemur::int8_stride(coded_dim(dim))) throw nb::value_error("codes do not have the stride of dim");
   if (static_cast<std::int64_t>(scales.shape(0)) != size) throw nb::value_error("codes and scales differ in length");
+  if (size > INT32_MAX) throw nb::value_error("more rows than an int32 can number");
+  // A score that is not a number has no place in any order, and sorting goes by an order.
+  bool is_finite = true;
+  for (std::int64_t row = 0; row < size; ++row) is_finite &= std::fabs(scales.data()[row]) <= kLargestFloat;
+  if (!is_finite) throw nb::value_error("a scale is not finite");
   return {codes.data(), scales.data(), size, dim, stride};
 }
 
 NewArray<std::int32_t, 2> better_links(std::int64_t dim, const Codes& codes, const FloatVector& scales,
                                        const Int32Matrix& links, const Int32Vector& entries, std::int64_t first,
-                                       std::int64_t degree, std::int64_t beam, float alpha, int num_threads) {
+                                       std::int64_t degree, std::int64_t beam, float alpha, std::int64_t num_threads) {
   lemur::LinkChoice choice;
   choice.vectors = coded_vectors(codes, scales, dim);
   const std::int64_t size = choice.vectors.size, before = static_cast<std::int64_t>(links.shape(1));
   if (static_cast<std::int64_t>(links.shape(0)) != size) throw nb::value_error("codes and links differ in length");
-  if (first < 0 || first > size || degree < 1 || (first > 0 && degree < before) || beam < 1 || !(alpha >= 1))
+  if (first < 0 || first > size || degree < 1 || degree > kMaxDegree || before > kMaxDegree ||
+      (first > 0 && degree < before) || beam < 1 || !(alpha >= 1))
     throw nb::value_error("first, degree, beam or alpha is out of range");
   choice.graph = {links.data(), size, before, entries.data(), static_cast<std::int64_t>(entries.shape(0))};
   choice.first = first;
@@ -56,9 +68,10 @@ NewArray<std::int32_t, 2> better_links(std::int64_t dim, const Codes& codes, con
   choice.alpha = alpha;
   auto out = new_array<std::int32_t>(size, degree);
   std::int32_t* rows = out.data();
+  const int at_once = threads(num_threads);
   {
     nb::gil_scoped_release release;
-    choice.run(rows, num_threads);
+    choice.run(rows, at_once);
   }
   return out;
 }
@@ -80,6 +93,8 @@ class CodedGraph {
     if (static_cast<std::int64_t>(links_.shape(0)) != search_.nodes.size)
       throw nb::value_error("codes and links differ in length");
     if (size() > INT32_MAX) throw nb::value_error("more rows than an int32 can number");
+    if (static_cast<std::int64_t>(links_.shape(1)) > kMaxDegree)
+      throw nb::value_error("more links of a node than any graph has");
     search_.graph = {links_.data(), search_.nodes.size, static_cast<std::int64_t>(links_.shape(1)), entries_.data(),
                      static_cast<std::int64_t>(entries_.shape(0))};
   }
@@ -88,25 +103,27 @@ class CodedGraph {
 
   NewArray<std::int64_t, 2> search(const FloatMatrix& queries, const std::optional<Flags>& excluded,
                                    std::int64_t num_excluded, std::int64_t num_candidates, std::int64_t beam,
-                                   int num_threads) const {
+                                   std::int64_t num_threads) const {
     if (static_cast<std::int64_t>(queries.shape(1)) != search_.nodes.dim)
       throw nb::value_error("queries and vectors differ in dim");
     lemur::CandidateSearch search = search_;
     if (excluded) {
       if (static_cast<std::int64_t>(excluded->shape(0)) != size())
         throw nb::value_error("excluded and rows differ in length");
+      if (num_excluded < 0 || num_excluded > size()) throw nb::value_error("num_excluded is out of range");
       search.excluded = reinterpret_cast<const std::uint8_t*>(excluded->data());
       search.num_excluded = num_excluded;
     }
     search.num_candidates = num_candidates;
-    search.beam = beam;
+    search.beam = std::min(beam, size());
+    const int at_once = threads(num_threads);
     const auto num_queries = static_cast<std::int64_t>(queries.shape(0));
     auto out = new_array<std::int64_t>(num_queries, std::max<std::int64_t>(search.num_found(), 0));
     const float* data = queries.data();
     std::int64_t* rows = out.data();
     {
       nb::gil_scoped_release release;
-      search.run(data, num_queries, rows, num_threads);
+      search.run(data, num_queries, rows, at_once);
     }
     return out;
   }
@@ -124,7 +141,9 @@ class CodedGraph {
 }  // namespace
 
 void bind_graph(nb::module_& m) {
-  m.def("int8_stride", &lemur::int8_stride, nb::arg("dim"), "Codes of a row of dim components.");
+  m.def(
+      "int8_stride", [](std::int64_t dim) { return lemur::int8_stride(coded_dim(dim)); }, nb::arg("dim"),
+      "Codes of a row of dim components.");
   m.def("int8_codes", &int8_codes, nb::arg("vectors").noconvert(), nb::arg("num_threads"),
         "int8 codes (n, stride), zeros from dim on, and float32 scales (n,) of float32 vectors (n, dim).");
   m.def("better_links", &better_links, nb::arg("dim"), nb::arg("codes").noconvert(), nb::arg("scales").noconvert(),

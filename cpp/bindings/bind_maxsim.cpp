@@ -45,7 +45,7 @@ class Documents {
       if (all_codes.empty()) continue;
       const auto& [codes, scales, sums] = all_codes[c];
       if (codes.shape(0) != tokens.shape(0) || scales.shape(0) != tokens.shape(0) || sums.shape(0) != tokens.shape(0) ||
-          static_cast<std::int64_t>(codes.shape(1)) != lemur::int8_stride(view.tokens.dim))
+          static_cast<std::int64_t>(codes.shape(1)) != lemur::int8_stride(coded_dim(view.tokens.dim)))
         throw nb::value_error("codes, scales and sums must have a row for each token, and codes the stride of dim");
       view.codes = {codes.data(), scales.data(), sums.data()};
     }
@@ -59,16 +59,17 @@ class Documents {
 
 // int8 codes, scales and sums of codes of a matrix of tokens.
 std::tuple<NewArray<std::int8_t, 2>, NewArray<float, 1>, NewArray<std::int32_t, 1>> token_codes(const AnyMatrix& tokens,
-                                                                                                int num_threads) {
+                                                                                                std::int64_t num_threads) {
   const lemur::TokenView view = token_view(tokens);
-  const std::int64_t stride = lemur::int8_stride(view.dim);
+  const std::int64_t stride = lemur::int8_stride(coded_dim(view.dim));
   auto codes = new_array<std::int8_t>(view.num_tokens, stride);
   auto scales = new_array<float>(view.num_tokens);
   auto sums = new_array<std::int32_t>(view.num_tokens);
   const lemur::CodedRows out{codes.data(), scales.data(), sums.data()};
+  const int at_once = threads(num_threads);
   {
     nb::gil_scoped_release release;
-    lemur::quantise_tokens(view, out, num_threads);
+    lemur::quantise_tokens(view, out, at_once);
   }
   return {codes, scales, sums};
 }
@@ -79,26 +80,29 @@ lemur::Precision precision_named(const std::string& name) {
   throw nb::value_error(("precision must be 'float32' or 'int8', got '" + name + "'").c_str());
 }
 
-NewArray<float, 2> token_maxima(const FloatMatrix& tokens, const Documents& documents, int num_threads,
+NewArray<float, 2> token_maxima(const FloatMatrix& tokens, const Documents& documents, std::int64_t num_threads,
                                 const std::string& precision, bool by_document) {
   const lemur::Precision kind = precision_named(precision);
   const lemur::TokenView x = token_view(tokens);
   const std::int64_t size = documents.view().size();
   auto out = by_document ? new_array<float>(size, x.num_tokens) : new_array<float>(x.num_tokens, size);
+  if (kind == lemur::Precision::kInt8) coded_dim(x.dim);
   const lemur::MaximaLayout layout{out.data(), by_document ? 1 : size, by_document ? x.num_tokens : 1};
+  const int at_once = threads(num_threads);
   nb::gil_scoped_release release;
   lemur::token_maxima(static_cast<const float*>(x.data), x.num_tokens, x.dim, documents.view(), layout, kind,
-                      num_threads);
+                      at_once);
   return out;
 }
 
 NewArray<float, 2> scores(const FloatMatrix& queries, const Int64Vector& query_offsets, const Documents& documents,
-                          int num_threads) {
+                          std::int64_t num_threads) {
   const lemur::RaggedView q = ragged_view(token_view(queries), query_offsets);
   auto out = new_array<float>(q.size, documents.view().size());
   float* data = out.data();
+  const int at_once = threads(num_threads);
   nb::gil_scoped_release release;
-  lemur::scores(q, documents.view(), data, num_threads);
+  lemur::scores(q, documents.view(), data, at_once);
   return out;
 }
 
@@ -113,20 +117,21 @@ void check_candidates(const lemur::RaggedView& queries, const Int64Vector& candi
 
 NewArray<float, 1> candidate_scores(const FloatMatrix& queries, const Int64Vector& query_offsets,
                                     const Documents& documents, const Int64Vector& candidates,
-                                    const Int64Vector& candidate_offsets, int num_threads) {
+                                    const Int64Vector& candidate_offsets, std::int64_t num_threads) {
   const lemur::RaggedView q = ragged_view(token_view(queries), query_offsets);
   check_candidates(q, candidates, candidate_offsets);
   auto out = new_array<float>(candidates.shape(0));
   float* data = out.data();
+  const int at_once = threads(num_threads);
   nb::gil_scoped_release release;
-  lemur::candidate_scores(q, documents.view(), candidates.data(), candidate_offsets.data(), data, num_threads);
+  lemur::candidate_scores(q, documents.view(), candidates.data(), candidate_offsets.data(), data, at_once);
   return out;
 }
 
 using Reranked = std::tuple<NewArray<std::int64_t, 2>, NewArray<float, 2>, NewArray<std::int64_t, 1>>;
 
 Reranked rerank(const FloatMatrix& queries, const Int64Vector& query_offsets, const Documents& documents,
-                const Int64Vector& candidates, const Int64Vector& candidate_offsets, std::int64_t k, int num_threads) {
+                const Int64Vector& candidates, const Int64Vector& candidate_offsets, std::int64_t k, std::int64_t num_threads) {
   const lemur::RaggedView q = ragged_view(token_view(queries), query_offsets);
   check_candidates(q, candidates, candidate_offsets);
   if (k < 1) throw nb::value_error("k must be at least 1");
@@ -134,9 +139,10 @@ Reranked rerank(const FloatMatrix& queries, const Int64Vector& query_offsets, co
   auto scores = new_array<float>(q.size, k);
   auto counts = new_array<std::int64_t>(q.size);
   const lemur::RerankResult out{found.data(), scores.data(), counts.data()};
+  const int at_once = threads(num_threads);
   {
     nb::gil_scoped_release release;
-    lemur::rerank(q, documents.view(), candidates.data(), candidate_offsets.data(), k, out, num_threads);
+    lemur::rerank(q, documents.view(), candidates.data(), candidate_offsets.data(), k, out, at_once);
   }
   return {found, scores, counts};
 }

@@ -108,7 +108,8 @@ class Searcher {
     // At last it is so wide that a scan is cheaper, and a scan finds them all.
     double share = left > 0 ? static_cast<double>(rows) / static_cast<double>(left) : 1.0;
     for (;; share *= 2) {
-      const auto beam = static_cast<std::int64_t>(std::max(search_.beam, wanted) * share);
+      const auto beam = static_cast<std::int64_t>(
+          std::min(static_cast<double>(std::max(search_.beam, wanted)) * share, static_cast<double>(rows)));
       const bool walks = beam * kRowsPerPlace < scannable;
       best_.start(walks ? beam : wanted);
       collects_ = !walks && wanted > kMaxInserted;

@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <cmath>
+#include <limits>
 
 #include "lemur/cpu.hpp"
 #include "lemur/parallel.hpp"
@@ -10,14 +11,15 @@ namespace lemur {
 namespace {
 
 constexpr float kLargestCode = 127.0f;
-constexpr float kSmallest = 1e-30f;  // a row of smaller components counts as zero: 127 / kSmallest is still finite
+constexpr float kSmallest = 1e-30f;  // a row of smaller components counts as zero: 127 / kSmallest is still finite;
+                                     // so does one with an infinite component, since scales are finite
 
 }  // namespace
 
 float quantise(const float* row, std::int64_t dim, std::int8_t* codes) {
   float largest = 0.0f;
   for (std::int64_t k = 0; k < dim; ++k) largest = std::max(largest, std::fabs(row[k]));
-  if (!(largest > kSmallest)) {
+  if (!(largest > kSmallest && largest <= std::numeric_limits<float>::max())) {
     std::fill_n(codes, dim, std::int8_t{0});
     return 1.0f;
   }

@@ -1,6 +1,7 @@
 #include "lemur/links.hpp"
 
 #include <algorithm>
+#include <limits>
 #include <stdexcept>
 #include <vector>
 
@@ -79,7 +80,9 @@ class Chooser {
                        products_.data());
     for (std::int64_t i = 0; i < count; ++i) {
       const float product = static_cast<float>(products_[i]) * vectors.scales[node] * vectors.scales[others[i]];
-      distances_[i] = squares_[node] + squares_[others[i]] - 2 * product;
+      const float distance = squares_[node] + squares_[others[i]] - 2 * product;
+      // Vectors so long that their squares are infinite may have a difference that is no number, which no sort takes.
+      distances_[i] = distance == distance ? distance : std::numeric_limits<float>::max();
     }
   }
 
@@ -198,7 +201,8 @@ void link_back(const LinkChoice& choice, const std::vector<float>& squares, cons
 
 void LinkChoice::run(std::int32_t* links, int num_threads) const {
   for (std::int64_t i = 0; i < vectors.size * graph.degree; ++i)
-    if (graph.links[i] >= vectors.size) throw std::invalid_argument("a link of the graph is not a node");
+    if (graph.links[i] < -1 || graph.links[i] >= vectors.size)
+      throw std::invalid_argument("a link of the graph is not a node");
   const std::vector<float> squares = squared_lengths(vectors);
   choose_links(*this, squares, links, num_threads);
   keep_links(*this, links);

@@ -55,7 +55,7 @@ class FirstPass {
                            best_.data());
     float total = 0.0f;  // float32 will do: what it rounds is part of the difference that is measured
     for (std::int64_t t = 0; t < query.exact.num_tokens; ++t) total += best_[t] * query.panels.scale(t);
-    return total;
+    return total == total ? total : kNone;  // as of exact scores (scorer.hpp)
   }
 
  private:
@@ -135,6 +135,7 @@ class Reranker {
     }
     std::partial_sort(exact.begin(), exact.begin() + wanted, exact.end(), Better());
     exact.resize(static_cast<std::size_t>(wanted));
+    while (!exact.empty() && exact.back().score == kNone) exact.pop_back();  // whose tokens are no numbers
     return exact;
   }
 

@@ -41,7 +41,7 @@ std::vector<PackedQuery> pack_queries(const RaggedView& queries) {
 float sum(const float* best, std::int64_t size) {
   double total = 0.0;
   for (std::int64_t t = 0; t < size; ++t) total += best[t];
-  return static_cast<float>(total);
+  return total == total ? static_cast<float>(total) : kNone;
 }
 
 float Scorer::operator()(const PackedQuery& query, const DocumentsView::Document& document,

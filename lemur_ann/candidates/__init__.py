@@ -90,6 +90,7 @@ class Kind(Protocol):
     """What a value of the option ``candidates`` stands for."""
 
     files: ClassVar[dict[str, str]]  # the name and the suffix of each file of a structure
+    is_checked: ClassVar[bool] = True  # whether all that a structure's files say can be held against what it must fit
 
     def builder(self, dim: int, options: dict[str, Any], capacity: int = 0, directory: str | None = None) -> Builder:
         """For vectors of this dimension.
@@ -100,6 +101,10 @@ class Kind(Protocol):
 
     def load_structure(self, paths: dict[str, Path], dim: int, num_rows: int) -> Structure:
         """What ``save`` wrote; CorruptIndex where it is damaged. Files of older formats are for :mod:`lemur_ann.formats`."""
+
+    def rebuild(self, paths: dict[str, Path], dim: int, num_rows: int, options: dict[str, Any]) -> Structure:
+        """The same made anew, of what can be checked, for kinds whose files cannot be; CorruptIndex where it cannot be made."""
+        return self.load_structure(paths, dim, num_rows)
 
     def assemble(
         self, dim: int, structure: Structure | None, parts: list[Vectors], options: dict[str, Any], directory: str | None = None

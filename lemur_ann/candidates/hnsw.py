@@ -18,12 +18,14 @@ import numpy.typing as npt
 
 from lemur_ann import _core, arrays
 from lemur_ann.candidates import Kind, Structure, Vectors, joined, take_from, too_many
-from lemur_ann.candidates.hnswlib_file import GraphFile, check_dim, load, read_links, saved
+from lemur_ann.candidates.hnswlib_file import HEADER as HEADER  # what a file of ours begins with, for whoever looks into one
+from lemur_ann.candidates.hnswlib_file import GraphFile, check_dim, load, read_header, read_links, saved
 from lemur_ann.documents.rows import Rows, RowSet
 from lemur_ann.errors import CorruptIndex
 
 # Of the links that are searched, see links.hpp; hnswlib's graph need not be good for these to be.
 LINKS_PER_M, BEAM_PER_EF, ALPHA = 4, 3, 1.2
+MAX_DEGREE = 2**15
 
 log = logging.getLogger("lemur_ann")
 
@@ -113,20 +115,29 @@ class HnswCandidates:
             graph = self.structure.load(self._dim, self.num_rows)
         row = first
         for part in self.parts:
-            graph.add_items(part, np.arange(row, row + len(part)), num_threads=num_threads)
+            try:
+                graph.add_items(part, np.arange(row, row + len(part)), num_threads=num_threads)
+            except RuntimeError as error:
+                raise CorruptIndex(f"hnswlib cannot add to the graph that there is: {error}") from error
             row += len(part)
         path = saved(graph, self._directory)
         del graph  # its memory is free before the links take theirs
         before = self.structure or _no_graph(self._dim)
         codes = np.concatenate([before.codes, self._recent[0]]), np.concatenate([before.scales, self._recent[1]])
-        frozen = _frozen(path, self._dim, *codes, self._options, num_threads, before.links)
+        try:
+            frozen = _frozen(path, self._dim, *codes, self._options, num_threads, before.links)
+        except ValueError as error:  # links are checked where they are read
+            raise CorruptIndex(f"the graph that there is cannot be added to: {error}") from error
         return HnswCandidates(self._dim, frozen, [], None, self._options, self._directory)
 
     def search(
         self, queries: Vectors, num_candidates: int, ef_search: int, *, num_threads: int, excluded: RowSet | None = None
     ) -> list[Rows]:
         mask, count = (None, 0) if excluded is None or excluded.count == 0 else (excluded.mask, excluded.count)
-        return list(self._searched.search(queries, mask, count, num_candidates, ef_search, num_threads))
+        try:
+            return list(self._searched.search(queries, mask, count, num_candidates, ef_search, num_threads))
+        except ValueError as error:  # links are checked where they are read
+            raise CorruptIndex(f"the graph cannot be searched: {error}") from error
 
     def check(self) -> None:
         graph = self.structure
@@ -206,13 +217,29 @@ class HnswKind(Kind):
         file = GraphFile(paths["graph"])
         check_dim(paths["graph"], dim)
         searched = arrays.map_arrays(paths["links"])
-        return HnswGraph(file, *(searched[name] for name in ("codes", "scales", "links", "entries")))
+        codes, scales, links, entries = (searched[name] for name in ("codes", "scales", "links", "entries"))
+        degree = links.shape[1] if links.ndim == 2 else 0
+        if not (
+            0 < num_rows <= read_header(paths["graph"])["count"]
+            and [array.dtype for array in (codes, scales, links, entries)] == [np.int8, np.float32, np.int32, np.int32]
+            and codes.shape == (num_rows, _core.int8_stride(dim))
+            and scales.shape == (num_rows,)
+            and links.shape == (num_rows, degree)
+            and 0 < degree <= MAX_DEGREE
+            and entries.ndim == 1
+            and len(entries) <= num_rows
+        ):
+            raise CorruptIndex(f"{paths['links']} and {paths['graph'].name} are no graph of {num_rows} rows")
+        return HnswGraph(file, codes, scales, links, entries)
 
     def assemble(
         self, dim: int, structure: Structure | None, parts: list[Vectors], options: dict[str, Any], directory: str | None = None
     ) -> HnswCandidates:
         assert structure is None or isinstance(structure, HnswGraph)
-        return HnswCandidates(dim, structure, parts, None, options, directory)
+        try:
+            return HnswCandidates(dim, structure, parts, None, options, directory)
+        except ValueError as error:
+            raise CorruptIndex(f"the graph cannot be searched: {error}") from error
 
 
 def _new_graph(dim: int, options: dict[str, Any], capacity: int) -> hnswlib.Index:

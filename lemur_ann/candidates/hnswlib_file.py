@@ -7,6 +7,7 @@ the size in bytes of its links on higher levels, and these.
 from __future__ import annotations
 
 import errno
+import math
 import mmap
 import os
 import shutil
@@ -27,6 +28,7 @@ from lemur_ann.events import cached_property
 
 ROWS_PER_BLOCK = 16_384
 BYTES_PER_READ = 1 << 22
+MAX_EF = 10_000  # of a file: whoever adds to its graph looks at so many nodes
 HEADER = np.dtype(
     [
         *((name, "<u8") for name in ("offset", "room", "count", "node_bytes", "label_offset", "vector_offset")),
@@ -66,8 +68,13 @@ class GraphFile:
     def vectors(self, rows: Rows, dim: int) -> npt.NDArray[np.float32]:
         """Of some rows, float32 (len(rows), dim)."""
         nodes, offset = self.nodes
-        block = nodes[self.node_of_row[rows], offset : offset + 4 * dim]
-        return block.copy().view(np.float32).reshape(len(rows), dim)
+        if np.max(rows, initial=-1) >= len(self.node_of_row) or np.min(found := self.node_of_row[rows], initial=0) < 0:
+            raise CorruptIndex(f"{self.path} does not have all documents")
+        block = nodes[found, offset : offset + 4 * dim]
+        vectors = block.copy().view(np.float32).reshape(len(rows), dim)
+        if not np.isfinite(vectors).all():
+            raise CorruptIndex(f"{self.path} has a vector that is not finite")
+        return vectors
 
     @property
     def read(self) -> list[npt.NDArray[Any]]:
@@ -87,10 +94,14 @@ class GraphFile:
 
     @cached_property
     def node_of_row(self) -> Rows:
-        """The node of each label, -1 where no node has it: threads insert in an order of their own."""
+        """The node of each label, -1 where no node has it: threads insert in an order of their own.
+
+        Labels from the number of nodes on are of a change that was broken off. They may be as large as 2^31, and nobody asks.
+        """
         labels = _labels(self.nodes[0], self.path)
-        order = np.full(labels.max(initial=-1) + 1, -1, np.int64)
-        order[labels] = np.arange(len(labels))
+        order = np.full(len(labels), -1, np.int64)
+        is_row = labels < len(labels)
+        order[labels[is_row]] = np.flatnonzero(is_row)
         return order
 
 
@@ -105,10 +116,16 @@ def load(path: Path, dim: int, max_elements: int) -> hnswlib.Index:
     """hnswlib's own graph, with room for ``max_elements``; CorruptIndex where its file is damaged."""
     check(path, dim)
     graph = hnswlib.Index("l2", dim)
-    try:
-        graph.load_index(str(path), max_elements=max_elements)
+    header = read_header(path)
+    try:  # with room for fewer than there are, hnswlib takes the room that the file names
+        graph.load_index(str(path), max_elements=max(max_elements, header["count"]))
     except RuntimeError as error:
         raise CorruptIndex(f"{path} cannot be read: {error}") from error
+    # Formats 1 and 2 marked deleted documents there. hnswlib passes over such nodes, and where it finds no other it reads
+    # before the begin of an empty list.
+    nodes = np.memmap(path, np.uint8, "r", HEADER.itemsize, (header["count"], header["node_bytes"]))
+    for label in nodes[nodes[:, 2] > 0, -8:].copy().view(np.int64)[:, 0].tolist():
+        graph.unmark_deleted(label)
     return graph
 
 
@@ -158,14 +175,17 @@ def read_header(path: Path) -> dict[str, int]:
         raw = file.read(HEADER.itemsize)
     if len(raw) < HEADER.itemsize:
         raise CorruptIndex(f"{path} cannot be read: it has no header")
-    header = {name: int(value) for name, value in zip(HEADER.names or (), np.frombuffer(raw, HEADER)[0], strict=True)}
+    values = np.frombuffer(raw, HEADER)[0]
+    mult = float(values["mult"])  # of the logarithm of a random number, which gives the level of a node to come
+    header = {name: int(values[name]) for name in HEADER.names or () if name != "mult"}
     link_bytes = 4 + 4 * header["degree"]
     if not (
         header["offset"] == 0
         and header["count"] <= header["room"] < 2**31
         and HEADER.itemsize + header["count"] * header["node_bytes"] <= size
-        and 0 < header["M"] == header["M_again"] <= header["degree"] < 2**15
-        and 0 < header["ef"] < 2**31
+        and 1 < header["M"] == header["M_again"] <= header["degree"] < 2**15
+        and math.isclose(mult, 1 / math.log(header["M"]), rel_tol=1e-6)
+        and 0 < header["ef"] <= MAX_EF
         and header["vector_offset"] == link_bytes < header["label_offset"] == header["node_bytes"] - 8
     ):
         raise CorruptIndex(f"{path} cannot be read: its header does not fit it")
@@ -193,7 +213,7 @@ def check(path: Path, dim: int) -> None:
     header = read_header(path)
     count, M = header["count"], header["M"]
     if count == 0:
-        return
+        raise CorruptIndex(f"{path} has no nodes")
     nodes = np.memmap(path, np.uint8, "r", HEADER.itemsize, (count, header["node_bytes"]))
     _labels(nodes, path)
     higher = np.fromfile(path, np.uint32, offset=HEADER.itemsize + nodes.size)
@@ -213,7 +233,12 @@ def _lowest_stay_inside(nodes: npt.NDArray[np.uint8], header: dict[str, int]) ->
     """Whether no link of the lowest level leads to a node that there is not."""
     links = nodes[:, 4 : header["vector_offset"]].copy().view(np.uint32)
     used = nodes[:, :2].copy().view(np.uint16)  # their number has two bytes; of the other two one marks deleted nodes
-    return bool(used.max() <= header["degree"] and (links[np.arange(header["degree"]) < used] < header["count"]).all())
+    return bool(
+        nodes[:, 2].max() <= 1
+        and nodes[:, 3].max() == 0
+        and used.max() <= header["degree"]
+        and (links[np.arange(header["degree"]) < used] < header["count"]).all()
+    )
 
 
 def _higher_lists(higher: npt.NDArray[np.uint32], count: int, M: int, path: Path) -> tuple[npt.NDArray[np.int64], Rows]:
@@ -235,7 +260,7 @@ def _higher_stay_inside(higher: npt.NDArray[np.uint32], levels: npt.NDArray[np.i
     for node in np.flatnonzero(levels).tolist():
         lists = higher[begins[node] : begins[node] + levels[node] * (1 + M)].reshape(-1, 1 + M)
         for level, words in enumerate(lists, start=1):
-            number = int(words[0]) & 0xFFFF
+            number = int(words[0])
             found = words[1 : 1 + number]
             if number > M or (found >= len(levels)).any() or (levels[found] < level).any():
                 return False

@@ -6,6 +6,9 @@ float32, mapped once they are saved: what it finds is ordered by them, and where
 
 from __future__ import annotations
 
+import logging
+import math
+import re
 from pathlib import Path
 from typing import Any, ClassVar, Protocol
 
@@ -19,7 +22,11 @@ from lemur_ann.errors import CorruptIndex
 
 ROWS_PER_SCAN = 16_384
 SCANNED_SHARE = 0.1  # where fewer of the rows than this pass a filter, those are scanned
+MOST = {"HNSW": 1024}  # links a node; other numbers in what a stranger gives to a library
+MOST_OF_OTHERS = 65_536
 HEADROOM = 1.5  # times as many rows as should be needed are asked for behind a filter
+
+log = logging.getLogger("lemur_ann")
 
 
 class Library(Protocol):
@@ -166,6 +173,7 @@ class LibraryKind(Kind):
     """The index of a library, and beside it all vectors."""
 
     files: ClassVar[dict[str, str]] = {"graph": ".bin", "vectors": ".safetensors"}
+    is_checked: ClassVar[bool] = False
 
     def __init__(self, library: Library) -> None:
         self._library = library
@@ -174,20 +182,58 @@ class LibraryKind(Kind):
         return LibraryBuilder(self._library, dim, options)
 
     def load_structure(self, paths: dict[str, Path], dim: int, num_rows: int) -> LibraryStructure:
-        vectors = arrays.map_arrays(paths["vectors"]).get("vectors")
-        if vectors is None or vectors.shape != (num_rows, dim) or vectors.dtype != np.float32:
-            raise CorruptIndex(f"{paths['vectors']} does not hold {num_rows} vectors of dim {dim}")
+        vectors = _vectors(paths["vectors"], dim, num_rows)
         try:
             index = self._library.read(paths["graph"], dim)
         except Exception as error:  # of whatever kind the library has
             raise CorruptIndex(f"{paths['graph']} cannot be read: {error}") from error
         return LibraryStructure(self._library, index, vectors)
 
+    def rebuild(self, paths: dict[str, Path], dim: int, num_rows: int, options: dict[str, Any]) -> LibraryStructure:
+        vectors = _vectors(paths["vectors"], dim, num_rows)
+        log.warning(
+            "%s was written elsewhere, and nobody can check what is in a file of %s: the graph is made anew of its vectors. "
+            "Where you trust whoever wrote it, trusted=True reads it.",
+            paths["graph"],
+            options["candidates"],
+        )
+        try:
+            built = _built(self._library, dim, vectors, options, 1).structure
+        except Exception as error:  # of whatever kind the library has
+            raise CorruptIndex(f"no graph can be made of the vectors in {paths['vectors']}: {error}") from error
+        assert built is not None
+        return built
+
     def assemble(
         self, dim: int, structure: Structure | None, parts: list[Vectors], options: dict[str, Any], directory: str | None = None
     ) -> LibraryCandidates:
         assert structure is None or isinstance(structure, LibraryStructure)
         return LibraryCandidates(self._library, dim, structure, parts, options)
+
+
+def check_own(options: dict[str, Any]) -> None:
+    """CorruptIndex unless what a library is to be given is small and plain: a stranger may have written it."""
+    for key, value in _own(options).items():
+        numbers = [(name, int(digits[:9])) for name, digits in re.findall(r"([A-Za-z]*)([0-9]+)", str(value))]
+        is_plain = (
+            (isinstance(value, str) and re.fullmatch(r"[A-Za-z0-9_,.()+-]{1,64}", value, re.ASCII) is not None)
+            or (isinstance(value, int) and abs(value) <= MOST_OF_OTHERS)
+            or (isinstance(value, float) and math.isfinite(value) and abs(value) <= MOST_OF_OTHERS)
+        )
+        if not is_plain or any(number > MOST.get(name, MOST_OF_OTHERS) for name, number in numbers):
+            raise CorruptIndex(
+                f"candidates_options has {key!r} as {str(value)[:80]!r}, which only trusted=True gives to a library"
+            )
+
+
+def _vectors(path: Path, dim: int, num_rows: int) -> Vectors:
+    vectors: Vectors | None = arrays.map_arrays(path).get("vectors")
+    if vectors is None or vectors.shape != (num_rows, dim) or vectors.dtype != np.float32 or num_rows == 0:
+        raise CorruptIndex(f"{path} does not hold {num_rows} vectors of dim {dim}")
+    for begin in range(0, num_rows, ROWS_PER_SCAN):
+        if not np.isfinite(vectors[begin : begin + ROWS_PER_SCAN]).all():
+            raise CorruptIndex(f"{path} has a vector that is not finite")
+    return vectors
 
 
 def _built(library: Library, dim: int, vectors: Vectors, options: dict[str, Any], num_threads: int) -> LibraryCandidates:

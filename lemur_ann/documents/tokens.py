@@ -17,12 +17,14 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from lemur_ann import _core
+from lemur_ann.documents.arrow_files import open_arrow
 from lemur_ann.documents.inputs import to_offsets, tokens_from_arrow
 from lemur_ann.documents.rows import Rows
 from lemur_ann.errors import CorruptIndex
 from lemur_ann.validate import Offsets, Tokens, cores
 
 VALUES_PER_BATCH = 2**24  # of a token file: 64 MiB of float32, the memory it takes to write one
+MAX_DIM = 131_072  # of a token file: int8 codes of more could not be multiplied
 CODE_COLUMNS = ("codes", "scales", "sums")
 BYTES_TO_MERGE = 2**24  # chunks below this may be merged, those above stay where they lie
 
@@ -194,7 +196,9 @@ class TokenStore:
     def open(cls, path: Path, *, coded: bool = False) -> TokenStore:
         """Map a file that :meth:`write` made; tokens are read from it when they are first used."""
         try:
-            store = cls(_chunks(pa.memory_map(str(path)), path.name, coded), coded=coded)
+            store = cls(_chunks(open_arrow(path), path.name, coded), coded=coded)
+            if (store.dim or 1) > MAX_DIM or len({chunk.tokens.dtype for chunk in store.chunks}) > 1:
+                raise ValueError(f"tokens have more than {MAX_DIM} components, or more than one dtype")
             _ = store.documents  # checks every offset
         except (pa.ArrowException, ValueError, TypeError, KeyError, OSError, AttributeError) as error:
             raise CorruptIndex(f"{path.name} is not a token file: {error}") from error
@@ -306,7 +310,7 @@ class TokenFile:
                 whole = source.read_buffer()
         except OSError:  # Windows, or a system without /dev/fd
             whole = pa.py_buffer(mmap.mmap(self._file.fileno(), 0, access=mmap.ACCESS_READ))
-        return _chunks(whole, "the temporary token file", self._coded)
+        return _chunks(pa.ipc.open_file(whole), "the temporary token file", self._coded)
 
     @contextmanager
     def _naming_the_folder(self) -> Iterator[None]:
@@ -318,10 +322,11 @@ class TokenFile:
             raise OSError(error.errno or errno.EIO, f"{reason}; directory= names another folder") from error
 
 
-def _chunks(source: pa.Buffer | pa.NativeFile, name: str, coded: bool) -> list[Chunk]:
+def _chunks(reader: pa.RecordBatchFileReader, name: str, coded: bool) -> list[Chunk]:
     """The batches of a token file, as views."""
-    reader = pa.ipc.open_file(source)
     batches = [reader.get_batch(i) for i in range(reader.num_record_batches)]
+    for batch in batches:
+        batch.validate()  # that buffers are as long as their columns
     return [_chunk(batch, name, coded) for batch in batches if len(batch)]
 
 

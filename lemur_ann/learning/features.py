@@ -18,8 +18,9 @@ ACTIVATIONS = {"gelu": nn.GELU, "relu": nn.ReLU, "silu": nn.SiLU, "mish": nn.Mis
 
 def check_device(device: str) -> None:
     """ValueError where torch does not see this device."""
-    kind = torch.device(device).type
-    seen = (kind == "cuda" and torch.cuda.is_available()) or (kind == "mps" and torch.backends.mps.is_available())
+    kind, number = torch.device(device).type, torch.device(device).index or 0
+    count = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    seen = (kind == "cuda" and number < count) or (kind == "mps" and torch.backends.mps.is_available())
     if kind != "cpu" and not seen:
         raise ValueError(f"device is {device!r}, and torch {torch.__version__} sees no such device here; pass device='cpu'")
 

@@ -27,7 +27,13 @@ ABANDONED_S = 60  # a folder that a save began is no longer young then
 
 
 def read(
-    path: Path, *, verify: bool, device: str | None, before: Version | None = None, known: tuple[int, int] | None = None
+    path: Path,
+    *,
+    verify: bool,
+    device: str | None,
+    trusted: bool = False,
+    before: Version | None = None,
+    known: tuple[int, int] | None = None,
 ) -> tuple[Version, tuple[int, int]]:
     """The current version of the folder that a name leads to now, and which folder that is.
 
@@ -35,27 +41,36 @@ def read(
     """
     storage.check_there(path)
     with Folder(path, only_to_read=True) as folder, folder.named():
-        return _read(folder, verify=verify, device=device, before=before, known=known), folder.identity
+        settings: dict[str, Any] = {"verify": verify, "device": device, "trusted": trusted}
+        return _read(folder, before=before, known=known, **settings), folder.identity
 
 
 def _read(
-    folder: Folder, *, verify: bool, device: str | None, before: Version | None, known: tuple[int, int] | None
+    folder: Folder, *, before: Version | None, known: tuple[int, int] | None, **settings: Any
 ) -> Version:
     if before is not None:
         manifest = storage.read_manifest(folder.files)
         if all(manifest[key] == before.manifest[key] for key in ("version", "files")):
             return before
-    return read_version(folder.files, verify=verify, device=device, before=before if folder.identity == known else None)
+    return read_version(folder.files, before=before if folder.identity == known else None, **settings)
 
 
 class Directory:
     """A directory that an index is open on."""
 
     def __init__(
-        self, path: Path, version: Version, folder: HeldFolder | tuple[int, int], *, verify: bool, device: str | None
+        self,
+        path: Path,
+        version: Version,
+        folder: HeldFolder | tuple[int, int],
+        *,
+        verify: bool,
+        device: str | None,
+        trusted: bool,
     ) -> None:
         """``folder``: the one that is held for writing, or which one was read."""
         self.path = path
+        self.trusted = trusted
         self._version = version
         self._verify = verify
         self._device = device
@@ -76,6 +91,7 @@ class Directory:
         verify: bool,
         device: str | None,
         named: list[str],
+        trusted: bool = False,
     ) -> Directory:
         """Open what is there; for writing, an empty index with ``options`` is made where nothing is.
 
@@ -83,9 +99,9 @@ class Directory:
         """
         path = path.absolute()
         if read_only:
-            version, identity = read(path, verify=verify, device=device)
+            version, identity = read(path, verify=verify, device=device, trusted=trusted)
             _check_options(path, version.options, options, named)
-            return cls(path, version, identity, verify=verify, device=device)
+            return cls(path, version, identity, verify=verify, device=device, trusted=trusted)
         if not (path / storage.MANIFEST).exists():
             there = [file.name for file in path.iterdir()] if path.exists() else []
             foreign = [name for name in there if name != storage.LOCK and not storage.NAMES.fullmatch(name)]
@@ -99,11 +115,11 @@ class Directory:
                     storage.sync_parents(path)
                     write_version(held, Snapshot.empty(coded=options.token_codes is not None), options)
                 own = (held.files / storage.MANIFEST).read_bytes()
-                version = read_version(held.files, verify=verify, device=device, scratch=str(path))
+                version = read_version(held.files, verify=verify, device=device, scratch=str(path), trusted=trusted)
                 _check_options(path, version.options, options, named)
                 held.sync()  # a writer that was killed may not have come to it
                 storage.remove_strays(held.files, version.manifest["files"])
-                opened = cls(path, version, held, verify=verify, device=device)
+                opened = cls(path, version, held, verify=verify, device=device, trusted=trusted)
                 opened._own = {own}
                 return opened
         except BaseException:
@@ -199,7 +215,7 @@ class Directory:
         :meth:`check_writable` does where the name leads elsewhere.
         """
         before = self._version
-        settings: dict[str, Any] = {"verify": self._verify, "device": self._device, "before": before}
+        settings: dict[str, Any] = {"verify": self._verify, "device": self._device, "trusted": self.trusted, "before": before}
         if self._held is None or not self._held.is_held:
             self._version, self._identity = read(self.path, **settings, known=self._identity)
         else:

@@ -11,10 +11,11 @@ import json
 import os
 import re
 import shutil
+import stat
 import uuid
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 import numpy.typing as npt
@@ -22,12 +23,15 @@ import pyarrow as pa
 
 from lemur_ann import arrays, formats
 from lemur_ann._core import version as __version__
+from lemur_ann.documents.arrow_files import open_arrow
 from lemur_ann.errors import CorruptIndex
+from lemur_ann.saved.checks import FILE, check_depth, check_manifest, unique_keys
 
 FORMAT = "lemur_ann"
 
 MANIFEST = "manifest.json"
 LOCK = "writer.lock"
+MANIFEST_BYTES = 2**22  # that are read at most: ours have a few hundred for each file
 TOKENS = "tokens"  # what the names of token files begin with
 # what files of ours are called, those left by a crash included: whatever has such a name may be deleted
 NAMES = re.compile(
@@ -133,7 +137,7 @@ def read_manifest(path: Path) -> dict[str, Any]:
     """
     check_there(path)
     try:
-        manifest = json.loads((path / MANIFEST).read_text())
+        manifest = _parsed(path / MANIFEST)
     except FileNotFoundError:
         raise CorruptIndex(f"{path} has no {MANIFEST}, expected a saved lemur_ann index") from None
     except (ValueError, OSError, RecursionError) as error:
@@ -141,7 +145,7 @@ def read_manifest(path: Path) -> dict[str, Any]:
     if not isinstance(manifest, dict) or manifest.get("format") != FORMAT:
         raise CorruptIndex(f"{path / MANIFEST} does not describe a lemur_ann index")
     version = manifest.get("format_version")
-    if not isinstance(version, int) or version > formats.INDEX_VERSION:
+    if isinstance(version, bool) or not isinstance(version, int) or not 1 <= version <= formats.INDEX_VERSION:
         raise CorruptIndex(
             f"{path} has index format {version}, this lemur_ann {__version__} reads up to {formats.INDEX_VERSION}; "
             f"it was written by lemur_ann {manifest.get('lemur_ann_version')}"
@@ -150,9 +154,8 @@ def read_manifest(path: Path) -> dict[str, Any]:
         raise CorruptIndex(f"{path / MANIFEST} was altered: its checksum does not match")
     try:
         manifest = formats.manifest(manifest)
-        if not isinstance(manifest["version"], int) or not isinstance(manifest["files"], dict):
-            raise TypeError("version or files")
-    except (KeyError, TypeError, ValueError) as error:
+        check_manifest(manifest)
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise CorruptIndex(f"{path / MANIFEST} cannot be read: {error!r}") from error
     return manifest
 
@@ -160,16 +163,44 @@ def read_manifest(path: Path) -> dict[str, Any]:
 def check_files(path: Path, files: dict[str, Any], *, verify: bool) -> None:
     """Compare files with the manifest: their sizes always, their checksums too unless they are tokens and not ``verify``."""
     for name, expected in files.items():
-        if Path(name).name != name:
+        if not FILE.fullmatch(name):
             raise CorruptIndex(f"{path / MANIFEST} names a file outside the index: {name!r}")
         file = path / name
-        if not file.is_file():
-            raise CorruptIndex(f"{file} is missing")
-        size = file.stat().st_size
+        size = _size(file)
         if size != expected["size_bytes"]:
             raise CorruptIndex(f"{file} has {size} bytes, expected {expected['size_bytes']}")
         if (verify or not name.startswith(TOKENS)) and _file_digest(file) != expected["sha256"]:
             raise CorruptIndex(f"{file} was altered: its checksum does not match")
+
+
+def _size(file: Path) -> int:
+    """Of a file in the folder itself: what is opened there may not wait, as a pipe does, nor be elsewhere."""
+    try:
+        found = file.lstat()
+    except OSError:
+        raise CorruptIndex(f"{file} is missing") from None
+    if stat.S_ISLNK(found.st_mode):
+        raise CorruptIndex(f"{file} is a link, and files of an index lie in its folder: copy it with what its links lead to")
+    if not stat.S_ISREG(found.st_mode):
+        raise CorruptIndex(f"{file} is no file")
+    return found.st_size
+
+
+def _opened(file: Path) -> BinaryIO:
+    """A file of an index, for reading. Should a pipe or a link take its place, nobody waits and nothing is followed."""
+    flags = os.O_RDONLY | getattr(os, "O_BINARY", 0) | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_NOFOLLOW", 0)
+    return os.fdopen(os.open(file, flags | getattr(os, "O_CLOEXEC", 0)), "rb")
+
+
+def _parsed(file: Path) -> Any:
+    """The JSON of a manifest. FileNotFoundError where there is none; CorruptIndex, OSError or ValueError where it is none."""
+    file.lstat()
+    if _size(file) > MANIFEST_BYTES:
+        raise ValueError(f"it has more than {MANIFEST_BYTES} bytes")
+    with _opened(file) as source:
+        parsed = json.loads(source.read(MANIFEST_BYTES), object_pairs_hook=unique_keys)
+    check_depth(parsed)
+    return parsed
 
 
 def write_documents(path: Path, ids: pa.ChunkedArray, metadata: pa.Table | None) -> None:
@@ -185,7 +216,16 @@ def write_documents(path: Path, ids: pa.ChunkedArray, metadata: pa.Table | None)
 def read_documents(path: Path) -> tuple[pa.ChunkedArray, pa.Table | None]:
     """What :func:`write_documents` wrote, mapped."""
     table = _read_table(path)
-    names = table.column_names
+    try:
+        names = table.column_names
+        fields = [
+            column.type.field(i).name
+            for column in table.columns
+            if pa.types.is_struct(column.type)
+            for i in range(column.type.num_fields)
+        ]
+    except UnicodeDecodeError as error:
+        raise CorruptIndex(f"{path} cannot be read: {error}") from error
     ids = table.column("id") if names.count("id") == 1 else pa.chunked_array([], pa.null())
     if ids.type not in (pa.int64(), pa.large_string()) or ids.null_count:
         raise CorruptIndex(f"{path} cannot be read: it has no ids")
@@ -193,6 +233,8 @@ def read_documents(path: Path) -> tuple[pa.ChunkedArray, pa.Table | None]:
         return ids, None
     if names.count("metadata") != 1 or not pa.types.is_struct(table.column("metadata").type):
         raise CorruptIndex(f"{path} cannot be read: its metadata is no struct")
+    if len(set(fields)) < len(fields):
+        raise CorruptIndex(f"{path} cannot be read: two columns of metadata have one name")
     return ids, pa.Table.from_struct_array(table.column("metadata"))
 
 
@@ -201,7 +243,7 @@ def read_deleted(path: Path, num_rows: int) -> npt.NDArray[np.bool_]:
     if path.suffix == ".arrow":
         mask = formats.deleted_rows(_read_table(path))
     else:
-        bits = arrays.read_arrays(path).get("bits", np.empty(0, np.uint8))
+        bits = arrays.map_arrays(path).get("bits", np.empty(0, np.uint8))
         mask = np.unpackbits(bits, count=min(num_rows, 8 * len(bits))).astype(np.bool_)
     if mask.dtype != np.bool_ or mask.shape != (num_rows,):
         raise CorruptIndex(f"{path} says of {len(mask)} rows whether they are deleted, expected {num_rows}")
@@ -215,7 +257,7 @@ def write_deleted(path: Path, mask: npt.NDArray[np.bool_]) -> None:
 
 def _read_table(path: Path) -> pa.Table:
     try:
-        table = pa.ipc.open_file(pa.memory_map(str(path))).read_all()
+        table = open_arrow(path).read_all()
         table.validate(full=True)  # offsets and UTF-8, which reading does not check
     except (pa.ArrowException, ValueError, OSError) as error:
         raise CorruptIndex(f"{path} cannot be read: {error}") from error
@@ -227,7 +269,7 @@ def check_replaceable(path: Path) -> None:
     if not path.exists() or (path.is_dir() and not any(path.iterdir())):
         return
     try:
-        own = {MANIFEST, LOCK, *OLD_NAMES.intersection(written_manifest(path)["files"])}  # not all that somebody's may name
+        own = {MANIFEST, LOCK, *(name for name in written_manifest(path)["files"] if FILE.fullmatch(name))}
     except (OSError, ValueError, KeyError, TypeError):
         raise FileExistsError(f"{path} exists and is not a lemur_ann index; choose another path or remove it") from None
     foreign = sorted(file.name for file in path.iterdir() if file.name not in own and not NAMES.fullmatch(file.name))
@@ -237,7 +279,7 @@ def check_replaceable(path: Path) -> None:
 
 def written_manifest(path: Path) -> dict[str, Any]:
     """The manifest as it stands there, of any format, damaged or not: ValueError where it is no manifest of an index."""
-    manifest = json.loads((path / MANIFEST).read_text())
+    manifest = _parsed(path / MANIFEST)
     if not isinstance(manifest, dict) or manifest.get("format") != FORMAT or not isinstance(manifest.get("files"), dict):
         raise ValueError("not the manifest of an index")
     return manifest
@@ -266,7 +308,7 @@ def describe(file: Path) -> dict[str, Any]:
 
 def _file_digest(file: Path) -> str:
     digest = hashlib.sha256()
-    with file.open("rb") as source:
+    with _opened(file) as source:
         while block := source.read(1 << 20):
             digest.update(block)
     return digest.hexdigest()

@@ -13,7 +13,8 @@ import pyarrow as pa
 
 from lemur_ann import arrays, formats
 from lemur_ann.candidates import CandidateIndex, Structure, Vectors
-from lemur_ann.candidates.kinds import kind_of
+from lemur_ann.candidates.kinds import LIBRARIES, kind_of
+from lemur_ann.candidates.library import check_own
 from lemur_ann.documents.ids import IdColumn, IdMap
 from lemur_ann.documents.intake import joined_metadata, rows_of
 from lemur_ann.documents.rows import RowSet
@@ -21,7 +22,7 @@ from lemur_ann.documents.tokens import Chunk, TokenStore
 from lemur_ann.encoder import LemurEncoder
 from lemur_ann.errors import CorruptIndex
 from lemur_ann.options import Options
-from lemur_ann.saved import storage
+from lemur_ann.saved import seal, storage
 from lemur_ann.saved.folder import Folder
 from lemur_ann.searching.settings import Tuned
 from lemur_ann.searching.snapshot import Learned, Snapshot
@@ -68,10 +69,11 @@ def read_version(
     device: str | None = None,
     before: Version | None = None,
     scratch: str | None = None,
+    trusted: bool = False,
 ) -> Version:
     """The current version; what the version ``before`` has of it already is taken from there.
 
-    ``scratch``: the folder for temporary files of a candidate index that grows.
+    ``scratch``: the folder for temporary files of a candidate index that grows; ``trusted``: read what cannot be checked.
 
     Raises:
         FileNotFoundError: there is no such directory.
@@ -87,7 +89,7 @@ def read_version(
             # an index that was emptied begins anew with the names of its files
             is_anew = any(entry != manifest["files"].get(name, entry) for name, entry in known.items())
             objects = {} if before is None or is_anew else before.objects
-            return assembled(folder, manifest, device, objects, scratch=scratch)
+            return assembled(folder, manifest, device, objects, scratch=scratch, trusted=trusted)
         except (CorruptIndex, FileNotFoundError):
             now = storage.read_manifest(folder)
             if now == manifest:
@@ -103,12 +105,15 @@ def assembled(
     known: dict[Any, Any],
     ids: IdMap | None = None,
     scratch: str | None = None,
+    trusted: bool = True,
 ) -> Version:
     """A version of its manifest, with what is ``known`` of its files, and read from them else."""
     try:
         options = Options(**manifest["options"])
-    except (TypeError, ValueError) as error:
+    except (TypeError, ValueError, ArithmeticError) as error:
         raise CorruptIndex(f"{folder} has options this version cannot read: {error}") from error
+    if options.candidates in LIBRARIES and not trusted and not _is_ours(manifest):
+        check_own(asdict(options))
     if device is not None:
         options = replace(options, device=device)
     objects: dict[Any, Any] = {}
@@ -134,11 +139,34 @@ def assembled(
         if manifest["deleted"] is not None:
             name = manifest["deleted"]
             deleted = known_or(name, lambda: RowSet.of(storage.read_deleted(folder / name, num_rows)))
-        learned = None if manifest["feature_map"] is None else _learned(folder, manifest, options, num_rows, known_or, scratch)
+        if (num_rows, num_rows - deleted.count) != (manifest["num_rows"], manifest["num_documents"]):
+            raise CorruptIndex(
+                f"{folder} has {num_rows} rows, of which {deleted.count} are deleted, and its manifest says otherwise"
+            )
+        if len({chunk.tokens.dtype for chunk in store.chunks}) > 1:
+            raise CorruptIndex(f"{folder} has tokens of more than one dtype")
+        learned = None
+        if manifest["feature_map"] is not None:
+            learned = _learned(folder, manifest, options, num_rows, known_or, scratch, trusted)
+            if store.dim not in (None, learned.encoder.token_dim):
+                raise CorruptIndex(f"{folder} has tokens of dim {store.dim}, and a map of dim {learned.encoder.token_dim}")
+    except CorruptIndex:
+        raise
+    except ValueError as error:  # such as a device that is not here
+        raise CorruptIndex(f"{folder} cannot be read: {error}") from error
     except (KeyError, IndexError, AttributeError, TypeError, ArithmeticError, RuntimeError, pa.ArrowException) as error:
         raise CorruptIndex(f"{folder} cannot be read: {error!r}") from error
     ids = IdMap(column, deleted) if ids is None else ids.moved_to(column)
     return Version(manifest, options, Snapshot(store, ids, metadata, deleted, learned), segments, objects)
+
+
+def _is_ours(manifest: dict[str, Any]) -> bool:
+    """Whether this user wrote the structure, on this machine."""
+    entry = manifest["structure"]
+    if entry is None:
+        return False
+    described = {role: manifest["files"][name] for role, name in entry["files"].items()}
+    return seal.fits(entry.get("seal"), manifest["options"], described)
 
 
 def _read_segment(folder: Path, entry: dict[str, Any], *, coded: bool) -> Segment:
@@ -168,6 +196,7 @@ def _learned(
     num_rows: int,
     known_or: Callable[[Any, Callable[[], Any]], Any],
     scratch: str | None,
+    trusted: bool,
 ) -> Learned:
     training, kind = manifest["training"], kind_of(options.candidates)
 
@@ -179,12 +208,16 @@ def _learned(
 
     def read_structure() -> Structure:
         paths = {role: folder / name for role, name in entry["files"].items()}
+        if not (kind.is_checked or trusted or _is_ours(manifest)):
+            return kind.rebuild(paths, encoder.dim, entry["num_rows"], asdict(options))
         return formats.load_structure(kind, paths, encoder.dim, entry["num_rows"])
 
     def read_part(part: dict[str, Any]) -> Vectors:
         vectors = arrays.map_arrays(folder / part["file"])["vectors"][: part["num_rows"]]
         if vectors.shape != (part["num_rows"], encoder.dim) or vectors.dtype != np.float32:
             raise CorruptIndex(f"{folder / part['file']} has vectors of shape {vectors.shape}")
+        if vectors.size and not (np.isfinite(vectors.min()) and np.isfinite(vectors.max())):  # a NaN comes through both
+            raise CorruptIndex(f"{folder / part['file']} has a vector that is not finite")
         return vectors
 
     entry = manifest["structure"]
@@ -400,12 +433,17 @@ class Writing:
             return False, None
         is_new = self.known(structure) is None
         if is_new:
-            files = self.new_structure(structure, kind_of(learned.options.candidates).files)
-        else:
-            assert self.before is not None
-            files = self.before.manifest["structure"]["files"]
-            self.keep(*files.values())
-        return is_new, {"files": files, "num_rows": structure.num_rows}
+            kind = kind_of(learned.options.candidates)
+            files = self.new_structure(structure, kind.files)
+            entry = {"files": files, "num_rows": structure.num_rows}
+            if not kind.is_checked:
+                described = {role: self.files[name] for role, name in files.items()}
+                entry["seal"] = seal.sealed(asdict(learned.options), described)
+            return True, entry
+        assert self.before is not None
+        entry = self.before.manifest["structure"]
+        self.keep(*entry["files"].values())
+        return False, entry
 
     def part(self, vectors: Vectors) -> dict[str, Any]:
         """Write a part of the vectors if it is new, and give what the manifest says of it."""

@@ -29,6 +29,18 @@ class Tuned:
     recall_interval: tuple[float, float]
     num_queries: int
 
+    def __post_init__(self) -> None:
+        for name in ("k", "num_candidates", "ef_search", "num_queries"):
+            validate.integer(getattr(self, name), name, least=1, most=2**31)
+        for share in (self.target_recall, self.recall, *self.recall_interval):
+            if (
+                isinstance(share, bool) or not isinstance(share, (int, float)) or not -1e-9 <= share <= 1 + 1e-9
+            ):  # but for rounding
+                raise ValueError(f"a recall must be from 0 to 1, got {share!r}")
+        low, high = self.recall_interval
+        if not low <= high:
+            raise ValueError(f"an interval must ascend, got {self.recall_interval}")
+
     def __str__(self) -> str:
         low, high = self.recall_interval
         return (

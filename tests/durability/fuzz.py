@@ -9,10 +9,13 @@ process where something does.
 
 from __future__ import annotations
 
+import errno
 import faulthandler
+import importlib.util
 import itertools
 import json
 import operator
+import os
 import resource
 import shutil
 import sys
@@ -28,11 +31,13 @@ import pyarrow.compute as pc
 import pyarrow.dataset as ds
 import pyarrow.parquet as pq
 
-from lemur_ann import CorruptIndex, LemurIndex, candidates
+from lemur_ann import CorruptIndex, LemurEncoder, LemurIndex, candidates
+from lemur_ann.candidates.kinds import LIBRARIES
 from lemur_ann.saved import storage
 
 SECONDS = 20  # that one try may take, far more than it does
 MEMORY = 6 * 2**30  # of addresses, beyond what the process has when it starts
+MEMORY_OF_STRANGERS = 2**30  # and for folders that a stranger made, whose files have less than one MB
 FORMATS = Path(__file__).parent.parent / "formats"
 DIM = 16
 INTEGERS = [0, -1, 1, 2, 255, 65_536, 2**31 - 1, 2**31, -(2**31), 2**32 - 1, 2**62, 2**63 - 1, -(2**63)]
@@ -87,6 +92,10 @@ def make(folder):
         index.add(table(20, first=100))
     LemurIndex().add(table(10)).save(folder / "unfitted")
     LemurIndex().save(folder / "empty")
+    for name, (module, _) in LIBRARIES.items():
+        if importlib.util.find_spec(module) is not None:
+            index = LemurIndex(epochs=0, candidates=name, **settings)
+            index.fit(table(120), queries, num_threads=1).save(folder / name)
     for path in FORMATS.glob("format_*"):
         shutil.copytree(path / "index", folder / path.name)
 
@@ -304,6 +313,8 @@ def is_allowed(error):
     """A refusal in our own words, not what some library below says."""
     if isinstance(error, (CorruptIndex, FileNotFoundError)):
         return True
+    if isinstance(error, OSError) and error.errno == errno.ENAMETOOLONG:
+        return True
     return isinstance(error, ValueError) and not isinstance(error, (pa.ArrowException, UnicodeError)) and is_ours(error)
 
 
@@ -344,6 +355,68 @@ def try_files(seed, random, folder, work, tell):
         use(index, random, step)
         index.close()
     return "works" if steps["refusals"] == 0 else "refused later"
+
+
+def try_hostile(seed, random, folder, work, tell):
+    """A folder as a stranger might send it: see hostile.py."""
+    import hostile
+
+    base = choice(random, sorted(path for path in folder.iterdir() if path.is_dir()))
+    path = work / "index"
+    shutil.copytree(base, path)
+    if random.random() < 0.1 and (learned := sorted(path.glob("learned*.safetensors"))):
+        return try_map(path, learned[0], random, work, tell, hostile)
+    tell(f"{base.name}/{hostile.change(path, random)}")
+    steps = {"refusals": 0}
+
+    def step(call):
+        try:
+            return call()
+        except Exception as error:
+            if not is_allowed(error):
+                raise
+            steps["refusals"] += 1
+            return None
+
+    if random.random() < 0.5:
+        index = step(lambda: LemurIndex.load(path, verify=random.random() < 0.5))
+    else:
+        index = step(lambda: LemurIndex.open(path))
+    if index is None:
+        return "refused"
+    use(index, random, step)
+    step(lambda: index.to_arrow().read_all())
+    step(index.refresh)
+    ids = step(lambda: index.ids()[:30])
+    if ids is not None and len(ids):
+        step(lambda: index.delete(ids))
+    step(lambda: index.compact(num_threads=1))
+    step(lambda: index.search(matrices(random, 1, index.dim or DIM)[0], k=3, num_threads=1))
+    step(lambda: index.save(work / "saved"))
+    index.close()
+    return "works" if steps["refusals"] == 0 else "refused later"
+
+
+def try_map(path, learned, random, work, tell, hostile):
+    """A map in a file of its own."""
+    try:
+        encoder = LemurIndex.load(path).encoder
+    except CorruptIndex:
+        return "refused"
+    file = work / "map.safetensors"
+    encoder.save(file)
+    tell(f"map: {hostile.change_file(file, random)}")
+    for read in (lambda: LemurEncoder.load(file), lambda: LemurEncoder.from_bytes(file.read_bytes())):
+        try:
+            map = read()
+        except CorruptIndex:
+            continue
+        if map.token_dim < 10_000:
+            tokens = matrices(random, 3, map.token_dim)
+            map.encode_queries(tokens, num_threads=1)
+            map.encode_documents(tokens, num_threads=1)
+        _ = map.fingerprint
+    return "map"
 
 
 def use(index, random, step):
@@ -817,7 +890,16 @@ def try_filters(seed, random, folder, work, tell, known={}):  # noqa: B006 (kept
     return "right"
 
 
-TRIES = {"files": try_files, "unsigned": try_unsigned, "arrow": try_arrow, "filters": try_filters}
+TRIES = {"hostile": try_hostile, "files": try_files, "unsigned": try_unsigned, "arrow": try_arrow, "filters": try_filters}
+
+
+def preload():
+    """Libraries whose code is no memory of the index."""
+    for module, _ in LIBRARIES.values():
+        if importlib.util.find_spec(module) is not None:
+            importlib.import_module(module)
+    pa.array([1]).validate()
+    ds.dataset(pa.table({"x": [1]})).to_table(filter=pc.field("x") > 0)
 
 
 def main(kind, folder, first="0", count="1"):
@@ -825,7 +907,7 @@ def main(kind, folder, first="0", count="1"):
     if kind == "make":
         make(folder)
         return
-    if kind in ("files", "arrow"):
+    if kind in ("files", "arrow", "hostile"):
         import torch  # noqa: F401 (before memory is limited)
 
     faulthandler.enable()
@@ -833,7 +915,11 @@ def main(kind, folder, first="0", count="1"):
     storage.sync = lambda path: None  # a disk's time, for files that nobody will miss
     np.seterr(all="ignore")
     size = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
-    resource.setrlimit(resource.RLIMIT_AS, (size + MEMORY,) * 2)
+    if kind == "hostile":
+        preload()
+        size = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
+    if "LEMUR_ANN_FUZZ_NO_LIMIT" not in os.environ:  # AddressSanitizer takes addresses by the terabyte
+        resource.setrlimit(resource.RLIMIT_AS, (size + (MEMORY_OF_STRANGERS if kind == "hostile" else MEMORY),) * 2)
 
     def say(**what):
         print(json.dumps({"seed": seed, **what}), flush=True)

@@ -76,6 +76,11 @@ def test_damaged_files(indexes, tmp_path):
     assert outcomes.get("refused"), "the damage reaches what reads the files"
 
 
+def test_folders_of_strangers(indexes, tmp_path):
+    outcomes = fuzz("hostile", indexes, AMOUNT, tmp_path / "errors")
+    assert outcomes.get("refused"), "the changes reach what reads the files"
+
+
 def test_damage_under_checksums(indexes, tmp_path):
     outcomes = fuzz("unsigned", indexes, AMOUNT, tmp_path / "errors")
     assert set(outcomes) <= {"refused", "the same"}

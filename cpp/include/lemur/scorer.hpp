@@ -26,7 +26,8 @@ struct PackedQuery {
 
 std::vector<PackedQuery> pack_queries(const RaggedView& queries);
 
-// The sum of the maxima of a query's tokens, in float64 and rounded once.
+// The sum of the maxima of a query's tokens, in float64 and rounded once. kNone where that is no number, as of tokens
+// that are not: rankings are sorted, and what is no number has no place in an order.
 float sum(const float* best, std::int64_t size);
 
 // MaxSim of one document at a time; owns the scratch memory of one thread.

@@ -28,6 +28,7 @@ struct Int8Run {
 };
 constexpr std::int64_t kInt8Stride = 64;
 constexpr std::int64_t kInt8Padding = 32;
+constexpr std::int64_t kMaxInt8Dim = 131072;  // 127 * 127 * 131072 is below 2^31, in which products of codes are summed
 static constexpr std::int64_t int8_stride(std::int64_t dim) {
   return (dim + kInt8Stride - 1) / kInt8Stride * kInt8Stride;
 }
