@@ -296,9 +296,9 @@ class LemurEncoder:
         try:
             plain = json.loads(described["encoder"])
             options = Options(target_precision=plain["precision"], device=device)
-            return cls.from_arrays(
-                formats.learned_map(arrays(), plain["feature_map"]), plain["feature_map"], plain["training"], options
-            )
+            learned = formats.learned_map(arrays(), plain["feature_map"])
+            config = formats.feature_map(plain["feature_map"], learned)
+            return cls.from_arrays(learned, config, plain["training"], options)
         except (KeyError, TypeError, ValueError, SafetensorError) as error:
             raise CorruptIndex(f"{name} cannot be read: {error!r}") from error
 

@@ -8,10 +8,11 @@ Two kinds of files carry a number: the manifest of an index (INDEX_VERSION), and
    and the reduction (``reduction_mean``, ``document_map``) apart. Targets were float32, and no option said so.
 2. ``projection`` and ``offset`` took the place of solve and reduction. ``document_map``, where there is one, is a further step.
 3. Codes beside the tokens; links that searches read, in ``graph.safetensors``, not always of the last rows; ``tuned``.
-4. The newest: numbered files that never change, in segments; deleted rows as bits. Its first maps may have ``document_map``,
-   and its first manifests lack ``num_rows`` in ``training``.
+4. Numbered files that never change, in segments; deleted rows as bits. Its first maps may have ``document_map``, and its first
+   manifests lack ``num_rows`` in ``training``. Each copy of a document had links of its own.
+5. The newest: maps are homogeneous, and say so in ``feature_map``. Copies are listed beside the links: ``next_equal``, ``copies``.
 
-A map in a file of its own was "lemur_ann encoder 1" in one string; its arrays were always those of format 4.
+A map in a file of its own was "lemur_ann encoder 1" in one string, then format 1; its arrays were always those of format 4.
 
 The arrays in a file tell what they are, not the number in the manifest: the first change of an index open on an old one leaves
 a manifest of the newest format over old files. So every function here but :func:`manifest` goes by what it finds.
@@ -43,8 +44,9 @@ from lemur_ann.learning.query_features import FeatureWeights
 
 Arrays = dict[str, npt.NDArray[Any]]
 
-INDEX_VERSION = 4
-MAP_FORMAT, MAP_VERSION = "lemur_ann encoder", 1
+INDEX_VERSION = 5
+MAP_FORMAT, MAP_VERSION = "lemur_ann encoder", 2
+UNIT_TOLERANCE = 0.01  # of squared lengths: float16 tokens are within a tenth of that
 FIRST_MAP = "lemur_ann encoder 1"  # format and number in one, which was compared for equality
 
 
@@ -119,6 +121,17 @@ def learned_map(arrays: Arrays, config: dict[str, Any]) -> Arrays:
         projection, offset = composed(arrays["projection"], arrays["offset"], arrays["document_map"])
         arrays = {**arrays, "projection": projection, "offset": offset}
     return arrays  # with what stands for an array that came later, where there is none
+
+
+def feature_map(config: dict[str, Any], arrays: Arrays) -> dict[str, Any]:
+    """What an encoder takes as the config of the feature map of any format; ``arrays`` are those of the map.
+
+    One that was learned from tokens of length 1 knows nothing of other lengths, and is homogeneous from now on.
+    """
+    if "homogeneous" in config:
+        return config
+    squares = np.einsum("ij,ij->i", arrays["sample_tokens"], arrays["sample_tokens"])
+    return {**config, "homogeneous": True} if np.abs(squares - 1).max(initial=0) < UNIT_TOLERANCE else config
 
 
 def _solved(arrays: Arrays, config: dict[str, Any]) -> Arrays:
