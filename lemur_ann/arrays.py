@@ -124,6 +124,8 @@ def _reserve(descriptor: int, size: int) -> None:
         except OSError as error:  # a file system that cannot is asked by writing
             if error.errno not in (errno.EINVAL, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENODEV, errno.ENOSYS):
                 raise
+
+
 def _header(whole: npt.NDArray[np.uint8]) -> tuple[dict[str, Any], int]:
     """The header, and where the data begins."""
     size = int.from_bytes(whole[:8].tobytes(), "little")

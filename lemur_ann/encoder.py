@@ -291,9 +291,9 @@ class LemurEncoder:
             plain = json.loads(described["encoder"])
             formats.check_training(plain["training"])
             options = Options(target_precision=plain["precision"], device=device)
-            return cls.from_arrays(
-                formats.learned_map(arrays(), plain["feature_map"]), plain["feature_map"], plain["training"], options
-            )
+            learned = formats.learned_map(arrays(), plain["feature_map"])
+            config = formats.feature_map(plain["feature_map"], learned)
+            return cls.from_arrays(learned, config, plain["training"], options)
         except (KeyError, TypeError, ValueError, AttributeError, RecursionError) as error:
             raise CorruptIndex(f"{name} cannot be read: {error!r}") from error
 

@@ -8,10 +8,12 @@ Two kinds of files carry a number: the manifest of an index (INDEX_VERSION), and
    and the reduction (``reduction_mean``, ``document_map``) apart. Targets were float32, and no option said so.
 2. ``projection`` and ``offset`` took the place of solve and reduction. ``document_map``, where there is one, is a further step.
 3. Codes beside the tokens; links that searches read, in ``graph.safetensors``, not always of the last rows; ``tuned``.
-4. The newest: numbered files that never change, in segments; deleted rows as bits. Its first maps may have ``document_map``,
-   and its first manifests lack ``num_rows`` in ``training``.
+4. Numbered files that never change, in segments; deleted rows as bits. Its first maps may have ``document_map``, and its first
+   manifests lack ``num_rows`` in ``training``. Each copy of a document had links of its own.
+5. The newest: maps are homogeneous, and say so in ``feature_map``. Copies of documents are listed beside the links:
+   ``next_equal``, ``copies``.
 
-A map in a file of its own was "lemur_ann encoder 1" in one string; its arrays were always those of format 4.
+A map in a file of its own was "lemur_ann encoder 1" in one string, then format 1; its arrays were always those of format 4.
 
 The arrays in a file tell what they are, not the number in the manifest: the first change of an index open on an old one leaves
 a manifest of the newest format over old files. So every function here but :func:`manifest` goes by what it finds.
@@ -44,8 +46,9 @@ from lemur_ann.learning.query_features import FeatureWeights
 
 Arrays = dict[str, npt.NDArray[Any]]
 
-INDEX_VERSION = 4
-MAP_FORMAT, MAP_VERSION = "lemur_ann encoder", 1
+INDEX_VERSION = 5
+MAP_FORMAT, MAP_VERSION = "lemur_ann encoder", 2
+UNIT_TOLERANCE = 0.01  # of squared lengths: float16 tokens are within a tenth of that
 FIRST_MAP = "lemur_ann encoder 1"  # format and number in one, which was compared for equality
 
 
@@ -171,6 +174,8 @@ def _check_config(config: dict[str, Any]) -> None:
     """CorruptIndex unless it describes a feature map; its sizes are compared with the arrays, before any of them is used."""
     if config["kind"] not in ("trained", "random") or config["activation"] not in ("gelu", "relu", "silu", "mish"):
         raise CorruptIndex(f"the feature map is of no known kind: {str(config)[:200]}")
+    if not isinstance(config.get("homogeneous", True), bool):
+        raise CorruptIndex(f"the feature map is of no known kind: {str(config)[:200]}")
     hidden = config["hidden_dims"]
     sizes = [config["dim"], config["num_features"], *hidden]
     if not isinstance(hidden, list) or any(isinstance(n, bool) or not isinstance(n, int) or n < 1 for n in sizes):
@@ -204,6 +209,17 @@ def _check_arrays(arrays: Arrays, shapes: dict[str, tuple[Any, ...]], sizes: dic
             raise CorruptIndex(f"the learned map has {name} of shape {array.shape}, expected {expected}")
         if not (np.isfinite(array.min()) and np.isfinite(array.max())):  # a NaN comes through both
             raise CorruptIndex(f"the learned map has {name} that is not finite")
+
+
+def feature_map(config: dict[str, Any], arrays: Arrays) -> dict[str, Any]:
+    """What an encoder takes as the config of the feature map of any format; ``arrays`` are those of the map.
+
+    One that was learned from tokens of length 1 knows nothing of other lengths, and is homogeneous from now on.
+    """
+    if "homogeneous" in config:
+        return config
+    squares = np.einsum("ij,ij->i", arrays["sample_tokens"], arrays["sample_tokens"])
+    return {**config, "homogeneous": True} if np.abs(squares - 1).max(initial=0) < UNIT_TOLERANCE else config
 
 
 def _solved(arrays: Arrays, config: dict[str, Any]) -> Arrays:

@@ -18,6 +18,12 @@ std::optional<std::int64_t> first_bad_row(const AnyMatrix& matrix) {
   return lemur::first_bad_row(tokens);
 }
 
+std::int64_t num_zero_rows(const AnyMatrix& matrix) {
+  const lemur::TokenView tokens = token_view(matrix);
+  nb::gil_scoped_release release;
+  return lemur::num_zero_rows(tokens);
+}
+
 }  // namespace
 
 void bind_checks(nb::module_& m) {
@@ -25,4 +31,7 @@ void bind_checks(nb::module_& m) {
         nb::sig("def first_bad_row(tokens: numpy.typing.NDArray[typing.Any]) -> int | None"),
         "The first row of a (num_tokens, dim) float32 or float16 matrix with a NaN, an infinity or a value "
         "beyond 1e15, or None.");
+  m.def("num_zero_rows", &num_zero_rows, nb::arg("tokens").noconvert(),
+        nb::sig("def num_zero_rows(tokens: numpy.typing.NDArray[typing.Any]) -> int"),
+        "How many rows of a (num_tokens, dim) float32 or float16 matrix hold nothing but zeros.");
 }

@@ -61,15 +61,16 @@ void bind_features(nb::module_& m) {
                                   "Query features, reduced: the sum of psi over tokens, times query_map.")
       .def(
           "__init__",
-          [](lemur::QueryEncoder* self, const std::vector<Layer>& layers, const FloatMatrix& query_map) {
+          [](lemur::QueryEncoder* self, const std::vector<Layer>& layers, const FloatMatrix& query_map,
+             bool homogeneous) {
             std::vector<lemur::LayerWeights> all;
             for (const Layer& layer : layers) all.push_back(weights(layer));
             if (!all.empty() && static_cast<std::int64_t>(query_map.shape(0)) != all.back().width)
               throw nb::value_error("query_map must have a row for each feature");
             if (query_map.shape(1) == 0) throw nb::value_error("query_map must have columns");
-            new (self) lemur::QueryEncoder(all, query_map.data(), static_cast<std::int64_t>(query_map.shape(1)));
+            new (self) lemur::QueryEncoder(all, query_map.data(), static_cast<std::int64_t>(query_map.shape(1)), homogeneous);
           },
-          nb::arg("layers"), nb::arg("query_map").noconvert())
+          nb::arg("layers"), nb::arg("query_map").noconvert(), nb::arg("homogeneous") = false)
       .def(
           "encode",
           [](const lemur::QueryEncoder& self, const FloatMatrix& tokens, const Int64Vector& offsets, std::int64_t num_threads) {

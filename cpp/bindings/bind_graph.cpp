@@ -51,9 +51,18 @@ lemur::CodedVectors coded_vectors(const Codes& codes, const FloatVector& scales,
   return {codes.data(), scales.data(), size, dim, stride};
 }
 
+// The rows with the same codes, of `size`; an empty array means that there are none.
+const std::int32_t* next_equal_or_null(const Int32Vector& next_equal, std::int64_t size) {
+  if (next_equal.shape(0) == 0) return nullptr;
+  if (static_cast<std::int64_t>(next_equal.shape(0)) != size)
+    throw nb::value_error("codes and next_equal differ in length");
+  return next_equal.data();
+}
+
 NewArray<std::int32_t, 2> better_links(std::int64_t dim, const Codes& codes, const FloatVector& scales,
-                                       const Int32Matrix& links, const Int32Vector& entries, std::int64_t first,
-                                       std::int64_t degree, std::int64_t beam, float alpha, std::int64_t num_threads) {
+                                       const Int32Matrix& links, const Int32Vector& entries,
+                                       const Int32Vector& next_equal, std::int64_t first, std::int64_t degree,
+                                       std::int64_t beam, float alpha, std::int64_t num_threads) {
   lemur::LinkChoice choice;
   choice.vectors = coded_vectors(codes, scales, dim);
   const std::int64_t size = choice.vectors.size, before = static_cast<std::int64_t>(links.shape(1));
@@ -61,7 +70,11 @@ NewArray<std::int32_t, 2> better_links(std::int64_t dim, const Codes& codes, con
   if (first < 0 || first > size || degree < 1 || degree > kMaxDegree || before > kMaxDegree ||
       (first > 0 && degree < before) || beam < 1 || !(alpha >= 1))
     throw nb::value_error("first, degree, beam or alpha is out of range");
-  choice.graph = {links.data(), size, before, entries.data(), static_cast<std::int64_t>(entries.shape(0))};
+  choice.graph = {
+      links.data(),   size,
+      before,         entries.data(),
+      static_cast<std::int64_t>(entries.shape(0)),
+      next_equal_or_null(next_equal, size)};
   choice.first = first;
   choice.degree = degree;
   choice.beam = beam;
@@ -81,11 +94,12 @@ NewArray<std::int32_t, 2> better_links(std::int64_t dim, const Codes& codes, con
 class CodedGraph {
  public:
   CodedGraph(std::int64_t dim, Codes codes, FloatVector scales, Int32Matrix links, Int32Vector entries,
-             Codes recent_codes, FloatVector recent_scales)
+             Int32Vector next_equal, Codes recent_codes, FloatVector recent_scales)
       : codes_(std::move(codes)),
         scales_(std::move(scales)),
         links_(std::move(links)),
         entries_(std::move(entries)),
+        next_equal_(std::move(next_equal)),
         recent_codes_(std::move(recent_codes)),
         recent_scales_(std::move(recent_scales)) {
     search_.nodes = coded_vectors(codes_, scales_, dim);
@@ -95,8 +109,12 @@ class CodedGraph {
     if (size() > INT32_MAX) throw nb::value_error("more rows than an int32 can number");
     if (static_cast<std::int64_t>(links_.shape(1)) > kMaxDegree)
       throw nb::value_error("more links of a node than any graph has");
-    search_.graph = {links_.data(), search_.nodes.size, static_cast<std::int64_t>(links_.shape(1)), entries_.data(),
-                     static_cast<std::int64_t>(entries_.shape(0))};
+    search_.graph = {links_.data(),
+                     search_.nodes.size,
+                     static_cast<std::int64_t>(links_.shape(1)),
+                     entries_.data(),
+                     static_cast<std::int64_t>(entries_.shape(0)),
+                     next_equal_or_null(next_equal_, search_.nodes.size)};
   }
 
   std::int64_t size() const { return search_.size(); }
@@ -133,6 +151,7 @@ class CodedGraph {
   FloatVector scales_;
   Int32Matrix links_;
   Int32Vector entries_;
+  Int32Vector next_equal_;
   Codes recent_codes_;
   FloatVector recent_scales_;
   lemur::CandidateSearch search_;
@@ -147,16 +166,18 @@ void bind_graph(nb::module_& m) {
   m.def("int8_codes", &int8_codes, nb::arg("vectors").noconvert(), nb::arg("num_threads"),
         "int8 codes (n, stride), zeros from dim on, and float32 scales (n,) of float32 vectors (n, dim).");
   m.def("better_links", &better_links, nb::arg("dim"), nb::arg("codes").noconvert(), nb::arg("scales").noconvert(),
-        nb::arg("links").noconvert(), nb::arg("entries").noconvert(), nb::arg("first"), nb::arg("degree"),
-        nb::arg("beam"), nb::arg("alpha"), nb::arg("num_threads"),
+        nb::arg("links").noconvert(), nb::arg("entries").noconvert(), nb::arg("next_equal").noconvert(),
+        nb::arg("first"), nb::arg("degree"), nb::arg("beam"), nb::arg("alpha"), nb::arg("num_threads"),
         "Links (n, degree) of coded vectors, chosen among what a search of the graph there is finds near each; nodes "
-        "before `first` keep theirs.");
+        "before `first` keep theirs. next_equal int32 (n,): the next row with the same codes, -1 for none; or empty.");
   nb::class_<CodedGraph>(m, "CodedGraph",
                          "int8 codes of vectors, links (num_nodes, degree) between them, -1 for none, and codes of the "
-                         "rows after them, which are scanned.")
-      .def(nb::init<std::int64_t, Codes, FloatVector, Int32Matrix, Int32Vector, Codes, FloatVector>(), nb::arg("dim"),
-           nb::arg("codes").noconvert(), nb::arg("scales").noconvert(), nb::arg("links").noconvert(),
-           nb::arg("entries").noconvert(), nb::arg("recent_codes").noconvert(), nb::arg("recent_scales").noconvert())
+                         "rows after them, which are scanned. Rows with the same codes are listed in next_equal "
+                         "(num_nodes,), which is empty where there are none; the first of them alone has links.")
+      .def(nb::init<std::int64_t, Codes, FloatVector, Int32Matrix, Int32Vector, Int32Vector, Codes, FloatVector>(),
+           nb::arg("dim"), nb::arg("codes").noconvert(), nb::arg("scales").noconvert(), nb::arg("links").noconvert(),
+           nb::arg("entries").noconvert(), nb::arg("next_equal").noconvert(), nb::arg("recent_codes").noconvert(),
+           nb::arg("recent_scales").noconvert())
       .def("__len__", &CodedGraph::size)
       .def("search", &CodedGraph::search, nb::arg("queries").noconvert(), nb::arg("excluded").noconvert().none(),
            nb::arg("num_excluded"), nb::arg("num_candidates"), nb::arg("beam"), nb::arg("num_threads"),

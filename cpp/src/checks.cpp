@@ -31,4 +31,13 @@ std::optional<std::int64_t> first_bad_row(const TokenView& tokens) {
   return std::nullopt;
 }
 
+std::int64_t num_zero_rows(const TokenView& tokens) {
+  const bool is_float = tokens.type == TokenType::kFloat32;
+  std::int64_t count = 0;
+  for (std::int64_t row = 0; row < tokens.num_tokens; ++row)
+    count += is_float ? !any_from<std::uint32_t>(tokens.row(row), tokens.dim, 1)
+                      : !any_from<std::uint16_t>(tokens.row(row), tokens.dim, 1);
+  return count;
+}
+
 }  // namespace lemur

@@ -1,6 +1,7 @@
 #include "lemur/features.hpp"
 
 #include <algorithm>
+#include <cmath>
 #include <stdexcept>
 
 #include "lemur/cpu.hpp"
@@ -30,7 +31,8 @@ class QueryEncoder::Forward {
 
   // Adds psi of each token to `sum`, (width of the last layer,).
   void add_features(const float* tokens, std::int64_t num_tokens, float* sum) {
-    const float* rows = tokens;
+    lengths_.assign(static_cast<std::size_t>(num_tokens), 1.0F);
+    const float* rows = encoder_.homogeneous_ ? directions(tokens, num_tokens) : tokens;
     std::int64_t stride = encoder_.token_dim();
     for (const Layer& layer : encoder_.layers_) {
       const std::int64_t out_stride = padded(layer.width);
@@ -44,7 +46,7 @@ class QueryEncoder::Forward {
     }
     const std::int64_t width = encoder_.layers_.back().width;
     for (std::int64_t t = 0; t < num_tokens; ++t)
-      for (std::int64_t i = 0; i < width; ++i) sum[i] += rows[t * stride + i];
+      for (std::int64_t i = 0; i < width; ++i) sum[i] += lengths_[t] * rows[t * stride + i];
   }
 
   void reduce(const float* features, float* out) {
@@ -56,6 +58,22 @@ class QueryEncoder::Forward {
   }
 
  private:
+  // Tokens over their lengths, which it keeps. In double: squares of large components are beyond float.
+  const float* directions(const float* tokens, std::int64_t num_tokens) {
+    const std::int64_t dim = encoder_.token_dim();
+    directions_.resize(static_cast<std::size_t>(num_tokens * dim));
+    for (std::int64_t t = 0; t < num_tokens; ++t) {
+      const float* token = tokens + t * dim;
+      double squares = 0;
+      for (std::int64_t k = 0; k < dim; ++k) squares += static_cast<double>(token[k]) * static_cast<double>(token[k]);
+      const double length = std::sqrt(squares), inverse = length > 0 ? 1 / length : 0;
+      lengths_[t] = static_cast<float>(length);
+      for (std::int64_t k = 0; k < dim; ++k)
+        directions_[t * dim + k] = static_cast<float>(static_cast<double>(token[k]) * inverse);
+    }
+    return directions_.data();
+  }
+
   void finish(const Layer& layer, float* x) const {
     for (std::size_t i = 0; i < layer.bias.size(); ++i) x[i] += layer.bias[i];
     if (layer.activate_first) kernels_.activate(x, layer.width, layer.activation, layer.scale);
@@ -65,11 +83,12 @@ class QueryEncoder::Forward {
 
   const QueryEncoder& encoder_;
   const KernelTable& kernels_;
-  std::vector<float> rows_, next_, reduced_;
+  std::vector<float> rows_, next_, reduced_, directions_, lengths_;
 };
 
-QueryEncoder::QueryEncoder(const std::vector<LayerWeights>& layers, const float* query_map, std::int64_t dim)
-    : dim_(dim) {
+QueryEncoder::QueryEncoder(const std::vector<LayerWeights>& layers, const float* query_map, std::int64_t dim,
+                           bool homogeneous)
+    : dim_(dim), homogeneous_(homogeneous) {
   if (layers.empty()) throw std::invalid_argument("a feature map needs at least one layer");
   for (const LayerWeights& layer : layers) {
     if (!layers_.empty() && layer.depth != layers_.back().width)

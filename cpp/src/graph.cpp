@@ -112,6 +112,7 @@ class Searcher {
           std::min(static_cast<double>(std::max(search_.beam, wanted)) * share, static_cast<double>(rows)));
       const bool walks = beam * kRowsPerPlace < scannable;
       best_.start(walks ? beam : wanted);
+      const bool stand_for_equals = walks && search_.graph.next_equal != nullptr;
       collects_ = !walks && wanted > kMaxInserted;
       if (walks)
         walk();
@@ -123,6 +124,9 @@ class Searcher {
       for (const Place& item : best_.rows()) {
         if (found == wanted) break;
         if (!excluded(item.index)) out[found++] = item.index;
+        if (!stand_for_equals || item.index >= search_.nodes.size) continue;
+        for (std::int64_t row = next_equal(item.index); row >= 0 && found < wanted; row = next_equal(row))
+          if (!excluded(row)) out[found++] = row;
       }
       if (found == wanted) return;
       if (!walks) throw std::invalid_argument("num_excluded is not the number of excluded rows");
@@ -131,6 +135,13 @@ class Searcher {
 
  private:
   bool excluded(std::int64_t row) const { return search_.excluded != nullptr && search_.excluded[row] != 0; }
+
+  std::int64_t next_equal(std::int64_t row) const {
+    const std::int64_t next = search_.graph.next_equal[row];
+    if (next >= search_.nodes.size || (next >= 0 && next <= row))
+      throw std::invalid_argument("rows with the same codes do not ascend within the graph");
+    return next;
+  }
 
   float score(std::int64_t row, std::int32_t product) const {
     return static_cast<float>(product) * search_.nodes.scales[row];

@@ -121,6 +121,19 @@ void keep_links(const LinkChoice& choice, std::int32_t* links) {
   }
 }
 
+// Which rows another one with the same codes stands for, 1 each: they have no links.
+std::vector<std::uint8_t> stood_for(const Graph& graph) {
+  std::vector<std::uint8_t> rows(static_cast<std::size_t>(graph.num_nodes), 0);
+  if (graph.next_equal == nullptr) return rows;
+  for (std::int64_t row = 0; row < graph.num_nodes; ++row) {
+    const std::int64_t next = graph.next_equal[row];
+    if (next >= graph.num_nodes || (next >= 0 && next <= row))
+      throw std::invalid_argument("rows with the same codes do not ascend within the graph");
+    if (next >= 0) rows[next] = 1;
+  }
+  return rows;
+}
+
 // Links of the nodes from `first` on, among those they have and what a search finds near each.
 void choose_links(const LinkChoice& choice, const std::vector<float>& squares, std::int32_t* links, int num_threads) {
   const CodedVectors& vectors = choice.vectors;
@@ -128,6 +141,10 @@ void choose_links(const LinkChoice& choice, const std::vector<float>& squares, s
   CandidateSearch search;
   search.nodes = vectors;
   search.graph = graph;
+  search.graph.next_equal = nullptr;
+  const std::vector<std::uint8_t> has_none = stood_for(graph);
+  search.excluded = has_none.data();
+  search.num_excluded = std::count(has_none.begin(), has_none.end(), 1);
   search.num_candidates = search.beam = std::min(choice.beam, vectors.size);
   const std::int64_t found = search.num_found();
   parallel_for((vectors.size - choice.first + kNodesPerTask - 1) / kNodesPerTask, num_threads, [&] {
@@ -135,18 +152,25 @@ void choose_links(const LinkChoice& choice, const std::vector<float>& squares, s
             candidates = std::vector<std::int32_t>()](std::int64_t task) mutable {
       const std::int64_t begin = choice.first + task * kNodesPerTask;
       const std::int64_t end = std::min(begin + kNodesPerTask, vectors.size);
-      queries.resize(static_cast<std::size_t>((end - begin) * vectors.dim));
-      near.resize(static_cast<std::size_t>((end - begin) * found));
+      queries.clear();
       for (std::int64_t node = begin; node < end; ++node)
-        for (std::int64_t k = 0; k < vectors.dim; ++k)  // an own code is its own query: the scale does not matter
-          queries[(node - begin) * vectors.dim + k] = vectors.codes[node * vectors.stride + k];
-      search.run(queries.data(), end - begin, near.data(), 1);
+        if (has_none[node] == 0)  // an own code is its own query: the scale does not matter
+          queries.insert(queries.end(), vectors.codes + node * vectors.stride,
+                         vectors.codes + node * vectors.stride + vectors.dim);
+      const std::int64_t asked = static_cast<std::int64_t>(queries.size()) / vectors.dim;
+      near.resize(static_cast<std::size_t>(asked * found));
+      search.run(queries.data(), asked, near.data(), 1);
+      const std::int64_t* own = near.data();
       for (std::int64_t node = begin; node < end; ++node) {
-        const std::int64_t* own = near.data() + (node - begin) * found;
+        if (has_none[node] != 0) {
+          std::fill_n(links + node * choice.degree, choice.degree, -1);
+          continue;
+        }
         const std::int32_t* known = graph.links + node * graph.degree;
         candidates.assign(known, known + num_links(known, graph.degree));
         candidates.insert(candidates.end(), own, own + found);
         choose(static_cast<std::int32_t>(node), candidates, links + node * choice.degree);
+        own += found;
       }
     };
   });

@@ -4,11 +4,15 @@ The search works on links of its own, which are better than hnswlib's: each docu
 what a search of hnswlib's graph finds near it (cpp/include/lemur/links.hpp). Documents that came since these links were made
 are scanned, which for a few thousand is as fast. When they are many, hnswlib takes them into its graph, and new links are made.
 So nothing that a search reads ever changes, and a process that only searches never loads hnswlib's graph (hnswlib_file.py).
+
+Of documents with the same codes, copies of one another, the first alone is in hnswlib's graph and has links: many of them would
+fill each other's links, and the view of a search. The graph lists the others, and finds them with the first.
 """
 
 from __future__ import annotations
 
 import logging
+from functools import cached_property
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -18,6 +22,7 @@ import numpy.typing as npt
 
 from lemur_ann import _core, arrays
 from lemur_ann.candidates import Kind, Structure, Vectors, joined, take_from, too_many
+from lemur_ann.candidates.equals import EqualRows
 from lemur_ann.candidates.hnswlib_file import HEADER as HEADER  # what a file of ours begins with, for whoever looks into one
 from lemur_ann.candidates.hnswlib_file import GraphFile, check_dim, load, read_header, read_links, saved
 from lemur_ann.documents.rows import Rows, RowSet
@@ -26,6 +31,7 @@ from lemur_ann.errors import CorruptIndex
 # Of the links that are searched, see links.hpp; hnswlib's graph need not be good for these to be.
 LINKS_PER_M, BEAM_PER_EF, ALPHA = 4, 3, 1.2
 MAX_DEGREE = 2**15
+ROWS_PER_BLOCK = 16_384  # of vectors, when a graph is made anew
 
 log = logging.getLogger("lemur_ann")
 
@@ -40,19 +46,42 @@ class HnswGraph:
         scales: npt.NDArray[np.float32],
         links: npt.NDArray[np.int32],
         entries: npt.NDArray[np.int32],
+        next_equal: npt.NDArray[np.int32] | None = None,
+        copies: Vectors | None = None,
     ) -> None:
+        """``next_equal``: int32 (num_rows,), see equals.py, or empty; ``copies``: the vectors of all rows listed there."""
         self.file = file
         self.codes, self.scales, self.links, self.entries = codes, scales, links, entries
+        self.next_equal = np.empty(0, np.int32) if next_equal is None else next_equal
+        self.copies = np.empty((0, 0), np.float32) if copies is None else copies
 
     @property
     def num_rows(self) -> int:
         return len(self.links)
 
+    @property
+    def searched(self) -> dict[str, npt.NDArray[Any]]:
+        """What searches read, by the names in its file."""
+        searched = {"codes": self.codes, "scales": self.scales, "links": self.links, "entries": self.entries}
+        return searched | ({"next_equal": self.next_equal, "copies": self.copies} if len(self.next_equal) else {})
+
+    @cached_property
+    def copied(self) -> Rows:
+        """The rows that are not in hnswlib's file, ascending."""
+        return np.sort(self.next_equal[self.next_equal >= 0]).astype(np.int64)
+
+    def vectors(self, rows: Rows, dim: int) -> Vectors:
+        """Of some rows, float32 (len(rows), dim)."""
+        is_copy = np.isin(rows, self.copied)
+        vectors = np.empty((len(rows), dim), np.float32)
+        vectors[~is_copy] = self.file.vectors(rows[~is_copy], dim)
+        if is_copy.any():
+            vectors[is_copy] = self.copies[np.searchsorted(self.copied, rows[is_copy])]
+        return vectors
+
     def save(self, paths: dict[str, Path]) -> None:
         self.file.copy_to(paths["graph"])
-        searched: dict[str, npt.NDArray[Any]]
-        searched = {"codes": self.codes, "scales": self.scales, "links": self.links, "entries": self.entries}
-        arrays.write_arrays(paths["links"], searched)
+        arrays.write_arrays(paths["links"], self.searched)
 
     def load(self, dim: int, max_elements: int) -> hnswlib.Index:
         """hnswlib's own graph, with room for more."""
@@ -79,7 +108,9 @@ class HnswCandidates:
         self._directory = directory
         self._recent = recent or _codes_of(parts, dim)
         graph = structure or _no_graph(dim)
-        self._searched = _core.CodedGraph(dim, graph.codes, graph.scales, graph.links, graph.entries, *self._recent)
+        self._searched = _core.CodedGraph(
+            dim, graph.codes, graph.scales, graph.links, graph.entries, graph.next_equal, *self._recent
+        )
 
     @property
     def num_rows(self) -> int:
@@ -89,7 +120,7 @@ class HnswCandidates:
     def arrays(self) -> list[npt.NDArray[Any]]:
         graph = self.structure
         linked: list[npt.NDArray[Any]]
-        linked = [] if graph is None else [graph.codes, graph.scales, graph.links, graph.entries, *graph.file.read]
+        linked = [] if graph is None else [*graph.searched.values(), *graph.file.read]
         return [*linked, *self._recent, *self.parts]
 
     def extended(self, vectors: Vectors, *, num_threads: int) -> HnswCandidates:
@@ -108,27 +139,41 @@ class HnswCandidates:
             return more
 
     def _all_in_graph(self, num_threads: int) -> HnswCandidates:
-        first = 0 if self.structure is None else self.structure.num_rows
+        before, equal = self.structure or _no_graph(self._dim), EqualRows(self._dim)
+        if len(before.next_equal):
+            equal.known(before.codes, before.scales, before.next_equal)
+        elif not equal.add(before.codes, before.scales).all():  # an older version gave each copy links
+            return self._anew(num_threads)
         if self.structure is None:
             graph = _new_graph(self._dim, self._options, self.num_rows)
         else:
             graph = self.structure.load(self._dim, self.num_rows)
-        row = first
+        is_first = equal.add(*self._recent)
+        row, copies = before.num_rows, [before.copies.reshape(-1, self._dim)]
         for part in self.parts:
+            rows = np.arange(row, row + len(part))
+            wanted = is_first[rows - before.num_rows]
             try:
-                graph.add_items(part, np.arange(row, row + len(part)), num_threads=num_threads)
+                graph.add_items(part[wanted], rows[wanted], num_threads=num_threads)
             except RuntimeError as error:
                 raise CorruptIndex(f"hnswlib cannot add to the graph that there is: {error}") from error
+            copies.append(part[~wanted])
             row += len(part)
         path = saved(graph, self._directory)
         del graph  # its memory is free before the links take theirs
-        before = self.structure or _no_graph(self._dim)
         codes = np.concatenate([before.codes, self._recent[0]]), np.concatenate([before.scales, self._recent[1]])
+        equals = equal.next_equal, np.concatenate(copies)
         try:
-            frozen = _frozen(path, self._dim, *codes, self._options, num_threads, before.links)
+            frozen = _frozen(path, self._dim, *codes, *equals, self._options, num_threads, before.links)
         except ValueError as error:  # links are checked where they are read
             raise CorruptIndex(f"the graph that there is cannot be added to: {error}") from error
         return HnswCandidates(self._dim, frozen, [], None, self._options, self._directory)
+
+    def _anew(self, num_threads: int) -> HnswCandidates:
+        builder = HnswBuilder(self._dim, self._options, self.num_rows, self._directory)
+        for begin in range(0, self.num_rows, ROWS_PER_BLOCK):
+            builder.add(self.take(np.arange(begin, min(begin + ROWS_PER_BLOCK, self.num_rows))), num_threads=num_threads)
+        return builder.finish()
 
     def search(
         self, queries: Vectors, num_candidates: int, ef_search: int, *, num_threads: int, excluded: RowSet | None = None
@@ -143,8 +188,8 @@ class HnswCandidates:
         graph = self.structure
         if graph is None:
             return
-        for name, array in (("links", graph.links), ("entries", graph.entries)):
-            if array.max(initial=-1) >= graph.num_rows or array.min(initial=0) < (-1 if name == "links" else 0):
+        for name, array in (("links", graph.links), ("entries", graph.entries), ("next_equal", graph.next_equal)):
+            if array.max(initial=-1) >= graph.num_rows or array.min(initial=0) < (0 if name == "entries" else -1):
                 raise CorruptIndex(f"{name} of the graph lead out of its {graph.num_rows} rows")
 
     def take(self, rows: Rows) -> Vectors:
@@ -153,7 +198,7 @@ class HnswCandidates:
         vectors = np.empty((len(rows), self._dim), np.float32)
         inside = rows < first
         if self.structure is not None and inside.any():
-            vectors[inside] = self.structure.file.vectors(rows[inside], self._dim)
+            vectors[inside] = self.structure.vectors(rows[inside], self._dim)
         vectors[~inside] = take_from(self.parts, self._dim, rows[~inside] - first)
         return vectors
 
@@ -170,7 +215,9 @@ class HnswBuilder:
         self._graph: hnswlib.Index | None = None
         self._codes: list[npt.NDArray[np.int8]] = []
         self._scales: list[npt.NDArray[np.float32]] = []
-        self._num_rows = 0
+        self._equal = EqualRows(dim)
+        self._copies: list[Vectors] = [np.empty((0, dim), np.float32)]
+        self._num_rows = self._num_linked = 0
         self._num_threads = 1
 
     def add(self, vectors: Vectors, *, num_threads: int) -> None:
@@ -186,9 +233,13 @@ class HnswBuilder:
             self._graph = _new_graph(self._dim, self._options, max(self._capacity, self._num_rows))
         if self._num_rows > self._graph.get_max_elements():
             self._graph.resize_index(max(self._num_rows, self._graph.get_max_elements() * 3 // 2))
-        for part in self._parts:
-            first = self._graph.get_current_count()
-            self._graph.add_items(part, np.arange(first, first + len(part)), num_threads=num_threads)
+        count = len(self._parts)
+        for part, codes, scales in zip(self._parts, self._codes[-count:], self._scales[-count:], strict=True):
+            rows = np.arange(self._num_linked, self._num_linked + len(part))
+            is_first = self._equal.add(codes, scales)
+            self._graph.add_items(part[is_first], rows[is_first], num_threads=num_threads)
+            self._copies.append(part[~is_first])
+            self._num_linked += len(part)
         self._parts = []
 
     def finish(self) -> HnswCandidates:
@@ -201,7 +252,8 @@ class HnswBuilder:
             return HnswCandidates(self._dim, None, parts, (codes, scales), self._options, self._directory)
         path = saved(self._graph, self._directory)
         self._graph = None  # its memory is free before the links take theirs
-        frozen = _frozen(path, self._dim, codes, scales, self._options, self._num_threads)
+        equals = self._equal.next_equal, np.concatenate(self._copies)
+        frozen = _frozen(path, self._dim, codes, scales, *equals, self._options, self._num_threads)
         return HnswCandidates(self._dim, frozen, [], None, self._options, self._directory)
 
 
@@ -218,19 +270,26 @@ class HnswKind(Kind):
         check_dim(paths["graph"], dim)
         searched = arrays.map_arrays(paths["links"])
         codes, scales, links, entries = (searched[name] for name in ("codes", "scales", "links", "entries"))
+        next_equal = searched.get("next_equal", np.empty(0, np.int32))
+        copies = searched.get("copies", np.empty((0, dim), np.float32))
         degree = links.shape[1] if links.ndim == 2 else 0
         if not (
-            0 < num_rows <= read_header(paths["graph"])["count"]
-            and [array.dtype for array in (codes, scales, links, entries)] == [np.int8, np.float32, np.int32, np.int32]
+            [array.dtype for array in (codes, scales, links, entries)] == [np.int8, np.float32, np.int32, np.int32]
             and codes.shape == (num_rows, _core.int8_stride(dim))
             and scales.shape == (num_rows,)
             and links.shape == (num_rows, degree)
             and 0 < degree <= MAX_DEGREE
             and entries.ndim == 1
             and len(entries) <= num_rows
+            and (next_equal.dtype, copies.dtype) == (np.int32, np.float32)
+            and next_equal.shape in ((0,), (num_rows,))
+            and copies.ndim == 2
+            and _ascends(next_equal, len(copies))
+            and copies.shape[1] == dim
+            and 0 < num_rows <= read_header(paths["graph"])["count"] + len(copies)
         ):
             raise CorruptIndex(f"{paths['links']} and {paths['graph'].name} are no graph of {num_rows} rows")
-        return HnswGraph(file, codes, scales, links, entries)
+        return HnswGraph(file, codes, scales, links, entries, next_equal, copies)
 
     def assemble(
         self, dim: int, structure: Structure | None, parts: list[Vectors], options: dict[str, Any], directory: str | None = None
@@ -272,6 +331,8 @@ def _frozen(
     dim: int,
     codes: npt.NDArray[np.int8],
     scales: npt.NDArray[np.float32],
+    next_equal: npt.NDArray[np.int32],
+    copies: Vectors,
     options: dict[str, Any],
     num_threads: int,
     before: npt.NDArray[np.int32] | None = None,
@@ -286,12 +347,19 @@ def _frozen(
         if before is not None and len(before):
             first, degree = len(before), max(degree, before.shape[1])
             links = np.concatenate([_padded(before, degree), _padded(links[first:], degree)])
-        links = _core.better_links(dim, codes, scales, links, entries, first, degree, beam, ALPHA, num_threads)
+        links = _core.better_links(dim, codes, scales, links, entries, next_equal, first, degree, beam, ALPHA, num_threads)
         file = GraphFile(path, temporary=True)
     except BaseException:
         path.unlink(missing_ok=True)
         raise
-    return HnswGraph(file, codes, scales, links, entries)
+    return HnswGraph(file, codes, scales, links, entries, next_equal, copies)
+
+
+def _ascends(next_equal: npt.NDArray[np.int32], num_copies: int) -> bool:
+    """Whether each of so many rows follows one before it, and no other."""
+    following = next_equal[next_equal >= 0]
+    inside = bool((next_equal < len(next_equal)).all() and (following > np.flatnonzero(next_equal >= 0)).all())
+    return inside and len(np.unique(following)) == len(following) == num_copies
 
 
 def _padded(links: npt.NDArray[np.int32], degree: int) -> npt.NDArray[np.int32]:

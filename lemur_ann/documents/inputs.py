@@ -12,10 +12,11 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from lemur_ann import validate
+from lemur_ann import _core, validate
 from lemur_ann.documents.ids import plain_id
 from lemur_ann.documents.sources import as_column, is_stream, record_batches
 from lemur_ann.validate import Offsets, Tokens
@@ -62,6 +63,17 @@ class QueryBatch:
         """The tokens of one of the queries, (num_tokens, dim)."""
         return self.tokens[self.offsets[number] : self.offsets[number + 1]]
 
+    @property
+    def without_zero_rows(self) -> QueryBatch:
+        """The same without rows that are all zero, as a padded batch has: they change no score. One is kept of a query of none
+        but these."""
+        if _core.num_zero_rows(self.tokens) == 0:
+            return self
+        kept = self.tokens.any(axis=1)
+        kept[self.offsets[:-1][np.add.reduceat(np.append(kept, False), self.offsets[:-1]) == 0]] = True
+        ends = np.concatenate([[0], np.cumsum(kept)])
+        return QueryBatch(np.ascontiguousarray(self.tokens[kept]), ends[self.offsets].astype(np.int64))
+
     def sample(self, count: int, random: np.random.Generator) -> QueryBatch:
         """At most ``count`` of the queries, in their order."""
         if count >= len(self):
@@ -81,6 +93,13 @@ class Asked:
     def answered(self, found: Any) -> Any:
         """What was found of each query, in the form of the question: of one query its own alone."""
         return found[0] if self.is_one else found
+
+
+def directions_of(tokens: Tokens) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]]:
+    """Tokens (n, dim) over their lengths, and these, float32 (n, dim) and (n,); a row of zeros stays one."""
+    lengths = np.sqrt(np.einsum("ij,ij->i", tokens, tokens, dtype=np.float64))
+    directions = tokens / np.maximum(lengths, np.finfo(np.float64).tiny)[:, None]
+    return directions.astype(np.float32), lengths.astype(np.float32)
 
 
 def queries_of(queries: Any, dim: int | None, offsets: Any = None) -> Asked:

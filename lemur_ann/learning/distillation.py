@@ -22,6 +22,7 @@ OWN_DOCUMENTS = 128  # of these, drawn anew each step
 RANDOM_DOCUMENTS = 2000
 TEMPERATURE = 0.3
 LEARNING_RATE = 1e-3
+TOP, FIRST = 10, 100  # by which it is judged
 MIN_DOCUMENTS, MIN_QUERIES = 5000, 1000  # with fewer, the maps would learn the sample by heart
 
 
@@ -35,6 +36,25 @@ def candidate_documents(
     with autocast(device)():
         blocks = [(part @ rows.T).float().topk(count, dim=1, sorted=False).indices for part in parts]
     return torch.cat(blocks).sort(dim=1).values.cpu().numpy()
+
+
+def top_found(
+    documents: npt.NDArray[np.float32],
+    queries: npt.NDArray[np.float32],
+    candidates: npt.NDArray[np.int64],
+    scores: npt.NDArray[np.float32],
+    document_map: npt.NDArray[np.float32],
+    query_map: npt.NDArray[np.float32],
+) -> float:
+    """The share of queries' exact top 10 among the first 100 documents (n, width) by estimates after two maps (width, rank).
+
+    ``candidates`` and ``scores`` as for :func:`distil`: the top is that of these.
+    """
+    best = np.take_along_axis(candidates, np.argsort(-scores, axis=1, kind="stable")[:, :TOP], axis=1)
+    rows = torch.from_numpy(documents @ document_map)
+    estimates = torch.from_numpy(queries @ query_map) @ rows.T
+    first = estimates.topk(min(FIRST, len(documents)), dim=1).indices.numpy()
+    return float(np.mean([np.isin(own, found).mean() for own, found in zip(best, first, strict=True)]))
 
 
 def distil(

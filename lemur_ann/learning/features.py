@@ -1,4 +1,8 @@
-"""The feature map psi: R^dim -> R^num_features, one token at a time; a query's features are the sum over its tokens."""
+"""The feature map psi: R^dim -> R^num_features, one token at a time; a query's features are the sum over its tokens.
+
+MaxSim orders documents alike for a query and twice that query, and a row of zeros changes no score. So psi is homogeneous:
+psi(x) = |x| f(x / |x|), and 0 at 0, where f is the network. Tokens of an encoder that normalises them all have length 1.
+"""
 
 from __future__ import annotations
 
@@ -25,6 +29,15 @@ def check_device(device: str) -> None:
         raise ValueError(f"device is {device!r}, and torch {torch.__version__} sees no such device here; pass device='cpu'")
 
 
+def torch_directions(x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Rows (n, dim) over their lengths, and these, (n, 1); zeros stay zeros. In two steps: squares may be beyond float32."""
+    tiny = torch.finfo(torch.float32).tiny
+    largest = x.abs().amax(1, keepdim=True)
+    scaled = x / largest.clamp_min(tiny)
+    length = torch.linalg.vector_norm(scaled, dim=1, keepdim=True)
+    return scaled / length.clamp_min(tiny), largest * length
+
+
 class RandomLayer(nn.Module):
     """sqrt(2 / num_features) * activation(x W) with a fixed Gaussian W, (dim, num_features)."""
 
@@ -49,6 +62,7 @@ class FeatureMap(nn.Module):
             sqrt(2 / num_features), and LayerNorm without parameters.
         hidden_dims, activation: widths of further layers before the last, trained kind only; "gelu", "relu", "silu" or "mish".
             They exist for ``adapters/lemur.py``, which has the reference's interface: an index keeps their defaults.
+        homogeneous: as said above; False is the network alone, which the reference has.
     """
 
     def __init__(
@@ -59,6 +73,7 @@ class FeatureMap(nn.Module):
         kind: str = "trained",
         hidden_dims: tuple[int, ...] = (),
         activation: str = "gelu",
+        homogeneous: bool = False,
     ) -> None:
         super().__init__()
         if kind not in ("trained", "random"):
@@ -72,6 +87,8 @@ class FeatureMap(nn.Module):
             "hidden_dims": list(hidden_dims),
             "activation": activation,
         }
+        if homogeneous:
+            self.config["homogeneous"] = True
         layers: list[nn.Module] = []
         if kind == "random":
             layers += [RandomLayer(dim, num_features, activation), nn.LayerNorm(num_features, elementwise_affine=False)]
@@ -106,7 +123,10 @@ class FeatureMap(nn.Module):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """(n, dim) to (n, num_features)."""
-        return self.layers(x)  # type: ignore[no-any-return]
+        if not self.config.get("homogeneous"):
+            return self.layers(x)  # type: ignore[no-any-return]
+        directions, lengths = torch_directions(x)
+        return lengths * self.layers(directions)  # type: ignore[no-any-return]
 
     @torch.inference_mode()
     def token_features(self, tokens: npt.NDArray[Any]) -> torch.Tensor:

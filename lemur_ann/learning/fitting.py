@@ -9,8 +9,10 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from os import PathLike
 from typing import Any
 
@@ -19,12 +21,12 @@ import numpy.typing as npt
 import torch
 
 from lemur_ann import _core
-from lemur_ann.documents.inputs import QueryBatch
+from lemur_ann.documents.inputs import QueryBatch, directions_of
 from lemur_ann.documents.rows import Rows
 from lemur_ann.documents.tokens import TokenStore
-from lemur_ann.events import warn_caller
+from lemur_ann.events import event, warn_caller
 from lemur_ann.learning import pseudo_queries
-from lemur_ann.learning.distillation import MIN_DOCUMENTS, MIN_QUERIES, candidate_documents, distil
+from lemur_ann.learning.distillation import MIN_DOCUMENTS, MIN_QUERIES, candidate_documents, distil, top_found
 from lemur_ann.learning.features import FeatureMap, check_device
 from lemur_ann.learning.memory import NUM_WEIGHED_DOCUMENTS, TEACHER_RANKS, Plan, plan
 from lemur_ann.learning.projection import Encoded, MapParts, composed, reduced_weights
@@ -40,6 +42,7 @@ MAX_POOL_TOKENS = 131_072  # of the training queries, from which the samples are
 VALIDATION_SHARE = 0.05  # of the training queries, at most
 MAX_VALIDATION_QUERIES = 128
 NUM_REDUCTION_QUERIES = 20_000
+DISTILLATION_SHARE, MAX_DISTILLATION_QUERIES = 0.05, 256  # of these, held out from distillation to judge it
 
 NO_QUERIES_WARNING = (
     "fit() has no queries and learns from document tokens, which finds far fewer of the right candidates: on 10,093 "
@@ -74,6 +77,7 @@ def fit_map(
     check_device(options.device)
     job = _Job(store, live, options, np.random.default_rng(options.seed), num_threads, progress)
     queries, learned_from = _queries_to_learn_from(job, queries, encode_query, texts)
+    queries = queries.without_zero_rows
     job.clock = Clock()  # the caller's encoder is no stage of learning
     sizes = plan(options, queries.tokens.shape[1], len(live), len(queries.tokens), memory_limit)
     pool, held_out = _split(job, queries)
@@ -87,6 +91,7 @@ def fit_map(
         **_summary(training),
         "learned_from": learned_from,
         "distilled": reduced.is_distilled,
+        "held_out_found": reduced.found,
         "expected_peak_bytes": sizes.peak_bytes,
         "seconds": job.clock.seconds,
     }
@@ -129,6 +134,7 @@ class _Reduced:
     query_features: npt.NDArray[np.float32]
     is_to_be_distilled: bool
     is_distilled: bool = False
+    found: dict[str, float] = field(default_factory=dict)  # by distillation_found, before and after it
 
 
 def _queries_to_learn_from(
@@ -171,20 +177,23 @@ def _trained_features(
     sample_documents = _choose(job.live, options.num_training_documents, job.random)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(options.seed)
-        feature_map = FeatureMap(pool.shape[1], options.num_features, kind="trained" if options.epochs else "random")
+        kind = "trained" if options.epochs else "random"
+        feature_map = FeatureMap(pool.shape[1], options.num_features, kind=kind, homogeneous=True)
     if start is not None:
         feature_map.load_state_dict(start.state_dict())
     feature_map.to(options.device)
-    rows, weights = np.arange(min(len(pool), TARGET_ROWS)), None
+    rows = np.arange(min(len(pool), TARGET_ROWS))
+    weights = np.ones(len(rows), np.float32)
     if options.epochs:
         rows, weights = draw_sample(feature_map, pool, options.num_training_tokens, job.random)
+    directions, weights = _weighed(pool[rows], weights)
     job.clock.lap("draw training tokens")
     training = train_feature_map(
-        _float32(pool[rows]),
+        directions,
         job.store,
         sample_documents,
         feature_map,
-        validation_tokens=_float32(held_out),
+        validation_tokens=directions_of(held_out)[0],
         token_weights=weights,
         warm_start=start is not None,
         epochs=options.epochs,
@@ -206,10 +215,9 @@ def _solver(
     """Document weights by least squares over a sample of tokens; and what each of these counts in it."""
     options = job.options
     rows, weights = draw_sample(feature_map, pool, options.sample_tokens, job.random)
+    directions, weights = _weighed(pool[rows], weights)
     job.clock.lap("draw sample tokens")
-    targets = Targets(
-        _float32(pool[rows]), training.target_mean, options.target_precision, sizes.documents_per_block, options.device
-    )
+    targets = Targets(directions, training.target_mean, options.target_precision, sizes.documents_per_block, options.device)
     solver = WeightSolver(feature_map, targets, training.target_std, token_weights=weights, ridge=options.ridge)
     return solver, weights
 
@@ -228,7 +236,7 @@ def _reduced(job: _Job, solver: WeightSolver, queries: QueryBatch, num_kept: int
     width, distilled = options.rank, False
     if options.rank is not None and enough and options.steps > 0 and options.rank < options.num_features:
         width, distilled = min(TEACHER_RANKS * options.rank, options.num_features), True
-    reduction = Reduction.learn(sample_weights, features, width)
+    reduction = Reduction.learn(sample_weights, features, width, ordered=distilled)
     if not distilled:
         reduction.rotate(job.random)
     clock.lap("reduction")
@@ -243,7 +251,9 @@ def _reduced(job: _Job, solver: WeightSolver, queries: QueryBatch, num_kept: int
 def _distilled(job: _Job, wide: _Reduced, target_std: float) -> _Reduced:
     """A further reduction to the rank, tuned on the exact scores of each query's best candidates; then a random rotation.
 
-    The rotation spreads what the leading directions have over all, so that int8 codes of the vectors lose little.
+    Some queries are held out: where the tuned maps find fewer of their best documents than the first coordinates of what was
+    there before, these are kept. The rotation spreads what the leading directions have over all, so that int8 codes of the
+    vectors lose little.
     """
     options, clock = job.options, job.clock
     assert options.rank is not None
@@ -255,17 +265,27 @@ def _distilled(job: _Job, wide: _Reduced, target_std: float) -> _Reduced:
     exact = job.store.candidate_scores(_float32(used.tokens), used.offsets, rows, bounds, num_threads=job.num_threads)
     scores = exact.reshape(candidates.shape) / np.float32(target_std)
     clock.lap("exact scores")
+    is_held_out = np.zeros(len(used), np.bool_)
+    num_held_out = min(int(len(used) * DISTILLATION_SHARE), MAX_DISTILLATION_QUERIES)
+    is_held_out[job.random.choice(len(used), num_held_out, replace=False)] = True
     document_map, further = distil(
         wide.documents,
-        x_queries,
-        candidates,
-        scores,
+        x_queries[~is_held_out],
+        candidates[~is_held_out],
+        scores[~is_held_out],
         options.rank,
         steps=options.steps,
         seed=options.seed,
         device=options.device,
         progress=job.progress,
     )
+    first = np.eye(len(document_map), options.rank, dtype=np.float32)
+    measure = partial(top_found, wide.documents, x_queries[is_held_out], candidates[is_held_out], scores[is_held_out])
+    found = {"least squares": measure(first, first), "distilled": measure(document_map, further)}
+    is_better = found["distilled"] >= found["least squares"]
+    event("distillation", logging.INFO if is_better else logging.WARNING, kept=is_better, **found)
+    if not is_better:
+        document_map = further = first
     query_map = wide.query_map @ further
     clock.lap("distillation")
     rotation = random_rotation(options.rank, job.random)
@@ -273,7 +293,8 @@ def _distilled(job: _Job, wide: _Reduced, target_std: float) -> _Reduced:
     columns = _core.Columns(document_map, job.num_threads)
     documents = _core.products(wide.documents, columns, job.num_threads).astype(np.float32)
     projection, offset = composed(wide.projection, wide.offset, document_map)
-    return replace(wide, documents=documents, projection=projection, offset=offset, query_map=query_map, is_distilled=True)
+    reduced = replace(wide, documents=documents, projection=projection, offset=offset, query_map=query_map)
+    return replace(reduced, is_distilled=is_better, found=found)
 
 
 def _choose(indices: Rows, count: int, random: np.random.Generator) -> Rows:
@@ -281,6 +302,15 @@ def _choose(indices: Rows, count: int, random: np.random.Generator) -> Rows:
     if count >= len(indices):
         return indices
     return np.sort(random.choice(indices, count, replace=False))
+
+
+def _weighed(
+    tokens: npt.NDArray[Any], weights: npt.NDArray[np.float32]
+) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]]:
+    """Directions of tokens and their weights in least squares, of mean 1: an error there counts by the token's length."""
+    directions, lengths = directions_of(tokens)
+    weights = weights * lengths**2
+    return directions, (weights / weights.mean()).astype(np.float32)
 
 
 def _float32(tokens: npt.NDArray[Any]) -> npt.NDArray[np.float32]:

@@ -63,7 +63,12 @@ class FeatureWeights:
                 )
                 for i in range(0, 3 * (len(self.config["hidden_dims"]) + 1), 3)
             ]
-        return _core.QueryEncoder(layers, np.ascontiguousarray(query_map))
+        return _core.QueryEncoder(layers, np.ascontiguousarray(query_map), self.is_homogeneous)
+
+    @property
+    def is_homogeneous(self) -> bool:
+        """Whether the length of a token multiplies its features."""
+        return bool(self.config.get("homogeneous"))
 
     def _array(self, name: str) -> npt.NDArray[np.float32]:
         return np.ascontiguousarray(self.arrays[name], dtype=np.float32)

@@ -34,16 +34,24 @@ class Reduction:
     query_map: npt.NDArray[np.float32]
 
     @classmethod
-    def learn(cls, weights: npt.NDArray[np.float32], query_features: npt.NDArray[np.float32], rank: int | None) -> Reduction:
+    def learn(
+        cls,
+        weights: npt.NDArray[np.float32],
+        query_features: npt.NDArray[np.float32],
+        rank: int | None,
+        *,
+        ordered: bool = False,
+    ) -> Reduction:
         """The best map of ``rank`` for a sample of weights (n, num_features) and query features (q, num_features).
 
-        ``rank=None``, or one not below num_features, only centres.
+        ``rank=None``, or one not below num_features, only centres; unless coordinates are to be ``ordered``, the one that
+        matters most first, as those of a map that reduces are.
         """
         import torch
 
         num_features = weights.shape[1]
         mean = weights.mean(axis=0, dtype=np.float64).astype(np.float32)
-        if rank is None or rank >= num_features:
+        if rank is None or (rank >= num_features and not ordered):
             identity = np.eye(num_features, dtype=np.float32)
             return cls(mean, identity, identity)
         centred = torch.from_numpy(weights - mean).double()

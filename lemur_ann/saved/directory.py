@@ -45,9 +45,7 @@ def read(
         return _read(folder, before=before, known=known, **settings), folder.identity
 
 
-def _read(
-    folder: Folder, *, before: Version | None, known: tuple[int, int] | None, **settings: Any
-) -> Version:
+def _read(folder: Folder, *, before: Version | None, known: tuple[int, int] | None, **settings: Any) -> Version:
     if before is not None:
         manifest = storage.read_manifest(folder.files)
         if all(manifest[key] == before.manifest[key] for key in ("version", "files")):

@@ -202,7 +202,7 @@ def _learned(
 
     def read_encoder() -> LemurEncoder:
         learned = formats.learned_map(arrays.map_arrays(folder / manifest["learned"]), manifest["feature_map"])
-        return LemurEncoder.from_arrays(learned, manifest["feature_map"], training, options)
+        return LemurEncoder.from_arrays(learned, formats.feature_map(manifest["feature_map"], learned), training, options)
 
     encoder: LemurEncoder = known_or(manifest["learned"], read_encoder)
 

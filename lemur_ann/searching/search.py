@@ -44,7 +44,7 @@ def search(
 
     ``watch`` is given the candidates of all queries each time that some are reranked on the CPU.
     """
-    queries = queries.as_float32
+    queries = queries.as_float32.without_zero_rows
     num_matching = len(excluded) - excluded.count
     if num_matching == 0 or len(queries) == 0:
         return [_hits(snapshot, _NOTHING) for _ in range(len(queries))]

@@ -25,9 +25,9 @@ struct LayerWeights {
 
 class QueryEncoder {
  public:
-  // Copies the weights. query_map is (width of the last layer, dim). Throws std::invalid_argument where sizes do not
-  // fit.
-  QueryEncoder(const std::vector<LayerWeights>& layers, const float* query_map, std::int64_t dim);
+  // Copies the weights. query_map is (width of the last layer, dim). A homogeneous map gives a token's length times
+  // the features of its direction, and nothing of a zero row. Throws std::invalid_argument where sizes do not fit.
+  QueryEncoder(const std::vector<LayerWeights>& layers, const float* query_map, std::int64_t dim, bool homogeneous);
 
   std::int64_t token_dim() const { return layers_.front().depth; }
   std::int64_t dim() const { return dim_; }
@@ -48,6 +48,7 @@ class QueryEncoder {
   std::vector<Layer> layers_;
   std::vector<float> map_panels_;
   std::int64_t dim_;
+  bool homogeneous_;
 };
 
 }  // namespace lemur

@@ -24,6 +24,9 @@ struct Graph {
   std::int64_t degree = 0;
   const std::int32_t* entries = nullptr;  // where searches may begin: all are looked at
   std::int64_t num_entries = 0;
+  // (num_nodes,): the next row with the same codes, -1 where there is none; or null, where no two have the same. Of such
+  // rows the first alone is linked to, and stands for all: else they would fill each other's links, and a search's view.
+  const std::int32_t* next_equal = nullptr;
 };
 
 struct CandidateSearch {
@@ -33,10 +36,11 @@ struct CandidateSearch {
   const std::uint8_t* excluded = nullptr;  // (size(),): rows to pass through but never return where not 0; or null
   std::int64_t num_excluded = 0;
   std::int64_t num_candidates = 0;
-  std::int64_t beam = 0;  // rows the search keeps in view, excluded ones left out of the count
+  std::int64_t beam = 0;  // rows the search keeps in view, excluded ones and equal ones left out of the count
 
   // For each query, (num_queries, dim) float32, its best rows, best first: exactly min(num_candidates, rows that are
-  // not excluded) of them each. Throws std::invalid_argument where a link or an entry is not a node.
+  // not excluded) of them each. Throws std::invalid_argument where a link or an entry is not a node, or next_equal does
+  // not ascend.
   void run(const float* queries, std::int64_t num_queries, std::int64_t* out, int num_threads) const;
 
   std::int64_t size() const { return nodes.size + recent.size; }

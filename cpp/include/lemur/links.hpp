@@ -4,7 +4,8 @@
 // Vamana over it (Subramanya et al., DiskANN, NeurIPS 2019) finds more: a search for the node's own vector gives
 // candidates. Of these, nearest first, a link is made to each one that is nearer to the node than to any neighbour
 // chosen before, and then, while there is room, to each one that is so but for a factor alpha. Then each is linked
-// back. Distances are those of the codes, so that all instruction sets of a processor make the same links.
+// back. Distances are those of the codes, so that all instruction sets of a processor make the same links. Of rows with
+// the same codes, which the graph lists, the first alone has links.
 #pragma once
 
 #include <cstdint>
@@ -22,7 +23,7 @@ struct LinkChoice {
   float alpha = 1;          // of squared distances, at least 1: more makes more and longer links
 
   // Writes links (vectors.size, degree), -1 after the last of each. The same whatever the number of threads. Throws
-  // std::invalid_argument where a link or an entry is not a node.
+  // std::invalid_argument where a link or an entry is not a node, or the graph's next_equal does not ascend.
   void run(std::int32_t* links, int num_threads) const;
 };
 
