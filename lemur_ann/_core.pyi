@@ -31,7 +31,7 @@ class Layer:
 class QueryEncoder:
     """Query features, reduced: the sum of psi over tokens, times query_map."""
 
-    def __init__(self, layers: Sequence[Layer], query_map: Annotated[NDArray[numpy.float32], dict(shape=(None, None), order='C', device='cpu', writable=False)]) -> None: ...
+    def __init__(self, layers: Sequence[Layer], query_map: Annotated[NDArray[numpy.float32], dict(shape=(None, None), order='C', device='cpu', writable=False)], homogeneous: bool = ...) -> None: ...
 
     def encode(self, tokens: Annotated[NDArray[numpy.float32], dict(shape=(None, None), order='C', device='cpu', writable=False)], offsets: Annotated[NDArray[numpy.int64], dict(shape=(None,), order='C', device='cpu', writable=False)], num_threads: int) -> Annotated[NDArray[numpy.float32], dict(shape=(None, None))]:
         """
@@ -46,17 +46,17 @@ def int8_codes(vectors: Annotated[NDArray[numpy.float32], dict(shape=(None, None
     int8 codes (n, stride), zeros from dim on, and float32 scales (n,) of float32 vectors (n, dim).
     """
 
-def better_links(dim: int, codes: Annotated[NDArray[numpy.int8], dict(shape=(None, None), order='C', device='cpu', writable=False)], scales: Annotated[NDArray[numpy.float32], dict(shape=(None,), order='C', device='cpu', writable=False)], links: Annotated[NDArray[numpy.int32], dict(shape=(None, None), order='C', device='cpu', writable=False)], entries: Annotated[NDArray[numpy.int32], dict(shape=(None,), order='C', device='cpu', writable=False)], first: int, degree: int, beam: int, alpha: float, num_threads: int) -> Annotated[NDArray[numpy.int32], dict(shape=(None, None))]:
+def better_links(dim: int, codes: Annotated[NDArray[numpy.int8], dict(shape=(None, None), order='C', device='cpu', writable=False)], scales: Annotated[NDArray[numpy.float32], dict(shape=(None,), order='C', device='cpu', writable=False)], links: Annotated[NDArray[numpy.int32], dict(shape=(None, None), order='C', device='cpu', writable=False)], entries: Annotated[NDArray[numpy.int32], dict(shape=(None,), order='C', device='cpu', writable=False)], first: int, degree: int, beam: int, alpha: float, num_threads: int, next_equal: Annotated[NDArray[numpy.int32], dict(shape=(None,), order='C', device='cpu', writable=False)] | None = ...) -> Annotated[NDArray[numpy.int32], dict(shape=(None, None))]:
     """
-    Links (n, degree) of coded vectors, chosen among what a search of the graph there is finds near each; nodes before `first` keep theirs.
+    Links (n, degree) of coded vectors, chosen among what a search of the graph there is finds near each; nodes before `first` keep theirs. next_equal int32 (n,): the next row with the same codes, -1 for none; or empty.
     """
 
 class CodedGraph:
     """
-    int8 codes of vectors, links (num_nodes, degree) between them, -1 for none, and codes of the rows after them, which are scanned.
+    int8 codes of vectors, links (num_nodes, degree) between them, -1 for none, and codes of the rows after them, which are scanned. Rows with the same codes are listed in next_equal (num_nodes,), which is empty where there are none; the first of them alone has links.
     """
 
-    def __init__(self, dim: int, codes: Annotated[NDArray[numpy.int8], dict(shape=(None, None), order='C', device='cpu', writable=False)], scales: Annotated[NDArray[numpy.float32], dict(shape=(None,), order='C', device='cpu', writable=False)], links: Annotated[NDArray[numpy.int32], dict(shape=(None, None), order='C', device='cpu', writable=False)], entries: Annotated[NDArray[numpy.int32], dict(shape=(None,), order='C', device='cpu', writable=False)], recent_codes: Annotated[NDArray[numpy.int8], dict(shape=(None, None), order='C', device='cpu', writable=False)], recent_scales: Annotated[NDArray[numpy.float32], dict(shape=(None,), order='C', device='cpu', writable=False)]) -> None: ...
+    def __init__(self, dim: int, codes: Annotated[NDArray[numpy.int8], dict(shape=(None, None), order='C', device='cpu', writable=False)], scales: Annotated[NDArray[numpy.float32], dict(shape=(None,), order='C', device='cpu', writable=False)], links: Annotated[NDArray[numpy.int32], dict(shape=(None, None), order='C', device='cpu', writable=False)], entries: Annotated[NDArray[numpy.int32], dict(shape=(None,), order='C', device='cpu', writable=False)], recent_codes: Annotated[NDArray[numpy.int8], dict(shape=(None, None), order='C', device='cpu', writable=False)], recent_scales: Annotated[NDArray[numpy.float32], dict(shape=(None,), order='C', device='cpu', writable=False)], next_equal: Annotated[NDArray[numpy.int32], dict(shape=(None,), order='C', device='cpu', writable=False)] | None = ...) -> None: ...
 
     def __len__(self) -> int: ...
 
@@ -113,4 +113,9 @@ def products(a: Annotated[NDArray[numpy.float32], dict(shape=(None, None), order
 def first_bad_row(tokens: numpy.typing.NDArray[Any]) -> int | None:
     """
     The first row of a (num_tokens, dim) float32 or float16 matrix with a NaN, an infinity or a value beyond 1e15, or None.
+    """
+
+def num_zero_rows(tokens: numpy.typing.NDArray[Any]) -> int:
+    """
+    How many rows of a (num_tokens, dim) float32 or float16 matrix hold nothing but zeros.
     """

@@ -254,7 +254,7 @@ def _graph_of_hnswlib(path: Path, dim: int, num_rows: int) -> Structure:
     from lemur_ann.candidates.hnswlib_file import GraphFile, check, read_links
 
     file = GraphFile(path)
-    if np.count_nonzero(file.node_of_row[:num_rows] >= 0) < num_rows:
+    if num_rows > len(file.nodes[0]) or (file.nodes_of(np.arange(num_rows)) < 0).any():
         raise CorruptIndex(f"{path} does not have all of {num_rows} documents")
     check(path, dim)
     links, entries = read_links(path, dim, num_rows)

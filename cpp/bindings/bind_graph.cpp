@@ -51,18 +51,18 @@ lemur::CodedVectors coded_vectors(const Codes& codes, const FloatVector& scales,
   return {codes.data(), scales.data(), size, dim, stride};
 }
 
-// The rows with the same codes, of `size`; an empty array means that there are none.
-const std::int32_t* next_equal_or_null(const Int32Vector& next_equal, std::int64_t size) {
-  if (next_equal.shape(0) == 0) return nullptr;
-  if (static_cast<std::int64_t>(next_equal.shape(0)) != size)
+// The rows with the same codes, of `size`; none, or an empty array, means that there are none.
+const std::int32_t* next_equal_or_null(const std::optional<Int32Vector>& next_equal, std::int64_t size) {
+  if (!next_equal || next_equal->shape(0) == 0) return nullptr;
+  if (static_cast<std::int64_t>(next_equal->shape(0)) != size)
     throw nb::value_error("codes and next_equal differ in length");
-  return next_equal.data();
+  return next_equal->data();
 }
 
 NewArray<std::int32_t, 2> better_links(std::int64_t dim, const Codes& codes, const FloatVector& scales,
-                                       const Int32Matrix& links, const Int32Vector& entries,
-                                       const Int32Vector& next_equal, std::int64_t first, std::int64_t degree,
-                                       std::int64_t beam, float alpha, std::int64_t num_threads) {
+                                       const Int32Matrix& links, const Int32Vector& entries, std::int64_t first,
+                                       std::int64_t degree, std::int64_t beam, float alpha, std::int64_t num_threads,
+                                       const std::optional<Int32Vector>& next_equal) {
   lemur::LinkChoice choice;
   choice.vectors = coded_vectors(codes, scales, dim);
   const std::int64_t size = choice.vectors.size, before = static_cast<std::int64_t>(links.shape(1));
@@ -94,14 +94,14 @@ NewArray<std::int32_t, 2> better_links(std::int64_t dim, const Codes& codes, con
 class CodedGraph {
  public:
   CodedGraph(std::int64_t dim, Codes codes, FloatVector scales, Int32Matrix links, Int32Vector entries,
-             Int32Vector next_equal, Codes recent_codes, FloatVector recent_scales)
+             Codes recent_codes, FloatVector recent_scales, std::optional<Int32Vector> next_equal)
       : codes_(std::move(codes)),
         scales_(std::move(scales)),
         links_(std::move(links)),
         entries_(std::move(entries)),
-        next_equal_(std::move(next_equal)),
         recent_codes_(std::move(recent_codes)),
-        recent_scales_(std::move(recent_scales)) {
+        recent_scales_(std::move(recent_scales)),
+        next_equal_(std::move(next_equal)) {
     search_.nodes = coded_vectors(codes_, scales_, dim);
     search_.recent = coded_vectors(recent_codes_, recent_scales_, dim);
     if (static_cast<std::int64_t>(links_.shape(0)) != search_.nodes.size)
@@ -151,9 +151,9 @@ class CodedGraph {
   FloatVector scales_;
   Int32Matrix links_;
   Int32Vector entries_;
-  Int32Vector next_equal_;
   Codes recent_codes_;
   FloatVector recent_scales_;
+  std::optional<Int32Vector> next_equal_;
   lemur::CandidateSearch search_;
 };
 
@@ -166,18 +166,18 @@ void bind_graph(nb::module_& m) {
   m.def("int8_codes", &int8_codes, nb::arg("vectors").noconvert(), nb::arg("num_threads"),
         "int8 codes (n, stride), zeros from dim on, and float32 scales (n,) of float32 vectors (n, dim).");
   m.def("better_links", &better_links, nb::arg("dim"), nb::arg("codes").noconvert(), nb::arg("scales").noconvert(),
-        nb::arg("links").noconvert(), nb::arg("entries").noconvert(), nb::arg("next_equal").noconvert(),
-        nb::arg("first"), nb::arg("degree"), nb::arg("beam"), nb::arg("alpha"), nb::arg("num_threads"),
+        nb::arg("links").noconvert(), nb::arg("entries").noconvert(), nb::arg("first"), nb::arg("degree"),
+        nb::arg("beam"), nb::arg("alpha"), nb::arg("num_threads"), nb::arg("next_equal").noconvert() = nb::none(),
         "Links (n, degree) of coded vectors, chosen among what a search of the graph there is finds near each; nodes "
         "before `first` keep theirs. next_equal int32 (n,): the next row with the same codes, -1 for none; or empty.");
   nb::class_<CodedGraph>(m, "CodedGraph",
                          "int8 codes of vectors, links (num_nodes, degree) between them, -1 for none, and codes of the "
                          "rows after them, which are scanned. Rows with the same codes are listed in next_equal "
                          "(num_nodes,), which is empty where there are none; the first of them alone has links.")
-      .def(nb::init<std::int64_t, Codes, FloatVector, Int32Matrix, Int32Vector, Int32Vector, Codes, FloatVector>(),
+      .def(nb::init<std::int64_t, Codes, FloatVector, Int32Matrix, Int32Vector, Codes, FloatVector, std::optional<Int32Vector>>(),
            nb::arg("dim"), nb::arg("codes").noconvert(), nb::arg("scales").noconvert(), nb::arg("links").noconvert(),
-           nb::arg("entries").noconvert(), nb::arg("next_equal").noconvert(), nb::arg("recent_codes").noconvert(),
-           nb::arg("recent_scales").noconvert())
+           nb::arg("entries").noconvert(), nb::arg("recent_codes").noconvert(),
+           nb::arg("recent_scales").noconvert(), nb::arg("next_equal").noconvert() = nb::none())
       .def("__len__", &CodedGraph::size)
       .def("search", &CodedGraph::search, nb::arg("queries").noconvert(), nb::arg("excluded").noconvert().none(),
            nb::arg("num_excluded"), nb::arg("num_candidates"), nb::arg("beam"), nb::arg("num_threads"),

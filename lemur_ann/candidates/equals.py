@@ -19,7 +19,7 @@ class EqualRows:
         self._dim = dim
         # Without the last coordinate, which the others decide (see reduction.py), and which all rows have large. Of 1 and -1,
         # so that sums of codes are whole numbers, the same on every machine.
-        self._projections = np.random.default_rng(0).choice(np.float32([-1, 1]), (max(dim - 1, 1), TABLES * BITS))
+        self._projections = np.random.default_rng(0).choice(np.array([-1, 1], np.float32), (max(dim - 1, 1), TABLES * BITS))
         self._tables: list[dict[int, int]] = [{} for _ in range(TABLES)]  # a key, and the place in the lists of its first row
         self._rows: list[int] = []
         self._codes: list[npt.NDArray[np.int8]] = []

@@ -62,6 +62,7 @@ class HnswGraph:
     @property
     def searched(self) -> dict[str, npt.NDArray[Any]]:
         """What searches read, by the names in its file."""
+        searched: dict[str, npt.NDArray[Any]]
         searched = {"codes": self.codes, "scales": self.scales, "links": self.links, "entries": self.entries}
         return searched | ({"next_equal": self.next_equal, "copies": self.copies} if len(self.next_equal) else {})
 
@@ -108,9 +109,8 @@ class HnswCandidates:
         self._directory = directory
         self._recent = recent or _codes_of(parts, dim)
         graph = structure or _no_graph(dim)
-        self._searched = _core.CodedGraph(
-            dim, graph.codes, graph.scales, graph.links, graph.entries, graph.next_equal, *self._recent
-        )
+        linked = graph.codes, graph.scales, graph.links, graph.entries
+        self._searched = _core.CodedGraph(dim, *linked, *self._recent, graph.next_equal)
 
     @property
     def num_rows(self) -> int:
@@ -281,7 +281,7 @@ class HnswKind(Kind):
             and 0 < degree <= MAX_DEGREE
             and entries.ndim == 1
             and len(entries) <= num_rows
-            and (next_equal.dtype, copies.dtype) == (np.int32, np.float32)
+            and [array.dtype for array in (next_equal, copies)] == [np.int32, np.float32]
             and next_equal.shape in ((0,), (num_rows,))
             and copies.ndim == 2
             and _ascends(next_equal, len(copies))
@@ -347,7 +347,7 @@ def _frozen(
         if before is not None and len(before):
             first, degree = len(before), max(degree, before.shape[1])
             links = np.concatenate([_padded(before, degree), _padded(links[first:], degree)])
-        links = _core.better_links(dim, codes, scales, links, entries, next_equal, first, degree, beam, ALPHA, num_threads)
+        links = _core.better_links(dim, codes, scales, links, entries, first, degree, beam, ALPHA, num_threads, next_equal)
         file = GraphFile(path, temporary=True)
     except BaseException:
         path.unlink(missing_ok=True)

@@ -68,7 +68,8 @@ class GraphFile:
     def vectors(self, rows: Rows, dim: int) -> npt.NDArray[np.float32]:
         """Of some rows, float32 (len(rows), dim)."""
         nodes, offset = self.nodes
-        if np.max(rows, initial=-1) >= len(self.node_of_row) or np.min(found := self.node_of_row[rows], initial=0) < 0:
+        found = self.nodes_of(rows)
+        if (found < 0).any():
             raise CorruptIndex(f"{self.path} does not have all documents")
         block = nodes[found, offset : offset + 4 * dim]
         vectors = block.copy().view(np.float32).reshape(len(rows), dim)
@@ -93,16 +94,19 @@ class GraphFile:
         return np.frombuffer(whole, np.uint8, offset=HEADER.itemsize).reshape(shape), header["vector_offset"]
 
     @cached_property
-    def node_of_row(self) -> Rows:
-        """The node of each label, -1 where no node has it: threads insert in an order of their own.
-
-        Labels from the number of nodes on are of a change that was broken off. They may be as large as 2^31, and nobody asks.
-        """
+    def _by_label(self) -> tuple[Rows, Rows]:
+        """The labels ascending, and the node of each: threads insert in an order of their own. A label may be large."""
         labels = _labels(self.nodes[0], self.path)
-        order = np.full(len(labels), -1, np.int64)
-        is_row = labels < len(labels)
-        order[labels[is_row]] = np.flatnonzero(is_row)
-        return order
+        order = np.argsort(labels)
+        return labels[order], order
+
+    def nodes_of(self, rows: Rows) -> Rows:
+        """The node of each row, -1 where none has it."""
+        labels, nodes = self._by_label
+        if not len(labels):
+            return np.full(len(rows), -1)
+        places = np.minimum(np.searchsorted(labels, rows), len(labels) - 1)
+        return np.where(labels[places] == rows, nodes[places], -1)
 
 
 def _close(file: Any, path: Path | None) -> None:

@@ -69,7 +69,7 @@ class QueryBatch:
         but these."""
         if _core.num_zero_rows(self.tokens) == 0:
             return self
-        kept = self.tokens.any(axis=1)
+        kept: npt.NDArray[np.bool_] = np.asarray(self.tokens.any(axis=1))
         kept[self.offsets[:-1][np.add.reduceat(np.append(kept, False), self.offsets[:-1]) == 0]] = True
         ends = np.concatenate([[0], np.cumsum(kept)])
         return QueryBatch(np.ascontiguousarray(self.tokens[kept]), ends[self.offsets].astype(np.int64))
