@@ -28,6 +28,7 @@ from lemur_ann.documents.tokens import TokenStore
 from lemur_ann.encoder import LemurEncoder
 from lemur_ann.events import after_fork, log, timed
 from lemur_ann.learning import learned_parts
+from lemur_ann.learning.familiarity import are_many
 from lemur_ann.learning.memory import release
 from lemur_ann.learning.projection import Encoded
 from lemur_ann.options import Options
@@ -173,8 +174,7 @@ class Changes:
                 new, first = new.begun_anew(lesson.directory), 0
             later = TokenStore(now.store.part(first, now.num_rows), coded=now.store.coded)
             if len(later):
-                vectors = new.encoder.encode_store(later, num_threads=num_threads)
-                new = replace(new, candidates=new.candidates.extended(vectors, num_threads=num_threads))
+                new = new.extended(later, num_threads)
             self.publish(replace(now, learned=new))
 
     def keep_tuned(self, encoder: LemurEncoder, tuned: Tuned) -> None:
@@ -203,6 +203,8 @@ class Changes:
             if num_new:
                 (self._begin_anew if is_emptied else self.publish)(joined)
             told["num_new"] = num_new
+            if joined.learned is not None:
+                _tell_unfamiliar(now.learned, joined.learned, joined.num_rows, told)
         self._compact_if_due()
 
     @staticmethod
@@ -324,6 +326,20 @@ class Changes:
                 if self.directory is not None:
                     self.directory.close()
             self.is_closing = False
+
+
+def _tell_unfamiliar(before: Learned | None, after: Learned, num_rows: int, told: dict[str, Any]) -> None:
+    """Of the documents since learning, in the record of an addition; and a warning each time that their number doubles."""
+    known = 0 if before is None else before.num_unfamiliar
+    told["num_unfamiliar"] = after.num_unfamiliar - known
+    num_recent = num_rows - after.num_rows
+    if after.num_unfamiliar.bit_length() > known.bit_length() and are_many(after.num_unfamiliar, num_recent):
+        log.warning(
+            "%d of %d documents that came since the map was learned are unlike those it learned from: searches may miss them. "
+            "refit(queries=...) with queries for such documents learns a map that knows them",
+            after.num_unfamiliar,
+            num_recent,
+        )
 
 
 def learned(base: Snapshot, options: Options, lesson: Lesson, progress: Progress) -> Learned:

@@ -26,6 +26,7 @@ from lemur_ann.documents.tokens import TokenStore
 from lemur_ann.errors import CorruptIndex
 from lemur_ann.events import cached_property, timed
 from lemur_ann.learning import learned_parts
+from lemur_ann.learning.familiarity import nearness
 from lemur_ann.learning.memory import parse_bytes
 from lemur_ann.learning.projection import Encoded, MapParts, reduced_weights
 from lemur_ann.learning.query_features import FeatureWeights
@@ -217,6 +218,17 @@ class LemurEncoder:
         with torch.inference_mode():
             features = self.feature_map.query_features(tokens, offsets)
             return (features @ torch.from_numpy(self._padded_query_map).to(features.device)).cpu().numpy()
+
+    def num_unfamiliar(self, store: TokenStore, *, num_threads: int = 1) -> int:
+        """How many documents of a store are unlike those it learned from, see learning/familiarity.py.
+
+        0 of a map of an older version, which kept no measure of it.
+        """
+        low = self.training.get("nearness", {}).get("low")
+        if low is None:
+            return 0
+        found = nearness(store, np.arange(len(store)), self.targets.sample_tokens, num_threads)
+        return int(np.count_nonzero(found < low))
 
     def arrays(self) -> dict[str, npt.NDArray[Any]]:
         """Everything learned, for storage; psi's parameters under their names in the module."""

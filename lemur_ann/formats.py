@@ -143,6 +143,9 @@ def check_training(training: Any) -> None:
     """TypeError unless it is what training showed: whatever learns on adds to its ``seconds``."""
     if not isinstance(training, dict) or not isinstance(training.get("seconds", {}), dict):
         raise TypeError("training is no object")
+    low = training.get("nearness", {}).get("low", 0.0)  # AttributeError where it is no object
+    if isinstance(low, bool) or not isinstance(low, (int, float)):
+        raise TypeError("the nearness of training is no number")
 
 
 # The shapes of arrays, by names that stand for one size wherever they are; each is at least 1.

@@ -217,6 +217,8 @@ class ShardedLemurIndex:
             sum(own.num_deleted for own in every),
             sum(own.num_tokens for own in every),
             parts,
+            sum(own.num_recent for own in every),
+            sum(own.num_unfamiliar for own in every),
         )
 
     # Changing it

@@ -11,6 +11,7 @@ import numpy.typing as npt
 from lemur_ann import _core
 from lemur_ann.documents.inputs import QueryBatch, to_offsets
 from lemur_ann.insight import metrics
+from lemur_ann.learning.familiarity import are_many
 from lemur_ann.progress import Progress
 from lemur_ann.searching.search import Candidates, exact_scores
 from lemur_ann.searching.settings import Settings
@@ -88,6 +89,8 @@ class Health:
         num_queries: how many of them.
         k, candidates, num_candidates, ef_search: how it searched; candidates is "hnsw" or "exact", and ef_search is never below
             num_candidates.
+        num_unfamiliar: recent documents, deleted ones included, that are unlike those the map learned from: the measure that
+            ``add`` takes, see learning/familiarity.py.
 
     ``str(health)`` is the verdict and a few lines of figures.
     """
@@ -101,6 +104,7 @@ class Health:
     candidates: str
     num_candidates: int
     ef_search: int
+    num_unfamiliar: int = 0
 
     @property
     def share_recent(self) -> float:
@@ -118,6 +122,8 @@ class Health:
         - More than 0.05 of the documents are beyond the radius, and the candidates come from a graph: every search looks at all
           of these.
         - Recall on all documents is below 0.9 with its whole interval.
+        - At least 16 recent documents, and a tenth of them, are unlike those the map learned from. Only queries for such
+          documents tell how well they are found; where those are given, recall on recent documents decides.
         """
         found = []
         older, recent = self.older, self.recent
@@ -139,6 +145,12 @@ class Health:
         if self.documents.recall_interval is not None and self.documents.recall_interval[1] < LOW_RECALL:
             found.append(
                 f"recall is {self.documents.recall:.2f}: raise num_candidates or ef_search, or refit with queries like these"
+            )
+        recall_is_known = self.queries == "given" and recent.num_wanted >= FEW_WANTED
+        if are_many(self.num_unfamiliar, recent.num_documents) and not recall_is_known:
+            found.append(
+                f"{self.num_unfamiliar:,} recent documents are unlike those the map learned from: queries for them may "
+                "miss them; refit, with such queries"
             )
         return found
 
@@ -218,6 +230,7 @@ def health_of(
         candidates=learned.options.candidates,
         num_candidates=settings.num_candidates,
         ef_search=settings.ef_search,
+        num_unfamiliar=learned.num_unfamiliar,
     )
 
 

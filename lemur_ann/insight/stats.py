@@ -39,6 +39,8 @@ class Stats:
 
     Attributes:
         num_documents, num_deleted, num_tokens: documents, those deleted and not yet compacted away, and tokens of both.
+        num_recent, num_unfamiliar: of a learned map, the documents that came since, and those of them that are unlike what it
+            learned from (learning/familiarity.py); deleted ones included.
         parts: by name: tokens, token codes, candidates (codes, links and vectors), learned map, ids, metadata.
     """
 
@@ -46,6 +48,8 @@ class Stats:
     num_deleted: int
     num_tokens: int
     parts: dict[str, Part]
+    num_recent: int = 0
+    num_unfamiliar: int = 0
 
     @property
     def resident(self) -> int | None:
@@ -59,6 +63,9 @@ class Stats:
             mapped = "" if part.mapped is None else f", {part.mapped / 1e6:,.1f} MB of it mapped"
             resident = "" if part.resident is None else f", {part.resident / 1e6:,.1f} MB in memory"
             lines.append(f"{name}: {part.size / 1e6:,.1f} MB{mapped}{resident}")
+        if self.num_unfamiliar:
+            share = f"{self.num_recent:,} documents, {self.num_unfamiliar:,} of them unlike what it knows"
+            lines.append(f"since the map was learned: {share}")
         return "\n".join(lines)
 
 
@@ -76,7 +83,8 @@ def stats_of(snapshot: Snapshot) -> Stats:
     parts["ids"] = memory.part(_buffers(ids.column.array), ids.size_of_rows)
     if snapshot.metadata is not None:
         parts["metadata"] = memory.part([b for column in snapshot.metadata.columns for b in _buffers(column)])
-    return Stats(snapshot.num_documents, snapshot.deleted.count, snapshot.store.num_tokens, parts)
+    recent = (0, 0) if learned is None else (snapshot.num_rows - learned.num_rows, learned.num_unfamiliar)
+    return Stats(snapshot.num_documents, snapshot.deleted.count, snapshot.store.num_tokens, parts, *recent)
 
 
 def _buffers(column: pa.ChunkedArray) -> list[npt.NDArray[Any]]:

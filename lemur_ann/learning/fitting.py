@@ -27,6 +27,7 @@ from lemur_ann.documents.tokens import TokenStore
 from lemur_ann.events import event, warn_caller
 from lemur_ann.learning import pseudo_queries
 from lemur_ann.learning.distillation import MIN_DOCUMENTS, MIN_QUERIES, candidate_documents, distil, top_found
+from lemur_ann.learning.familiarity import NUM_DOCUMENTS, usual
 from lemur_ann.learning.features import FeatureMap, check_device
 from lemur_ann.learning.memory import NUM_WEIGHED_DOCUMENTS, TEACHER_RANKS, Plan, plan
 from lemur_ann.learning.projection import Encoded, MapParts, composed, reduced_weights
@@ -87,11 +88,13 @@ def fit_map(
     if reduced.is_to_be_distilled:
         reduced = _distilled(job, reduced, training.target_std)
     radius = radius_for(reduced.documents)
+    some = _choose(live, NUM_DOCUMENTS, job.random)
     summary = {
         **_summary(training),
         "learned_from": learned_from,
         "distilled": reduced.is_distilled,
         "held_out_found": reduced.found,
+        "nearness": usual(store, some, solver.targets.sample_tokens, num_threads),
         "expected_peak_bytes": sizes.peak_bytes,
         "seconds": job.clock.seconds,
     }

@@ -70,6 +70,7 @@ def _check_learned(manifest: dict[str, Any]) -> None:
     training, structure = manifest["training"], manifest["structure"]
     if manifest["feature_map"] is not None:
         _is(manifest, ("feature_map", "training"), dict)
+        _count(training.get("num_unfamiliar", 0), "num_unfamiliar of training")
         if _count(training["num_rows"], "num_rows of training") > manifest["num_rows"]:
             raise ValueError("its map was learned from more rows than there are")
     _is(manifest, ("vectors", "tuned", "segments"), list)

@@ -229,7 +229,7 @@ def _learned(
         _candidates_key(manifest), lambda: kind.assemble(encoder.dim, structure, parts, asdict(options), scratch)
     )
     tuned = (Tuned(**{**t, "recall_interval": tuple(t["recall_interval"])}) for t in manifest["tuned"])
-    return Learned(options, encoder, candidates, training["num_rows"], tuple(tuned))
+    return Learned(options, encoder, candidates, training["num_rows"], tuple(tuned), training.get("num_unfamiliar", 0))
 
 
 def _candidates_key(manifest: dict[str, Any]) -> Any:
@@ -420,7 +420,7 @@ class Writing:
         encoder = learned.encoder
         return {
             "feature_map": encoder.feature_weights.config,
-            "training": {**encoder.training, "num_rows": learned.num_rows},
+            "training": {**encoder.training, "num_rows": learned.num_rows, "num_unfamiliar": learned.num_unfamiliar},
             "tuned": [asdict(tuned) for tuned in learned.tuned],
             "learned": self.known(encoder)
             or self.new("learned", ".safetensors", lambda path: arrays.write_arrays(path, encoder.arrays())),

@@ -38,6 +38,16 @@ class Learned:
     candidates: CandidateIndex
     num_rows: int  # that there were when it learned, deleted ones included; documents after them are recent
     tuned: tuple[Tuned, ...] = ()
+    num_unfamiliar: int = 0  # of the recent ones, deleted ones included: unlike those it learned from
+
+    def extended(self, new: TokenStore, num_threads: int, task: Task | None = None) -> Learned:
+        """With documents at the end."""
+        vectors = self.encoder.encode_store(new, num_threads=num_threads, task=task)
+        return replace(
+            self,
+            candidates=self.candidates.extended(vectors, num_threads=num_threads),
+            num_unfamiliar=self.num_unfamiliar + self.encoder.num_unfamiliar(new, num_threads=num_threads),
+        )
 
     def begun_anew(self, directory: str | None) -> Learned:
         """The same map for other documents; ``directory`` is for temporary files."""
@@ -116,9 +126,7 @@ class Snapshot:
             store = store.extended(*chunk)
         learned = self.learned
         if learned is not None:
-            task = progress.task("document weights", len(new))
-            vectors = learned.encoder.encode_store(new, num_threads=num_threads, task=task)
-            learned = replace(learned, candidates=learned.candidates.extended(vectors, num_threads=num_threads))
+            learned = learned.extended(new, num_threads, progress.task("document weights", len(new)))
         deleted = self.deleted.with_rows(replaced).extended(len(store))
         ids = self.ids.changed(replaced, pa.concat_arrays([batch.ids for batch in batches]), deleted)
         return Snapshot(store, ids, metadata, deleted, learned)
@@ -166,7 +174,8 @@ class Snapshot:
         if learned is not None and after.learned is not None:
             vectors = after.learned.candidates.take(later)
             candidates = learned.candidates.extended(vectors, num_threads=num_threads)
-            learned = replace(learned, candidates=candidates, tuned=after.learned.tuned)
+            now = after.learned
+            learned = replace(learned, candidates=candidates, tuned=now.tuned, num_unfamiliar=now.num_unfamiliar)
         return Snapshot(store, IdMap(column, deleted), metadata, deleted, learned)
 
 
