@@ -1,9 +1,9 @@
 """How near documents come to the query tokens that a map learned from.
 
 A map knows documents by the query tokens that they match. A document whose tokens are near to none of these looks to it like
-any other such document: queries of a subject that came after ``fit`` hardly find its documents. So each document has a nearness:
-the largest cosine of a token of it with one of a few sample tokens, mean over its tokens. What is below nearly all documents
-that the map learned from is unfamiliar.
+any other such document: queries of a subject that came after ``fit`` hardly find its documents. So each document has a
+nearness: the largest cosine of a token of it with one of a few sample tokens, mean over its tokens. What is below nearly all
+documents that the map learned from is unfamiliar.
 """
 
 from __future__ import annotations

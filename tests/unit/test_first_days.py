@@ -420,7 +420,6 @@ def test_encoders_of_other_libraries_are_pickled(package, monkeypatch):
         (pa.array(["one", None]), "NoneType in row 1"),
         (np.array(["one", None], object), "NoneType in row 1"),
     ],
-    ids=repr,
 )
 def test_what_is_no_text_is_named_by_its_row(given, shown):
     texts = TextIndex((encode, encode)).add(["one", "two"])
