@@ -383,3 +383,39 @@ def test_progress(small_index, monkeypatch, capsys):
     assert "queries" in capsys.readouterr().err
     index.health(queries, progress=False)
     assert not capsys.readouterr().err
+
+
+def tokens_of(random, centres, low, high):
+    count = int(random.integers(low, high))
+    rows = centres[random.integers(0, len(centres), count)] + 0.5 * random.normal(size=(count, 32)) / np.sqrt(32)
+    return (rows / np.linalg.norm(rows, axis=1, keepdims=True)).astype(np.float32)
+
+
+def test_documents_of_a_new_subject_are_told_of(tmp_path, caplog):
+    random = np.random.default_rng(3)
+    old, new = random.normal(size=(40, 32)), random.normal(size=(10, 32))
+    old, new = (centres / np.linalg.norm(centres, axis=1, keepdims=True) for centres in (old, new))
+    index = LemurIndex.open(tmp_path / "index", num_features=64, epochs=0, rank=31)
+    queries = [tokens_of(random, old, 3, 8) for _ in range(200)]
+    index.fit([tokens_of(random, old, 5, 20) for _ in range(600)], queries)
+    index.add([tokens_of(random, old, 5, 20) for _ in range(100)])
+    assert not caplog.records
+    assert (index.stats().num_recent, index.stats().num_unfamiliar < 10) == (100, True)
+    assert not any("unlike" in problem for problem in index.health().problems)
+    known = index.stats().num_unfamiliar
+    for number in range(30):  # one by one: told of each time that their number doubles
+        index.add([tokens_of(random, new, 5, 20)], ids=[1000 + number])
+    assert index.stats().num_unfamiliar == known + 30
+    told = [int(record.message.split()[0]) for record in caplog.records]
+    assert told in ([16], [16, 32])
+    assert any("unlike those the map learned from" in problem for problem in index.health().problems)
+    assert "unlike what it knows" in str(index.stats())
+    index.close()
+    again = LemurIndex.open(tmp_path / "index")
+    assert again.stats().num_unfamiliar == known + 30
+    again.delete(list(range(50)))
+    again.compact()
+    assert again.stats().num_unfamiliar == known + 30
+    again.refit(queries + [tokens_of(random, new, 3, 8) for _ in range(50)])
+    assert again.stats().num_unfamiliar == 0
+    again.close()

@@ -317,6 +317,48 @@ def test_distillation_finds_more_of_the_top(rng):
         np.testing.assert_array_equal(a, b)
 
 
+@pytest.fixture(scope="module")
+def enough_to_distil():
+    """As few documents and queries as distillation takes, each about some of many subjects."""
+    random = np.random.default_rng(2)
+    centres = random.normal(size=(150, 16))
+
+    def tokens(count):
+        rows = centres[random.integers(0, len(centres), count)] + 0.3 * random.normal(size=(count, 16))
+        return (rows / np.linalg.norm(rows, axis=1, keepdims=True)).astype(np.float32)
+
+    return [tokens(4) for _ in range(5200)], [tokens(3) for _ in range(1100)]
+
+
+@pytest.mark.parametrize("rank", [30, 60, 90, 127])
+def test_distillation_at_large_ranks(enough_to_distil, rank):
+    """Where three times the rank is more than the features, coordinates are still those that matter most first."""
+    documents, queries = enough_to_distil
+    options = {"num_features": 128, "epochs": 0, "rank": rank, "num_sample_tokens": 1000, "candidates": "exact"}
+    found = {}
+    for steps in (0, 100):
+        index = LemurIndex(distillation_steps=steps, num_candidates=100, **options).fit(documents, queries[:1050])
+        pairs = zip(index.search(queries[1050:], k=10), index.search(queries[1050:], k=10, exact=True), strict=True)
+        found[steps] = np.mean([np.isin(b.ids, a.ids).mean() for a, b in pairs])
+    held_out = index.encoder.training["held_out_found"]
+    assert index.encoder.training["distilled"] == (held_out["distilled"] >= held_out["least squares"])
+    assert found[100] > found[0] - 0.02
+
+
+def test_a_distillation_that_finds_less_is_not_kept(enough_to_distil, monkeypatch, caplog):
+    documents, queries = enough_to_distil
+
+    def worse(documents, queries, candidates, scores, rank, **_):
+        return tuple(np.random.default_rng(0).normal(size=(2, documents.shape[1], rank)).astype(np.float32))
+
+    options = {"num_features": 64, "epochs": 0, "rank": 15, "num_sample_tokens": 500, "distillation_steps": 5}
+    monkeypatch.setattr("lemur_ann.learning.fitting.distil", worse)
+    kept = LemurIndex(**options).fit(documents, queries).encoder
+    assert kept.training["distilled"] is False
+    assert kept.training["held_out_found"]["distilled"] < kept.training["held_out_found"]["least squares"]
+    assert [r.event for r in caplog.records if getattr(r, "event", None) == "distillation"] == ["distillation"]
+
+
 def test_augmented_l2_order_is_inner_product_order(rng):
     reduced = rng.normal(size=(300, 7)).astype(np.float32) * rng.uniform(0.1, 3, size=(300, 1)).astype(np.float32)
     radius = radius_for(reduced)
