@@ -2,9 +2,9 @@
 
     python benchmarks/versions.py CORPUS --work DIR --before FOLDER [--rounds 5] [--limit N] [--json FILE]
 
-FOLDER holds the other version, as ``pip install --target FOLDER`` leaves it. Each learns an index of its own and keeps it in DIR,
-so that a second run only measures again. Searches are single, on one thread, of the same queries; the versions take turns, and
-of a time the best round counts, of each version. Figures of single rounds differ by some percent on a shared machine.
+FOLDER holds the other version, as ``pip install --target FOLDER`` leaves it. Each learns an index of its own and keeps it in
+DIR, so that a second run only measures again. Searches are single, on one thread, of the same queries; the versions take turns,
+and of a time the best round counts, of each version. Figures of single rounds differ by some percent on a shared machine.
 """
 
 from __future__ import annotations
