@@ -9,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from lemur_ann import _core
-from lemur_ann.documents.inputs import QueryBatch, to_offsets
+from lemur_ann.documents.inputs import QueryBatch, directions_of, to_offsets
 from lemur_ann.insight import metrics
 from lemur_ann.learning.familiarity import are_many
 from lemur_ann.progress import Progress
@@ -19,11 +19,13 @@ from lemur_ann.searching.snapshot import Snapshot
 
 if TYPE_CHECKING:
     from lemur_ann.candidates import CandidateIndex
+    from lemur_ann.encoder import LemurEncoder
 
 LOW_RECALL = 0.9
 LOWER_RECALL = 0.05  # on recent documents than on older ones
 LOWER_CORRELATION = 0.1
 MANY_BEYOND = 0.05  # of the documents, beyond the radius
+MAX_RELATIVE_LENGTH = 1.25  # of query tokens, where the map depends on it
 FEW_WANTED = 30  # places in the exact top k, too few for their recall to say much
 
 OWN_QUERY_TOKENS = 16  # of a query made from the map's own sample; Health says why
@@ -92,6 +94,9 @@ class Health:
         num_unfamiliar: recent documents, deleted ones included, that are unlike those the map learned from: the measure that
             ``add`` takes, see learning/familiarity.py.
 
+        relative_length: the median length of the queries' tokens over that of those the map was learned from, where the map's
+            features depend on it: maps of older versions that were learned from tokens of other lengths than 1. Else 1.
+
     ``str(health)`` is the verdict and a few lines of figures.
     """
 
@@ -105,6 +110,7 @@ class Health:
     num_candidates: int
     ef_search: int
     num_unfamiliar: int = 0
+    relative_length: float = 1.0
 
     @property
     def share_recent(self) -> float:
@@ -122,8 +128,10 @@ class Health:
         - More than 0.05 of the documents are beyond the radius, and the candidates come from a graph: every search looks at all
           of these.
         - Recall on all documents is below 0.9 with its whole interval.
+        - Query tokens are more than 1.25 times as long as those the map was learned from, or as short, and its features depend
+          on that.
         - At least 16 recent documents, and a tenth of them, are unlike those the map learned from. Only queries for such
-          documents tell how well they are found; where those are given, recall on recent documents decides.
+          documents tell how well they are found; where those are given, or another of these speaks of recent documents, it does.
         """
         found = []
         older, recent = self.older, self.recent
@@ -146,8 +154,15 @@ class Health:
             found.append(
                 f"recall is {self.documents.recall:.2f}: raise num_candidates or ef_search, or refit with queries like these"
             )
-        recall_is_known = self.queries == "given" and recent.num_wanted >= FEW_WANTED
-        if are_many(self.num_unfamiliar, recent.num_documents) and not recall_is_known:
+        if not 1 / MAX_RELATIVE_LENGTH <= self.relative_length <= MAX_RELATIVE_LENGTH:
+            found.append(
+                f"query tokens are {self.relative_length:.2g} times as long as those that this map, of an older version, was "
+                "learned from: refit, or scale queries as the training queries were"
+            )
+        is_known = any("recent" in problem for problem in found) or (
+            self.queries == "given" and recent.num_wanted >= FEW_WANTED
+        )
+        if are_many(self.num_unfamiliar, recent.num_documents) and not is_known:
             found.append(
                 f"{self.num_unfamiliar:,} recent documents are unlike those the map learned from: queries for them may "
                 "miss them; refit, with such queries"
@@ -204,7 +219,7 @@ def health_of(
     if queries is None:
         asked = own_queries(learned.encoder.targets.sample_tokens, num_queries, random).as_float32
     else:
-        asked = queries.sample(num_queries, random).as_float32
+        asked = queries.sample(num_queries, random).as_float32.without_zero_rows
     task = progress.task("queries", len(asked))
     split = int(np.searchsorted(live, learned.num_rows))
     parts = [_Part(rows, learned.candidates, num_documents, random) for rows in (live, live[:split], live[split:])]
@@ -231,7 +246,15 @@ def health_of(
         num_candidates=settings.num_candidates,
         ef_search=settings.ef_search,
         num_unfamiliar=learned.num_unfamiliar,
+        relative_length=_relative_length(learned.encoder, asked),
     )
+
+
+def _relative_length(encoder: LemurEncoder, queries: QueryBatch) -> float:
+    learned_from = float(np.median(directions_of(encoder.targets.sample_tokens)[1]))
+    if encoder.feature_weights.is_homogeneous or not learned_from:
+        return 1.0
+    return float(np.median(directions_of(queries.tokens)[1])) / learned_from
 
 
 class _Part:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -419,3 +420,13 @@ def test_documents_of_a_new_subject_are_told_of(tmp_path, caplog):
     again.refit(queries + [tokens_of(random, new, 3, 8) for _ in range(50)])
     assert again.stats().num_unfamiliar == 0
     again.close()
+
+
+def test_an_older_map_tells_of_the_length_of_query_tokens():
+    """The map of format 4 was learned from tokens of other lengths than 1, and goes by them for ever."""
+    index = LemurIndex.load(Path(__file__).parent.parent / "formats" / "format_4" / "index")
+    queries = np.load(Path(__file__).parent.parent / "formats" / "format_4" / "expected.npz")["queries"]
+    assert not any("as long" in problem for problem in index.health(queries).problems)
+    assert any("2 times as long" in problem for problem in index.health(2 * queries).problems)
+    index.refit(list(queries))
+    assert index.health(2 * queries).relative_length == 1
