@@ -131,7 +131,8 @@ class Health:
         - Query tokens are more than 1.25 times as long as those the map was learned from, or as short, and its features depend
           on that.
         - At least 16 recent documents, and a tenth of them, are unlike those the map learned from. Only queries for such
-          documents tell how well they are found; where those are given, or another of these speaks of recent documents, it does.
+          documents tell how well they are found; where those are given, or another of these speaks of recent documents,
+          that decides.
         """
         found = []
         older, recent = self.older, self.recent
