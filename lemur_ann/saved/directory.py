@@ -201,9 +201,7 @@ class Directory:
             self._own = {writing.content}
             writing.tidy()
             unneeded = {*before.manifest["files"], *self._left, *writing.hidden} - manifest["files"].keys()
-            for name in unneeded:
-                storage.remove(held.files / name)
-            self._left = {name for name in unneeded if os.path.lexists(held.files / name)}
+            self._left = {name for name in unneeded if not storage.remove(held.files / name)}
         return self._version.snapshot
 
     def refresh(self) -> bool:

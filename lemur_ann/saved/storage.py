@@ -347,13 +347,16 @@ def move(path: Path, target: Path) -> None:
     path.replace(target)
 
 
-def remove(path: Path) -> None:
-    """Delete what no version names any more. Windows refuses while it is mapped: then the next writer tries."""
-    with suppress(OSError):
+def remove(path: Path) -> bool:
+    """Delete what no version names any more; whether it is gone. Windows refuses while it is mapped."""
+    try:
         if path.name.startswith(".building-") and path.is_dir() and not path.is_symlink():
             shutil.rmtree(path, ignore_errors=True)  # the folder in which a library was writing its graph
         else:
             path.unlink(missing_ok=True)
+    except OSError:
+        return False
+    return True
 
 
 def remove_strays(folder: Path, files: dict[str, Any], others: dict[str, Any] | None = None) -> None:
