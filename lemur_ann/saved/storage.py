@@ -73,7 +73,7 @@ class Swap:
         except FileNotFoundError:
             self._is_first = True
         except OSError:  # a file system without links
-            self._old.write_bytes(self._current.read_bytes())
+            self._old.write_bytes(manifest_bytes(self._folder))
             sync(self._old)
 
     def do(self) -> None:
@@ -137,7 +137,7 @@ def read_manifest(path: Path) -> dict[str, Any]:
     """
     check_there(path)
     try:
-        manifest = _parsed(path / MANIFEST)
+        manifest = _parsed(path)
     except FileNotFoundError:
         raise CorruptIndex(f"{path} has no {MANIFEST}, expected a saved lemur_ann index") from None
     except (ValueError, OSError, RecursionError) as error:
@@ -192,13 +192,19 @@ def _opened(file: Path) -> BinaryIO:
     return open(file, "rb", opener=lambda name, flags: os.open(name, flags | more))  # which closes it should it fail
 
 
-def _parsed(file: Path) -> Any:
-    """The JSON of a manifest. FileNotFoundError where there is none; CorruptIndex, OSError or ValueError where it is none."""
+def manifest_bytes(folder: Path) -> bytes:
+    """The file of the manifest as it is. FileNotFoundError where there is none, CorruptIndex where none of ours can be so."""
+    file = folder / MANIFEST
     file.lstat()
     if _size(file) > MANIFEST_BYTES:
-        raise ValueError(f"it has more than {MANIFEST_BYTES} bytes")
+        raise CorruptIndex(f"{file} has more than {MANIFEST_BYTES} bytes")
     with _opened(file) as source:
-        parsed = json.loads(source.read(MANIFEST_BYTES), object_pairs_hook=unique_keys)
+        return source.read(MANIFEST_BYTES)
+
+
+def _parsed(folder: Path) -> Any:
+    """The JSON of a manifest. FileNotFoundError where there is none; CorruptIndex, OSError or ValueError where it is none."""
+    parsed = json.loads(manifest_bytes(folder), object_pairs_hook=unique_keys)
     check_depth(parsed)
     return parsed
 
@@ -279,7 +285,7 @@ def check_replaceable(path: Path) -> None:
 
 def written_manifest(path: Path) -> dict[str, Any]:
     """The manifest as it stands there, of any format, damaged or not: ValueError where it is no manifest of an index."""
-    manifest = _parsed(path / MANIFEST)
+    manifest = _parsed(path)
     if not isinstance(manifest, dict) or manifest.get("format") != FORMAT or not isinstance(manifest.get("files"), dict):
         raise ValueError("not the manifest of an index")
     return manifest

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import gc
 import json
 import multiprocessing
 import os
@@ -17,7 +18,8 @@ import numpy as np
 import pyarrow.compute as pc
 import pytest
 
-from lemur_ann import CorruptIndex, IndexLocked, LemurIndex, arrays
+from lemur_ann import CorruptIndex, IndexLocked, LemurIndex, arrays, candidates
+from lemur_ann.candidates import hnswlib_file
 from lemur_ann.saved import storage
 from lemur_ann.saved.folder import Folder, HeldFolder
 
@@ -580,6 +582,62 @@ def test_a_lock_of_two_names_is_not_written_to(tmp_path):
         with pytest.raises(IndexLocked):
             LemurIndex.open(path)
     assert foreign.read_text() == "text of another"
+
+
+@pytest.mark.skipif(os.name == "nt", reason="Windows has no such files, or needs rights for them")
+@pytest.mark.parametrize("make", [make_link, os.mkdir, os.mkfifo], ids=["link", "folder", "pipe"])
+def test_a_manifest_that_is_no_file(tmp_path, make_matrices, make):
+    """Nobody waits for it or follows it, whether it was there before the index was opened or came later."""
+    path, foreign = tmp_path / "index", tmp_path / "file of another"
+    index = small(path, 5, "a")
+    os.rename(path / "manifest.json", foreign)
+    make(path / "manifest.json")
+    refused(index, IndexLocked, "was changed by something else", make_matrices)
+    with pytest.raises(CorruptIndex, match=r"manifest.json is (a link|no file)"):
+        index.refresh()
+    index.close()
+    for read_only in (False, True):
+        with pytest.raises(CorruptIndex, match=r"manifest.json is (a link|no file)"):
+            LemurIndex.open(path, read_only=read_only)
+    (path / "manifest.json").rename(tmp_path / "moved away")
+    foreign.rename(path / "manifest.json")
+    assert ids_at(path) == ids_of(5, "a")
+
+
+# Where graphs are built
+
+
+@pytest.mark.parametrize("is_nameless", [True, False])
+def test_graphs_are_built_in_temporary_files(tmp_path, make_matrices, monkeypatch, is_nameless):
+    """Without a name on Linux, so that a kill leaves nothing; elsewhere they go with the index, and where writing fails."""
+    monkeypatch.setattr(candidates, "MIN_SCANNED", 20)
+    (tmp_path / "temporary").mkdir()
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path / "temporary"))
+    save, seen, full = hnswlib_file._save, [], [False]
+
+    def watched(graph, path, folder):
+        save(graph, path, folder)
+        seen.extend(file.name for file in [*tmp_path.glob("*/.*"), *(tmp_path / "temporary").iterdir()])
+        if full[0]:
+            raise OSError(errno.ENOSPC, "full", folder)
+
+    monkeypatch.setattr(hnswlib_file, "_save", watched)
+    if not is_nameless:
+        monkeypatch.setattr(hnswlib_file, "_saved_nameless", lambda *_: None)
+    documents, queries = make_matrices(40), make_matrices(5)
+    index = LemurIndex(**OPTIONS).fit(documents, queries=queries)
+    opened = LemurIndex.open(tmp_path / "index", **OPTIONS).fit(documents, queries=queries)
+    expected = [] if is_nameless and sys.platform == "linux" else [".building-"]
+    assert sorted({name[:10] for name in seen}) == expected
+    assert index.search(queries, k=5) == opened.search(queries, k=5)
+    full[0] = True
+    for one in (index, opened):
+        with pytest.raises(OSError, match="full"):
+            one.fit(queries=queries)
+    opened.close()
+    del index, opened, one
+    gc.collect()
+    assert not [*tmp_path.glob("*/.*"), *(tmp_path / "temporary").iterdir()]
 
 
 # A process at its limit of open files
