@@ -159,12 +159,12 @@ class HnswCandidates:
                 raise CorruptIndex(f"hnswlib cannot add to the graph that there is: {error}") from error
             copies.append(part[~wanted])
             row += len(part)
-        path = saved(graph, self._directory)
+        file = saved(graph, self._directory)
         del graph  # its memory is free before the links take theirs
         codes = np.concatenate([before.codes, self._recent[0]]), np.concatenate([before.scales, self._recent[1]])
         equals = equal.next_equal, np.concatenate(copies)
         try:
-            frozen = _frozen(path, self._dim, *codes, *equals, self._options, num_threads, before.links)
+            frozen = _frozen(file, self._dim, *codes, *equals, self._options, num_threads, before.links)
         except ValueError as error:  # links are checked where they are read
             raise CorruptIndex(f"the graph that there is cannot be added to: {error}") from error
         return HnswCandidates(self._dim, frozen, [], None, self._options, self._directory)
@@ -250,10 +250,10 @@ class HnswBuilder:
         if self._graph is None:
             parts = [np.concatenate(self._parts)] if self._parts else []
             return HnswCandidates(self._dim, None, parts, (codes, scales), self._options, self._directory)
-        path = saved(self._graph, self._directory)
+        file = saved(self._graph, self._directory)
         self._graph = None  # its memory is free before the links take theirs
         equals = self._equal.next_equal, np.concatenate(self._copies)
-        frozen = _frozen(path, self._dim, codes, scales, *equals, self._options, self._num_threads)
+        frozen = _frozen(file, self._dim, codes, scales, *equals, self._options, self._num_threads)
         return HnswCandidates(self._dim, frozen, [], None, self._options, self._directory)
 
 
@@ -327,7 +327,7 @@ def _codes_of(parts: list[Vectors], dim: int) -> tuple[npt.NDArray[np.int8], npt
 
 
 def _frozen(
-    path: Path,
+    file: GraphFile,
     dim: int,
     codes: npt.NDArray[np.int8],
     scales: npt.NDArray[np.float32],
@@ -337,21 +337,16 @@ def _frozen(
     num_threads: int,
     before: npt.NDArray[np.int32] | None = None,
 ) -> HnswGraph:
-    """What searches read of the graph in a temporary file, which is kept in its place.
+    """What searches read of the graph in a temporary file, which is kept.
 
     ``before``: the links of the first rows, which stay, but for links to the rows after them.
     """
-    try:
-        links, entries = read_links(path, dim, len(codes))
-        first, degree, beam = 0, LINKS_PER_M * options["M"], BEAM_PER_EF * options["ef_construction"]
-        if before is not None and len(before):
-            first, degree = len(before), max(degree, before.shape[1])
-            links = np.concatenate([_padded(before, degree), _padded(links[first:], degree)])
-        links = _core.better_links(dim, codes, scales, links, entries, first, degree, beam, ALPHA, num_threads, next_equal)
-        file = GraphFile(path, temporary=True)
-    except BaseException:
-        path.unlink(missing_ok=True)
-        raise
+    links, entries = read_links(file.path, dim, len(codes))
+    first, degree, beam = 0, LINKS_PER_M * options["M"], BEAM_PER_EF * options["ef_construction"]
+    if before is not None and len(before):
+        first, degree = len(before), max(degree, before.shape[1])
+        links = np.concatenate([_padded(before, degree), _padded(links[first:], degree)])
+    links = _core.better_links(dim, codes, scales, links, entries, first, degree, beam, ALPHA, num_threads, next_equal)
     return HnswGraph(file, codes, scales, links, entries, next_equal, copies)
 
 

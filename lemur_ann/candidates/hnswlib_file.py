@@ -15,6 +15,7 @@ import sys
 import tempfile
 import weakref
 from contextlib import suppress
+from io import FileIO
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +29,7 @@ from lemur_ann.events import cached_property
 
 ROWS_PER_BLOCK = 16_384
 BYTES_PER_READ = 1 << 22
+PREFIX = ".building-"  # of temporary files with a name; the next writer of an index deletes those in its folder
 MAX_EF = 10_000  # of a file: whoever adds to its graph looks at so many nodes
 HEADER = np.dtype(
     [
@@ -44,14 +46,10 @@ class GraphFile:
     Threads and forked processes share the descriptor, and its position with it: nothing here reads from that.
     """
 
-    def __init__(self, path: Path, *, temporary: bool = False) -> None:
-        self._file = path.open("rb", buffering=0)
-        # A name of the file for as long as it is open. Linux opens it anew, with a position of its own; others do not.
-        by_descriptor = Path(f"/dev/fd/{self._file.fileno()}")
-        self.path = by_descriptor if sys.platform == "linux" and by_descriptor.exists() else path
-        if temporary and self.path != path:
-            path.unlink()  # now, so that nothing is left behind by a process that is killed
-            temporary = False
+    def __init__(self, path: Path, *, file: FileIO | None = None, temporary: bool = False) -> None:
+        """``file``: where it is open already; ``temporary``: its name goes when this does."""
+        self._file = path.open("rb", buffering=0) if file is None else file
+        self.path = _by_descriptor(self._file) or path
         weakref.finalize(self, _close, self._file, path if temporary else None)
 
     def copy_to(self, path: Path) -> None:
@@ -109,7 +107,13 @@ class GraphFile:
         return np.where(labels[places] == rows, nodes[places], -1)
 
 
-def _close(file: Any, path: Path | None) -> None:
+def _by_descriptor(file: FileIO) -> Path | None:
+    """A name of a file for as long as it is open. Linux opens it anew, with a position of its own; others do not."""
+    path = Path(f"/dev/fd/{file.fileno()}")
+    return path if sys.platform == "linux" and os.path.exists(path) else None
+
+
+def _close(file: FileIO, path: Path | None) -> None:
     file.close()
     if path is not None:
         with suppress(OSError):
@@ -291,22 +295,45 @@ def _without_gaps(links: npt.NDArray[np.int32]) -> npt.NDArray[np.int32]:
     return np.take_along_axis(links, np.argsort(gaps, axis=1, kind="stable"), axis=1)
 
 
-def saved(graph: hnswlib.Index, directory: str | None) -> Path:
-    """A temporary file of hnswlib's graph, in ``directory`` or in that of Python's tempfile."""
-    descriptor, name = tempfile.mkstemp(prefix=".building-", dir=directory)
+def saved(graph: hnswlib.Index, directory: str | None) -> GraphFile:
+    """A temporary file of hnswlib's graph, in ``directory`` or in that of Python's tempfile.
+
+    On Linux it has no name, so that a process that is killed leaves nothing behind.
+    """
+    folder = directory or tempfile.gettempdir()
+    nameless = _saved_nameless(graph, folder) if sys.platform == "linux" else None
+    if nameless is not None:
+        return nameless
+    descriptor, name = tempfile.mkstemp(prefix=PREFIX, dir=folder)
     os.close(descriptor)
     path = Path(name)
     try:
-        _save(graph, path)
+        _save(graph, path, folder)
+        return GraphFile(path, temporary=True)
     except BaseException:
-        path.unlink()
+        with suppress(OSError):
+            path.unlink()
         raise
-    return path
 
 
-def _save(builder: hnswlib.Index, path: Path) -> None:
+def _saved_nameless(graph: hnswlib.Index, folder: str) -> GraphFile | None:
+    """None where files cannot be reached by their descriptors."""
+    file = tempfile.TemporaryFile(prefix=PREFIX, dir=folder, buffering=0)  # noqa: SIM115, since it stays open
+    try:
+        path = _by_descriptor(file)
+        if path is not None:
+            _save(graph, path, folder)
+            return GraphFile(path, file=file)
+    except BaseException:
+        file.close()
+        raise
+    file.close()
+    return None
+
+
+def _save(builder: hnswlib.Index, path: Path, folder: str) -> None:
     """hnswlib does not notice when there is no room for its file."""
     builder.save_index(str(path))
     size, expected = path.stat().st_size, builder.index_file_size()  # of which it knows beforehand
     if size != expected:
-        raise OSError(errno.ENOSPC, f"the graph takes {expected:,} bytes and {size:,} were written: no room left", str(path))
+        raise OSError(errno.ENOSPC, f"the graph takes {expected:,} bytes and {size:,} were written: no room left", folder)

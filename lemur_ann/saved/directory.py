@@ -16,7 +16,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from lemur_ann.errors import IndexLocked
+from lemur_ann.errors import CorruptIndex, IndexLocked
 from lemur_ann.options import Options
 from lemur_ann.saved import storage
 from lemur_ann.saved.folder import Folder, HeldFolder
@@ -112,7 +112,7 @@ class Directory:
                 if not (held.files / storage.MANIFEST).exists():
                     storage.sync_parents(path)
                     write_version(held, Snapshot.empty(coded=options.token_codes is not None), options)
-                own = (held.files / storage.MANIFEST).read_bytes()
+                own = storage.manifest_bytes(held.files)
                 version = read_version(held.files, verify=verify, device=device, scratch=str(path), trusted=trusted)
                 _check_options(path, version.options, options, named)
                 held.sync()  # a writer that was killed may not have come to it
@@ -159,8 +159,8 @@ class Directory:
             )
         self._held.check()
         manifest = None
-        with suppress(FileNotFoundError), self._held.named():
-            manifest = (self._held.files / storage.MANIFEST).read_bytes()
+        with suppress(FileNotFoundError, CorruptIndex), self._held.named():
+            manifest = storage.manifest_bytes(self._held.files)
         if manifest not in self._own:
             raise IndexLocked(
                 f"{self.path / storage.MANIFEST} was changed by something else than this index, which is open for writing, as "
@@ -201,9 +201,7 @@ class Directory:
             self._own = {writing.content}
             writing.tidy()
             unneeded = {*before.manifest["files"], *self._left, *writing.hidden} - manifest["files"].keys()
-            for name in unneeded:
-                storage.remove(held.files / name)
-            self._left = {name for name in unneeded if os.path.lexists(held.files / name)}
+            self._left = {name for name in unneeded if not storage.remove(held.files / name)}
         return self._version.snapshot
 
     def refresh(self) -> bool:
@@ -219,7 +217,7 @@ class Directory:
         else:
             self._held.check()
             with self._held.named():
-                own = (self._held.files / storage.MANIFEST).read_bytes()
+                own = storage.manifest_bytes(self._held.files)
                 self._version = _read(self._held, **settings, known=self._held.identity)
                 self._own = {own}
         return self._version is not before

@@ -20,7 +20,7 @@ from typing import Any
 
 import filelock
 
-from lemur_ann.errors import IndexLocked
+from lemur_ann.errors import CorruptIndex, IndexLocked
 from lemur_ann.saved import storage
 
 fcntl: Any
@@ -30,6 +30,7 @@ except ImportError:  # Windows, which renames and deletes no folder with an open
     fcntl = None
 
 CANNOT_WRITE = (errno.EACCES, errno.EPERM, errno.EROFS)
+NO_FILES = ((stat.S_ISLNK, "a link"), (stat.S_ISDIR, "a folder"), (stat.S_ISFIFO, "a pipe"), (stat.S_ISSOCK, "a socket"))
 NOTE_SIZE = 200
 REFUSED = "nothing was written; close() this index, and open the one that is meant"
 
@@ -134,6 +135,7 @@ class HeldFolder(Folder):
 
     Raises:
         IndexLocked: another holds it.
+        CorruptIndex: its lock is no file.
         PermissionError: it cannot be written.
     """
 
@@ -157,17 +159,34 @@ class HeldFolder(Folder):
         is_locked = self.lock()
         if is_locked is False:
             raise IndexLocked(self._who_has_it())
+        self._check_lock_file()
         self._lock = filelock.FileLock(self.path / storage.LOCK, timeout=0, thread_local=False)
         try:
             self._lock.acquire()
         except filelock.Timeout:
             raise IndexLocked(self._who_has_it()) from None
-        there = os.stat(self.files / storage.LOCK, follow_symlinks=False)
+        there = self._check_lock_file()
+        if there is None:
+            raise IndexLocked(f"{self.path / storage.LOCK} was removed while the index was opened: open it again")
         self._lock_file = there.st_dev, there.st_ino
         self.check()
         # filelock keeps notes of its own in that file where there is no flock
-        if (is_locked or fcntl is None) and stat.S_ISREG(there.st_mode) and there.st_nlink == 1:
+        if (is_locked or fcntl is None) and there.st_nlink == 1:
             self._leave_note()
+
+    def _check_lock_file(self) -> os.stat_result | None:
+        """What is there, None where nothing is; CorruptIndex unless it is a file: through another thing nothing is written."""
+        try:
+            there = os.stat(self.files / storage.LOCK, follow_symlinks=False)
+        except FileNotFoundError:
+            return None
+        if not stat.S_ISREG(there.st_mode):
+            what = next((name for is_such, name in NO_FILES if is_such(there.st_mode)), "a device")
+            raise CorruptIndex(
+                f"{self.path / storage.LOCK} is {what}, expected a file of this index alone: remove it, and the next writer "
+                "makes a new one; read_only=True needs none"
+            )
+        return there
 
     @property
     def is_held(self) -> bool:

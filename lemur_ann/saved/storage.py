@@ -73,7 +73,7 @@ class Swap:
         except FileNotFoundError:
             self._is_first = True
         except OSError:  # a file system without links
-            self._old.write_bytes(self._current.read_bytes())
+            self._old.write_bytes(manifest_bytes(self._folder))
             sync(self._old)
 
     def do(self) -> None:
@@ -137,7 +137,7 @@ def read_manifest(path: Path) -> dict[str, Any]:
     """
     check_there(path)
     try:
-        manifest = _parsed(path / MANIFEST)
+        manifest = _parsed(path)
     except FileNotFoundError:
         raise CorruptIndex(f"{path} has no {MANIFEST}, expected a saved lemur_ann index") from None
     except (ValueError, OSError, RecursionError) as error:
@@ -188,17 +188,23 @@ def _size(file: Path) -> int:
 
 def _opened(file: Path) -> BinaryIO:
     """A file of an index, for reading. Should a pipe or a link take its place, nobody waits and nothing is followed."""
-    flags = os.O_RDONLY | getattr(os, "O_BINARY", 0) | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_NOFOLLOW", 0)
-    return os.fdopen(os.open(file, flags | getattr(os, "O_CLOEXEC", 0)), "rb")
+    more = getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_NOFOLLOW", 0)
+    return open(file, "rb", opener=lambda name, flags: os.open(name, flags | more))  # which closes it should it fail
 
 
-def _parsed(file: Path) -> Any:
-    """The JSON of a manifest. FileNotFoundError where there is none; CorruptIndex, OSError or ValueError where it is none."""
+def manifest_bytes(folder: Path) -> bytes:
+    """The file of the manifest as it is. FileNotFoundError where there is none, CorruptIndex where none of ours can be so."""
+    file = folder / MANIFEST
     file.lstat()
     if _size(file) > MANIFEST_BYTES:
-        raise ValueError(f"it has more than {MANIFEST_BYTES} bytes")
+        raise CorruptIndex(f"{file} has more than {MANIFEST_BYTES} bytes")
     with _opened(file) as source:
-        parsed = json.loads(source.read(MANIFEST_BYTES), object_pairs_hook=unique_keys)
+        return source.read(MANIFEST_BYTES)
+
+
+def _parsed(folder: Path) -> Any:
+    """The JSON of a manifest. FileNotFoundError where there is none; CorruptIndex, OSError or ValueError where it is none."""
+    parsed = json.loads(manifest_bytes(folder), object_pairs_hook=unique_keys)
     check_depth(parsed)
     return parsed
 
@@ -279,7 +285,7 @@ def check_replaceable(path: Path) -> None:
 
 def written_manifest(path: Path) -> dict[str, Any]:
     """The manifest as it stands there, of any format, damaged or not: ValueError where it is no manifest of an index."""
-    manifest = _parsed(path / MANIFEST)
+    manifest = _parsed(path)
     if not isinstance(manifest, dict) or manifest.get("format") != FORMAT or not isinstance(manifest.get("files"), dict):
         raise ValueError("not the manifest of an index")
     return manifest
@@ -347,13 +353,16 @@ def move(path: Path, target: Path) -> None:
     path.replace(target)
 
 
-def remove(path: Path) -> None:
-    """Delete what no version names any more. Windows refuses while it is mapped: then the next writer tries."""
-    with suppress(OSError):
+def remove(path: Path) -> bool:
+    """Delete what no version names any more; whether it is gone. Windows refuses while it is mapped."""
+    try:
         if path.name.startswith(".building-") and path.is_dir() and not path.is_symlink():
             shutil.rmtree(path, ignore_errors=True)  # the folder in which a library was writing its graph
         else:
             path.unlink(missing_ok=True)
+    except OSError:
+        return False
+    return True
 
 
 def remove_strays(folder: Path, files: dict[str, Any], others: dict[str, Any] | None = None) -> None:

@@ -3,14 +3,15 @@
 Every call by which a change touches the file system is counted: of os, of open, of pyarrow. Each one fails in turn, once or
 with all that come after it: no descriptors, no room, a handle gone stale, a disk that breaks. Renames and links fail after the
 fact too, as network file systems have it. Whatever happens, the folder opens, with all or nothing of the change; the index in
-memory is what is on disk, and goes on working; what could not be deleted then, the next writer deletes.
+memory is what is on disk, and goes on working; no descriptor stays open; what could not be deleted then, the next change does.
 
-LEMUR_ANN_CRASHES from 200 on has every call fail with every error. Below, the errors take turns, and every other call fails of
-those that change nothing.
+LEMUR_ANN_CRASHES from 200 on has every call fail in every way with every error. Below, the errors take turns, and of all calls
+but links and renames only a part fails, the same in every run.
 """
 
 from __future__ import annotations
 
+import collections
 import contextlib
 import errno
 import gc
@@ -18,6 +19,7 @@ import io
 import itertools
 import os
 import shutil
+import sys
 import warnings
 
 import numpy as np
@@ -32,6 +34,8 @@ pytestmark = pytest.mark.skipif(os.name == "nt", reason="the calls are those of 
 EVERYTHING = int(os.environ.get("LEMUR_ANN_CRASHES", "50")) >= 200
 ERRORS = [errno.EMFILE, errno.ENFILE, errno.EDQUOT, errno.ENOSPC, errno.ESTALE, errno.EIO]
 OPTIONS = {"num_features": 16, "epochs": 0, "rank": 7, "num_sample_tokens": 40, "num_candidates": 20, "ef_search": None, "M": 4}
+PART = 7  # one of so many trials is made of those that decide nothing; it has no factor with the ways a call fails in
+ALWAYS = ("link", "rename", "replace")
 DECISIVE = ("link", "rename", "replace", "unlink", "fsync")
 CALLS = [
     *((os, name) for name in ("open", "link", "rename", "replace", "unlink", "rmdir", "mkdir", "stat", "lstat", "fsync")),
@@ -67,7 +71,7 @@ class Faults:
             self.names.append(name)
             number = len(self.names)
             if self._at is not None and (number == self._at or (self._lasting and number > self._at)):
-                if self._afterwards:
+                if self._afterwards and name in DECISIVE:
                     function(*arguments, **keywords)
                 raise OSError(self._code, os.strerror(self._code), str(arguments[0]))
             return function(*arguments, **keywords)
@@ -96,6 +100,22 @@ def state(index):
 def on_disk(path):
     with LemurIndex.open(path, read_only=True, verify=True) as reader:
         return state(reader)
+
+
+def open_files():
+    """What each descriptor of this process leads to, counted; those that only garbage holds are closed first."""
+    gc.collect()
+    found = collections.Counter()
+    for descriptor in os.listdir("/dev/fd"):
+        with contextlib.suppress(OSError):  # that by which they were listed
+            found[os.readlink(f"/dev/fd/{descriptor}").removesuffix(" (deleted)")] += 1
+    return found
+
+
+def left_over(path):
+    """The files in the folder of an index that are not its own."""
+    own = {storage.MANIFEST, storage.LOCK, *storage.read_manifest(path)["files"]}
+    return {file.name for file in path.iterdir()} - own
 
 
 def add(index, _):
@@ -144,22 +164,25 @@ class Trial:
         self.after = {}  # what each change makes
 
     def each(self, work):
-        """Faults at every call that ``work`` makes while nothing fails."""
+        """Faults at every call that ``work`` makes while nothing fails, or at a part of them."""
         names = work(None)
         self.counts["calls"] += len(names)
-        for at, name in enumerate(names, 1):
-            if name not in DECISIVE and at % 2 and not EVERYTHING:
-                continue
-            for lasting, afterwards in ((False, False), (True, False), (False, True)):
-                if afterwards and name not in DECISIVE:
-                    continue
-                for code in ERRORS if EVERYTHING else [next(self.errors)]:
-                    self.counts["faults"] += 1
-                    fault = {"at": at, "code": code, "lasting": lasting, "afterwards": afterwards}
-                    try:
-                        work(fault)
-                    except Exception as error:
-                        raise AssertionError(f"{work}, {name} with {errno.errorcode[code]}: {fault}") from error
+        ways = ((False, False), (True, False), (False, True))  # lasting, afterwards
+        trials = [
+            ({"at": at, "lasting": lasting, "afterwards": afterwards}, name)
+            for at, name in enumerate(names, 1)
+            for lasting, afterwards in ways
+            if name in DECISIVE or not afterwards
+        ]
+        if not EVERYTHING:
+            trials = [trial for number, trial in enumerate(trials) if trial[1] in ALWAYS or number % PART == 0]
+        for fault, name in trials:
+            for code in ERRORS if EVERYTHING else [next(self.errors)]:
+                self.counts["faults"] += 1
+                try:
+                    work({**fault, "code": code})
+                except Exception as error:
+                    raise AssertionError(f"{work}, {name} with {errno.errorcode[code]}: {fault}") from error
 
     def copy(self, name):
         self._number += 1
@@ -186,31 +209,29 @@ class Trial:
         path = self.copy(name)
         try:
             with LemurIndex.open(path) as index:
-                before = state(index)
-                gc.collect()
-                descriptors = len(os.listdir("/dev/fd"))
+                before, snapshot = state(index), index.snapshot
+                if index.snapshot.learned is not None:  # whose file is mapped when it is first read
+                    index.snapshot.learned.candidates.take(np.arange(1))
+                descriptors = open_files()
                 with self.failing(fault) as raised:
                     change(index, None)
                 in_memory = state(index)
                 if raised:
-                    gc.collect()
-                    assert len(os.listdir("/dev/fd")) <= descriptors + 1, (
-                        "descriptors were left open"
-                    )  # one that a caught error holds
-                    if in_memory == before:
-                        self.counts["undone"] += 1
-                    assert in_memory == before or fault["lasting"], "it failed, and did not end as it began"
+                    is_undone = index.snapshot is snapshot  # a compaction that happened shows by nothing else
+                    self.counts["undone"] += is_undone
+                    assert is_undone or fault["lasting"], "it failed, and did not end as it began"
+                    assert not is_undone or open_files() - descriptors == collections.Counter(), "descriptors were left open"
                 assert on_disk(path) == in_memory, "memory and disk are not the same"
                 if fault is None:
                     self.after[change] = in_memory
-                assert in_memory in ([before, self.after[change]] if raised else [self.after[change]]), (
-                    "neither all nor nothing"
-                )
+                expected = before if raised and is_undone else self.after[change]
+                assert in_memory == expected, "neither all nor nothing"
                 index.add([tokens_of(70)], ids=["last"], num_threads=1)
                 assert on_disk(path) == state(index)
+                if sys.platform == "linux":  # elsewhere a graph is built in a file with a name, which the next writer deletes
+                    assert left_over(path) == set(), "the next change left files over"
             LemurIndex.open(path).close()
-            files = {storage.MANIFEST, storage.LOCK, *storage.read_manifest(path)["files"]}
-            assert {file.name for file in path.iterdir()} - files == set(), "files were left over"
+            assert left_over(path) == set(), "the next writer left files over"
         finally:
             shutil.rmtree(path)
         return self.names
@@ -230,6 +251,7 @@ class Trial:
                 assert (on_disk(path) if path.exists() else None) in allowed
                 index.save(path)
                 assert on_disk(path) == allowed[0]
+                assert left_over(path) == set(), "the next save left files over"
         finally:
             shutil.rmtree(path)
             for left in self.folder.glob(".copy*"):
@@ -240,18 +262,16 @@ class Trial:
         """A new index, or one that is there."""
         path = self.folder / "new" if name is None else self.copy(name)
         try:
-            descriptors = len(os.listdir("/dev/fd"))
+            descriptors = open_files()
             with self.failing(fault) as raised:
                 LemurIndex.open(path, **OPTIONS).close()
             if raised:
-                gc.collect()
-                assert len(os.listdir("/dev/fd")) <= descriptors + 1, (
-                    "descriptors were left open"
-                )  # one that a caught error holds
+                assert open_files() - descriptors == collections.Counter(), "descriptors were left open"
             with LemurIndex.open(path, **OPTIONS) as index:
                 assert state(index) == (([], [], False) if name is None else on_disk(self.folder / name))
                 index.add([tokens_of(70)], ids=["last"], num_threads=1)
                 assert on_disk(path) == state(index)
+                assert left_over(path) == set(), "the next writer left files over"
         finally:
             shutil.rmtree(path)
         return self.names

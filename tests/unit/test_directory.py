@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import errno
+import gc
 import json
 import multiprocessing
 import os
 import pickle
 import shutil
+import socket
 import subprocess
 import sys
 import threading
@@ -16,7 +18,8 @@ import numpy as np
 import pyarrow.compute as pc
 import pytest
 
-from lemur_ann import CorruptIndex, IndexLocked, LemurIndex, arrays
+from lemur_ann import CorruptIndex, IndexLocked, LemurIndex, arrays, candidates
+from lemur_ann.candidates import hnswlib_file
 from lemur_ann.saved import storage
 from lemur_ann.saved.folder import Folder, HeldFolder
 
@@ -520,3 +523,178 @@ def test_a_folder_that_cannot_be_written(tmp_path, monkeypatch):
             with pytest.raises(PermissionError, match=rf"cannot be written \({os.strerror(code)}\); read_only=True opens"):
                 LemurIndex.open(tmp_path / "index")
     assert ids_at(tmp_path / "index") == ids_of(5, "a")
+
+
+# A lock that is no file
+
+
+def make_link(path):
+    path.symlink_to(path.parent.parent / "file of another")
+
+
+def make_socket(path):
+    with socket.socket(socket.AF_UNIX) as server:
+        server.bind(os.path.relpath(path))  # such names are short
+
+
+@pytest.mark.skipif(os.name == "nt", reason="Windows has no such files, or needs rights for them")
+@pytest.mark.parametrize(
+    ("what", "make"),
+    [("a link", make_link), ("a folder", os.mkdir), ("a pipe", os.mkfifo), ("a socket", make_socket)],
+    ids=["link", "folder", "pipe", "socket"],
+)
+@pytest.mark.parametrize("is_there", [True, False])
+def test_a_lock_that_is_no_file(tmp_path, monkeypatch, what, make, is_there):
+    """It is refused with its name, at once, and nothing is written through it."""
+    monkeypatch.chdir(tmp_path)
+    path, foreign = tmp_path / "index", tmp_path / "file of another"
+    small(tmp_path / "other", 5, "a").save(path)
+    foreign.write_text("text of another")
+    make(path / "writer.lock")
+    if not is_there:
+        for file in path.glob("*[a-z0-9].[a-z]*"):
+            if file.name != "writer.lock":
+                file.unlink()
+    kind = os.lstat(path / "writer.lock").st_mode
+    files = sorted(path.iterdir())
+    with pytest.raises(CorruptIndex, match=rf"writer.lock is {what}, expected a file .* remove it"):
+        LemurIndex.open(path)
+    if is_there:
+        with pytest.raises(CorruptIndex, match=rf"writer.lock is {what}"):
+            LemurIndex().save(path)
+        assert ids_at(path) == ids_of(5, "a")  # who only reads needs no lock
+    assert foreign.read_text() == "text of another"
+    assert sorted(path.iterdir()) == files
+    assert os.lstat(path / "writer.lock").st_mode == kind
+    (path / "writer.lock").rename(tmp_path / "moved away")
+    LemurIndex.open(path).close()
+
+
+@pytest.mark.skipif(os.name == "nt", reason="Windows needs rights for links, and has no second names here")
+def test_a_lock_of_two_names_is_not_written_to(tmp_path):
+    path, foreign = tmp_path / "index", tmp_path / "file of another"
+    small(path, 5, "a").close()
+    foreign.write_text("text of another")
+    (path / "writer.lock").unlink()
+    os.link(foreign, path / "writer.lock")
+    with LemurIndex.open(path) as index:
+        index.delete("a-0")
+        with pytest.raises(IndexLocked):
+            LemurIndex.open(path)
+    assert foreign.read_text() == "text of another"
+
+
+@pytest.mark.skipif(os.name == "nt", reason="Windows has no such files, or needs rights for them")
+@pytest.mark.parametrize("make", [make_link, os.mkdir, os.mkfifo], ids=["link", "folder", "pipe"])
+def test_a_manifest_that_is_no_file(tmp_path, make_matrices, make):
+    """Nobody waits for it or follows it, whether it was there before the index was opened or came later."""
+    path, foreign = tmp_path / "index", tmp_path / "file of another"
+    index = small(path, 5, "a")
+    os.rename(path / "manifest.json", foreign)
+    make(path / "manifest.json")
+    refused(index, IndexLocked, "was changed by something else", make_matrices)
+    with pytest.raises(CorruptIndex, match=r"manifest.json is (a link|no file)"):
+        index.refresh()
+    index.close()
+    for read_only in (False, True):
+        with pytest.raises(CorruptIndex, match=r"manifest.json is (a link|no file)"):
+            LemurIndex.open(path, read_only=read_only)
+    (path / "manifest.json").rename(tmp_path / "moved away")
+    foreign.rename(path / "manifest.json")
+    assert ids_at(path) == ids_of(5, "a")
+
+
+# Where graphs are built
+
+
+@pytest.mark.parametrize("is_nameless", [True, False])
+def test_graphs_are_built_in_temporary_files(tmp_path, make_matrices, monkeypatch, is_nameless):
+    """Without a name on Linux, so that a kill leaves nothing; elsewhere they go with the index, and where writing fails."""
+    monkeypatch.setattr(candidates, "MIN_SCANNED", 20)
+    (tmp_path / "temporary").mkdir()
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path / "temporary"))
+    save, seen, full = hnswlib_file._save, [], [False]
+
+    def watched(graph, path, folder):
+        save(graph, path, folder)
+        seen.extend(file.name for file in [*tmp_path.glob("*/.*"), *(tmp_path / "temporary").iterdir()])
+        if full[0]:
+            raise OSError(errno.ENOSPC, "full", folder)
+
+    monkeypatch.setattr(hnswlib_file, "_save", watched)
+    if not is_nameless:
+        monkeypatch.setattr(hnswlib_file, "_saved_nameless", lambda *_: None)
+    documents, queries = make_matrices(40), make_matrices(5)
+    index = LemurIndex(**OPTIONS).fit(documents, queries=queries)
+    opened = LemurIndex.open(tmp_path / "index", **OPTIONS).fit(documents, queries=queries)
+    expected = [] if is_nameless and sys.platform == "linux" else [".building-"]
+    assert sorted({name[:10] for name in seen}) == expected
+    assert index.search(queries, k=5) == opened.search(queries, k=5)
+    full[0] = True
+    for one in (index, opened):
+        with pytest.raises(OSError, match="full"):
+            one.fit(queries=queries)
+    opened.close()
+    del index, opened, one
+    gc.collect()
+    assert not [*tmp_path.glob("*/.*"), *(tmp_path / "temporary").iterdir()]
+
+
+# A process at its limit of open files
+
+AT_THE_LIMIT = """
+import errno, os, resource, sys
+import numpy as np
+from lemur_ann import LemurIndex, candidates
+
+candidates.MIN_SCANNED = 20
+tokens = np.random.default_rng(0).normal(size=(40, 3, 8)).astype(np.float32)
+index = LemurIndex.open(sys.argv[1], num_features=16, epochs=0, rank=7, num_sample_tokens=40, num_candidates=20, ef_search=None)
+index.add(list(tokens[:30]), ids=[f"a{i}" for i in range(30)])
+if sys.argv[2] == "fitted":
+    index.fit(queries=list(tokens[:10]), num_threads=1)
+warm = [index.delete("a0"), index.compact(num_threads=1), index.search(tokens[1], k=3)]
+hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
+ids, refused = index.ids().to_pylist(), 0
+for number in range(30):
+    tried = [
+        ("add", lambda: index.add([tokens[30]], ids=[f"new{number}"], num_threads=1)),
+        ("upsert", lambda: index.upsert([tokens[31]], ids=["a1"], num_threads=1)),
+        ("delete", lambda: index.delete(ids[-1])),
+        ("compact", lambda: index.compact(num_threads=1)),
+        ("save", lambda: index.save(f"{sys.argv[1]}-copy-{number}")),
+    ]
+    (name, change), room = tried[number % 5], number // 5
+    highest = max(int(descriptor) for descriptor in os.listdir("/dev/fd"))
+    held = [os.open(os.devnull, os.O_RDONLY) for _ in range(highest)]  # no gap is left below the limit
+    resource.setrlimit(resource.RLIMIT_NOFILE, (max(held) + 1 + room, hard))
+    try:
+        change()
+    except OSError as error:
+        assert error.errno == errno.EMFILE, error
+        assert index.ids().to_pylist() == ids, f"{name} was refused and changed the index"
+        refused += 1
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+        for descriptor in held:
+            os.close(descriptor)
+    ids = index.ids().to_pylist()
+    with LemurIndex.open(sys.argv[1], read_only=True, verify=True) as reader:
+        assert reader.ids().to_pylist() == ids, f"after {name} with {room} descriptors left"
+assert refused > 4, refused
+index.add([tokens[35]], ids=["last"], num_threads=1)
+index.close()
+with LemurIndex.open(sys.argv[1], verify=True) as again:
+    assert again.ids().to_pylist() == [*ids, "last"]
+print("held", refused)
+"""
+
+
+@pytest.mark.skipif(os.name == "nt", reason="Windows has no such limit")
+@pytest.mark.parametrize("kind", ["unfitted", "fitted"])
+def test_out_of_descriptors(tmp_path, kind):
+    """Every change is refused whole or made whole, however many descriptors are left; then all goes on."""
+    command = [sys.executable, "-c", AT_THE_LIMIT, str(tmp_path / "index"), kind]
+    result = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False, cwd=tmp_path)
+    assert result.returncode == 0, result.stderr
+    assert result.stdout.startswith("held")
