@@ -16,7 +16,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from lemur_ann.errors import IndexLocked
+from lemur_ann.errors import CorruptIndex, IndexLocked
 from lemur_ann.options import Options
 from lemur_ann.saved import storage
 from lemur_ann.saved.folder import Folder, HeldFolder
@@ -47,7 +47,7 @@ def read(
 
 def _read(folder: Folder, *, before: Version | None, known: tuple[int, int] | None, **settings: Any) -> Version:
     if before is not None:
-        manifest = storage.read_manifest(folder.files)
+        manifest = storage.read_manifest(folder.files, trusted=settings["trusted"])
         if all(manifest[key] == before.manifest[key] for key in ("version", "files")):
             return before
     return read_version(folder.files, before=before if folder.identity == known else None, **settings)
@@ -112,7 +112,7 @@ class Directory:
                 if not (held.files / storage.MANIFEST).exists():
                     storage.sync_parents(path)
                     write_version(held, Snapshot.empty(coded=options.token_codes is not None), options)
-                own = (held.files / storage.MANIFEST).read_bytes()
+                own = storage.manifest_bytes(held.files, trusted=trusted)
                 version = read_version(held.files, verify=verify, device=device, scratch=str(path), trusted=trusted)
                 _check_options(path, version.options, options, named)
                 held.sync()  # a writer that was killed may not have come to it
@@ -159,8 +159,8 @@ class Directory:
             )
         self._held.check()
         manifest = None
-        with suppress(FileNotFoundError), self._held.named():
-            manifest = (self._held.files / storage.MANIFEST).read_bytes()
+        with suppress(FileNotFoundError, CorruptIndex), self._held.named():
+            manifest = storage.manifest_bytes(self._held.files, trusted=self.trusted)
         if manifest not in self._own:
             raise IndexLocked(
                 f"{self.path / storage.MANIFEST} was changed by something else than this index, which is open for writing, as "
@@ -219,7 +219,7 @@ class Directory:
         else:
             self._held.check()
             with self._held.named():
-                own = (self._held.files / storage.MANIFEST).read_bytes()
+                own = storage.manifest_bytes(self._held.files, trusted=self.trusted)
                 self._version = _read(self._held, **settings, known=self._held.identity)
                 self._own = {own}
         return self._version is not before

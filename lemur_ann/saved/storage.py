@@ -128,8 +128,8 @@ def check_there(path: Path) -> None:
         raise FileNotFoundError(f"no index at {path}: there is no such directory")
 
 
-def read_manifest(path: Path) -> dict[str, Any]:
-    """The manifest of a saved index, checked against its own checksum.
+def read_manifest(path: Path, *, trusted: bool = False) -> dict[str, Any]:
+    """The manifest of a saved index, checked against its own checksum; ``trusted``: it may be a link.
 
     Raises:
         FileNotFoundError: there is no such directory.
@@ -137,7 +137,7 @@ def read_manifest(path: Path) -> dict[str, Any]:
     """
     check_there(path)
     try:
-        manifest = _parsed(path / MANIFEST)
+        manifest = _parsed(path, trusted=trusted)
     except FileNotFoundError:
         raise CorruptIndex(f"{path} has no {MANIFEST}, expected a saved lemur_ann index") from None
     except (ValueError, OSError, RecursionError) as error:
@@ -160,45 +160,63 @@ def read_manifest(path: Path) -> dict[str, Any]:
     return manifest
 
 
-def check_files(path: Path, files: dict[str, Any], *, verify: bool) -> None:
-    """Compare files with the manifest: their sizes always, their checksums too unless they are tokens and not ``verify``."""
+def check_files(path: Path, files: dict[str, Any], *, verify: bool, trusted: bool = False) -> None:
+    """Compare files with the manifest: their sizes always, their checksums too unless they are tokens and not ``verify``.
+
+    ``trusted``: they may be links to files elsewhere, as in the cache of a hub.
+    """
     for name, expected in files.items():
         if not FILE.fullmatch(name):
             raise CorruptIndex(f"{path / MANIFEST} names a file outside the index: {name!r}")
         file = path / name
-        size = _size(file)
+        size = _size(file, links=trusted)
         if size != expected["size_bytes"]:
             raise CorruptIndex(f"{file} has {size} bytes, expected {expected['size_bytes']}")
-        if (verify or not name.startswith(TOKENS)) and _file_digest(file) != expected["sha256"]:
+        if (verify or not name.startswith(TOKENS)) and _file_digest(file, links=trusted) != expected["sha256"]:
             raise CorruptIndex(f"{file} was altered: its checksum does not match")
 
 
-def _size(file: Path) -> int:
-    """Of a file in the folder itself: what is opened there may not wait, as a pipe does, nor be elsewhere."""
+def _size(file: Path, *, links: bool = False) -> int:
+    """Of a file in the folder itself, unless ``links`` may lead elsewhere: what is opened may never wait, as a pipe does."""
     try:
-        found = file.lstat()
-    except OSError:
+        found = file.stat() if links else file.lstat()
+    except (OSError, ValueError):  # a name that no file can have
         raise CorruptIndex(f"{file} is missing") from None
     if stat.S_ISLNK(found.st_mode):
-        raise CorruptIndex(f"{file} is a link, and files of an index lie in its folder: copy it with what its links lead to")
+        raise CorruptIndex(
+            f"{file} is a link, and files of an index lie in its folder: copy the folder with `cp -rL`, "
+            "or pass trusted=True where you trust whoever made it"
+        )
     if not stat.S_ISREG(found.st_mode):
         raise CorruptIndex(f"{file} is no file")
     return found.st_size
 
 
-def _opened(file: Path) -> BinaryIO:
+def _opened(file: Path, *, links: bool = False) -> BinaryIO:
     """A file of an index, for reading. Should a pipe or a link take its place, nobody waits and nothing is followed."""
-    flags = os.O_RDONLY | getattr(os, "O_BINARY", 0) | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_NOFOLLOW", 0)
+    flags = os.O_RDONLY | getattr(os, "O_BINARY", 0) | getattr(os, "O_NONBLOCK", 0)
+    flags |= 0 if links else getattr(os, "O_NOFOLLOW", 0)
     return os.fdopen(os.open(file, flags | getattr(os, "O_CLOEXEC", 0)), "rb")
 
 
-def _parsed(file: Path) -> Any:
-    """The JSON of a manifest. FileNotFoundError where there is none; CorruptIndex, OSError or ValueError where it is none."""
+def manifest_bytes(path: Path, *, trusted: bool = False) -> bytes:
+    """A manifest as it stands there, which may be anything.
+
+    Raises:
+        FileNotFoundError: there is none.
+        CorruptIndex: it is no file, or a link and not ``trusted``, or longer than any of ours.
+    """
+    file = path / MANIFEST
     file.lstat()
-    if _size(file) > MANIFEST_BYTES:
-        raise ValueError(f"it has more than {MANIFEST_BYTES} bytes")
-    with _opened(file) as source:
-        parsed = json.loads(source.read(MANIFEST_BYTES), object_pairs_hook=unique_keys)
+    if _size(file, links=trusted) > MANIFEST_BYTES:
+        raise CorruptIndex(f"{file} cannot be read: it has more than {MANIFEST_BYTES} bytes")
+    with _opened(file, links=trusted) as source:
+        return source.read(MANIFEST_BYTES)
+
+
+def _parsed(path: Path, *, trusted: bool = False) -> Any:
+    """The JSON of a manifest. FileNotFoundError where there is none; CorruptIndex, OSError or ValueError where it is none."""
+    parsed = json.loads(manifest_bytes(path, trusted=trusted), object_pairs_hook=unique_keys)
     check_depth(parsed)
     return parsed
 
@@ -279,7 +297,7 @@ def check_replaceable(path: Path) -> None:
 
 def written_manifest(path: Path) -> dict[str, Any]:
     """The manifest as it stands there, of any format, damaged or not: ValueError where it is no manifest of an index."""
-    manifest = _parsed(path / MANIFEST)
+    manifest = _parsed(path)
     if not isinstance(manifest, dict) or manifest.get("format") != FORMAT or not isinstance(manifest.get("files"), dict):
         raise ValueError("not the manifest of an index")
     return manifest
@@ -306,9 +324,9 @@ def describe(file: Path) -> dict[str, Any]:
     return {"size_bytes": file.stat().st_size, "sha256": _file_digest(file)}
 
 
-def _file_digest(file: Path) -> str:
+def _file_digest(file: Path, *, links: bool = False) -> str:
     digest = hashlib.sha256()
-    with _opened(file) as source:
+    with _opened(file, links=links) as source:
         while block := source.read(1 << 20):
             digest.update(block)
     return digest.hexdigest()

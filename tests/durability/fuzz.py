@@ -31,7 +31,7 @@ import pyarrow.compute as pc
 import pyarrow.dataset as ds
 import pyarrow.parquet as pq
 
-from lemur_ann import CorruptIndex, LemurEncoder, LemurIndex, candidates
+from lemur_ann import CorruptIndex, LemurEncoder, LemurIndex, arrays, candidates
 from lemur_ann.candidates.kinds import LIBRARIES
 from lemur_ann.saved import storage
 
@@ -90,6 +90,12 @@ def make(folder):
     with LemurIndex.open(folder / "grown", epochs=0, **settings) as index:
         index.fit(table(100), queries, num_threads=1)
         index.add(table(20, first=100))
+    index = LemurIndex(epochs=0, **settings)  # of copies, which the graph lists beside its links
+    documents = matrices(random, 70)
+    index.fit([documents[i % 70] for i in range(200)], queries, num_threads=1).save(folder / "copies")
+    links = next((folder / "copies").glob("links-*.safetensors"))
+    if "next_equal" not in arrays.map_arrays(links):
+        raise Wrong("an index of copies that lists none")
     LemurIndex().add(table(10)).save(folder / "unfitted")
     LemurIndex().save(folder / "empty")
     for name, (module, _) in LIBRARIES.items():
@@ -177,7 +183,10 @@ def paths_in(node, path=()):
 
 def changed_json(node, random, skipped=()):
     """A JSON value with one thing in it changed, and what."""
-    path = choice(random, [path for path in paths_in(node) if path[0] not in skipped])
+    paths = [path for path in paths_in(node) if path[0] not in skipped]
+    if not paths:
+        return "nothing is left to change"
+    path = choice(random, paths)
     parent = node
     for key in path[:-1]:
         parent = parent[key]
@@ -187,7 +196,8 @@ def changed_json(node, random, skipped=()):
         del parent[path[-1]]
         return f"{path} removed"
     if isinstance(here, (int, float)) and random.random() < 0.5:
-        new = choice(random, [here + 1, here - 1, -here, 2 * here, here * 2**31, float(here), str(here)])
+        plain = here if isinstance(here, float) or abs(here) < 2**1000 else 0  # which floats hold
+        new = choice(random, [here + 1, here - 1, -here, 2 * here, here * 2**31, float(plain), str(here)])
     else:
         new = choice(random, VALUES + others)
     parent[path[-1]] = new
