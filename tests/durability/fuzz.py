@@ -922,7 +922,7 @@ def main(kind, folder, first="0", count="1"):
 
     faulthandler.enable()
     candidates.MIN_SCANNED = 50
-    storage.sync = lambda path: None  # a disk's time, for files that nobody will miss
+    storage.sync = lambda *_: None  # a disk's time, for files that nobody will miss
     np.seterr(all="ignore")
     size = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
     if kind == "hostile":

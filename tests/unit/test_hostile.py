@@ -613,6 +613,106 @@ def test_every_table_that_arrow_writes_opens(tmp_path):
         assert open_arrow(tmp_path / "file").read_all().equals(table[:count])
 
 
+# Copies of documents
+
+
+@pytest.fixture
+def copied(documents, tmp_path):
+    """An index in which every fifth document is there three times."""
+    some = documents[:1000] + documents[:1000:5] * 2
+    LemurIndex(**SETTINGS).fit(some, [d[:4] for d in documents[:30]], num_threads=1).save(tmp_path / "copied")
+    return tmp_path / "copied"
+
+
+def with_links(folder, change):
+    manifest = manifest_of(folder)
+    path = folder / manifest["structure"]["files"]["links"]
+    found = {name: array.copy() for name, array in load_file(path).items()}
+    assert (found["next_equal"] >= 0).sum() == len(found["copies"]) > 300
+    change(found)
+    path.write_bytes(save({name: np.ascontiguousarray(array) for name, array in found.items()}))
+    sign(folder, manifest)
+
+
+def following(change):
+    """A change of rows that follow each other, with as many vectors as it needs."""
+
+    def changed(found):
+        rows = found["next_equal"]
+        change(rows, np.flatnonzero(rows >= 0))
+        found["copies"] = np.resize(found["copies"], (int((rows >= 0).sum()), found["copies"].shape[1]))
+
+    return changed
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        following(lambda rows, listed: rows.__setitem__(listed[0], listed[0])),  # itself
+        following(lambda rows, listed: rows.__setitem__(rows[listed[0]], listed[0])),  # a circle
+        following(lambda rows, listed: rows.__setitem__(slice(None), np.arange(len(rows))[::-1])),
+        following(lambda rows, listed: rows.__setitem__(listed[0], rows[listed[1]])),  # two before one
+        following(lambda rows, listed: rows.__setitem__(listed[0], len(rows))),
+        following(lambda rows, listed: rows.__setitem__(listed[0], 2**31 - 1)),
+        lambda found: found.pop("copies"),
+        lambda found: found.pop("next_equal"),
+        lambda found: found.update(copies=found["copies"][:-1]),
+        lambda found: found.update(copies=found["copies"][:, :-1]),
+        lambda found: found.update(copies=found["copies"].astype(np.float64)),
+        lambda found: found.update(copies=found["copies"].reshape(-1)),
+        lambda found: found.update(next_equal=found["next_equal"][:-1]),
+        lambda found: found.update(next_equal=found["next_equal"].astype(np.int64)),
+        lambda found: found.update(next_equal=found["next_equal"][:, None]),
+    ],
+)
+def test_rows_that_follow_as_copies(copied, change):
+    with_links(copied, change)
+    refused(copied)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        following(lambda rows, listed: rows.__setitem__(listed[0], -2)),
+        following(lambda rows, listed: rows.__setitem__(slice(None), -1)),
+        following(lambda rows, listed: rows.__setitem__(slice(0, -1), np.arange(1, len(rows)))),  # all are one document
+        following(lambda rows, listed: rows.__setitem__(slice(0, -1), np.where(np.arange(len(rows) - 1) % 2, -1, 1))),
+        lambda found: found["copies"].__setitem__(slice(None), np.nan),
+        lambda found: found["copies"].__setitem__(3, np.inf),
+        lambda found: found["copies"].__setitem__(slice(None), 3e38),
+    ],
+)
+def test_copies_of_a_stranger(copied, documents, change):
+    """They load or not; searches and changes stay within their memory."""
+    with_links(copied, change)
+    loads_or_refuses(copied, documents)
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
+def test_vectors_of_copies_are_finite(copied, value):
+    with_links(copied, lambda found: found["copies"].__setitem__(slice(None), value))
+    index = LemurIndex.load(copied)
+    index.delete(list(range(700)))
+    with pytest.raises(CorruptIndex, match="not finite"):
+        index.compact(num_threads=1)
+    assert len(index) == 700
+
+
+@pytest.mark.parametrize(
+    ("of", "name", "value"),
+    [
+        *(("feature_map", "homogeneous", value) for value in (None, 1, "true", [])),
+        *(("training", "nearness", value) for value in (None, [], 3, {"low": None}, {"low": "x"}, {"low": True})),
+        *(("training", "num_unfamiliar", value) for value in (-1, 2**48, 1.5, None, True, "1")),
+    ],
+)
+def test_what_newer_maps_say(folder, of, name, value):
+    manifest = manifest_of(folder)
+    manifest[of][name] = value
+    sign(folder, manifest)
+    refused(folder)
+
+
 # Graphs of other libraries
 
 
