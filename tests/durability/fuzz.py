@@ -407,6 +407,29 @@ def try_hostile(seed, random, folder, work, tell):
     return "works" if steps["refusals"] == 0 else "refused later"
 
 
+def try_changes(seed, random, folder, work, tell):
+    """That changes of changes stay within their folder, wherever its names lead by then."""
+    import hostile
+
+    base = choice(random, sorted(path for path in folder.iterdir() if path.is_dir()))
+    beside = {"private/tokens-000001.arrow": b"ours", "x": b"ours", "elsewhere": b"ours"}
+    for name, data in beside.items():
+        (work / name).parent.mkdir(exist_ok=True)
+        (work / name).write_bytes(data)
+    path = work / "index"
+    shutil.copytree(base, path)
+    for _ in range(5):
+        tell(f"{base.name}/{hostile.change(path, random)}")
+    found = {
+        str(file.relative_to(work)): file.read_bytes()
+        for file in work.rglob("*")
+        if path not in file.parents and file.is_file()
+    }
+    if found != beside:
+        raise Wrong(f"beside the folder there is {sorted(found)}")
+    return "within"
+
+
 def try_map(path, learned, random, work, tell, hostile):
     """A map in a file of its own."""
     try:
@@ -901,6 +924,7 @@ def try_filters(seed, random, folder, work, tell, known={}):  # noqa: B006 (kept
 
 
 TRIES = {"hostile": try_hostile, "files": try_files, "unsigned": try_unsigned, "arrow": try_arrow, "filters": try_filters}
+TRIES["changes"] = try_changes
 
 
 def preload():
