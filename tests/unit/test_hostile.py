@@ -744,6 +744,7 @@ def test_a_graph_of_others_is_made_anew(library, documents, caplog, monkeypatch,
     with caplog.at_level(logging.WARNING, "lemur_ann"):
         index = LemurIndex.load(folder)
     assert "trusted=True" in caplog.text
+    assert f"{folder.resolve()}/graph-" in caplog.text
     assert np.mean([a.ids[0] == b.ids[0] for a, b in zip(index.search(documents[:20], k=5), hits, strict=True)]) > 0.9
     caplog.clear()
     with caplog.at_level(logging.WARNING, "lemur_ann"):
