@@ -194,9 +194,8 @@ def _size(file: Path, *, links: bool = False) -> int:
 
 def _opened(file: Path, *, links: bool = False) -> BinaryIO:
     """A file of an index, for reading. Should a pipe or a link take its place, nobody waits and nothing is followed."""
-    flags = os.O_RDONLY | getattr(os, "O_BINARY", 0) | getattr(os, "O_NONBLOCK", 0)
-    flags |= 0 if links else getattr(os, "O_NOFOLLOW", 0)
-    return os.fdopen(os.open(file, flags | getattr(os, "O_CLOEXEC", 0)), "rb")
+    more = getattr(os, "O_NONBLOCK", 0) | (0 if links else getattr(os, "O_NOFOLLOW", 0))
+    return open(file, "rb", opener=lambda name, flags: os.open(name, flags | more))  # which closes it should it fail
 
 
 def manifest_bytes(path: Path, *, trusted: bool = False) -> bytes:
