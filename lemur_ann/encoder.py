@@ -8,7 +8,7 @@ import json
 import os
 import re
 from collections.abc import Callable, Iterator
-from dataclasses import fields
+from dataclasses import fields, replace
 from os import PathLike
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -269,6 +269,7 @@ class LemurEncoder:
         Raises:
             FileNotFoundError: there is no such file.
             CorruptIndex: it is damaged, of a newer format, or something else.
+            ValueError: the device is not here.
         """
         path = validate.path(path)
         return cls._read(read_metadata(path), lambda: map_arrays(path), path, device)
@@ -289,6 +290,7 @@ class LemurEncoder:
 
         Raises:
             CorruptIndex: they are damaged, of a newer format, or something else.
+            ValueError: the device is not here.
         """
         whole, name = np.frombuffer(bytes(memoryview(data)), np.uint8), "what these bytes hold"
         return cls._read(metadata_of(whole, name), lambda: arrays_of(whole, name), name, device)
@@ -299,10 +301,12 @@ class LemurEncoder:
     ) -> LemurEncoder:
         """The map that a header describes; its arrays are read once the header is known to be one of ours."""
         formats.check_map_header(described, name)
+        here = Options(device=device)
+        check_device(here.device)
         try:
             plain = json.loads(described["encoder"])
             formats.check_training(plain["training"])
-            options = Options(target_precision=plain["precision"], device=device)
+            options = replace(here, target_precision=plain["precision"])
             learned = formats.learned_map(arrays(), plain["feature_map"])
             config = formats.feature_map(plain["feature_map"], learned)
             return cls.from_arrays(learned, config, plain["training"], options)
@@ -387,10 +391,8 @@ class LemurEncoder:
         cls, arrays: dict[str, npt.NDArray[Any]], config: dict[str, Any], training: dict[str, Any], options: Options
     ) -> LemurEncoder:
         """What :meth:`arrays` gave, or :func:`lemur_ann.formats.learned_map` of a file; it encodes with the same bits."""
+        check_device(options.device)
         if options.device != "cpu":
-            from lemur_ann.learning.features import check_device
-
-            check_device(options.device)
             arrays = {name: np.array(array) for name, array in arrays.items()}  # torch wants arrays that could be written
         prefix = "feature_map."
         psi = {name.removeprefix(prefix): array for name, array in arrays.items() if name.startswith(prefix)}
@@ -406,3 +408,11 @@ class LemurEncoder:
             radius=float(arrays["radius"][0]),
             training=training,
         )
+
+
+def check_device(device: str) -> None:
+    """ValueError where torch, which is asked of any but the processor, does not see the device."""
+    if device != "cpu":
+        from lemur_ann.learning import features
+
+        features.check_device(device)

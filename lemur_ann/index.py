@@ -846,11 +846,13 @@ class LemurIndex:
             device: where to compute features; None means the device it was made with.
             verify: check the checksum of every file. False leaves out the token files, whose size is checked all the same.
             trusted: read the graph of another library (see candidates=) from its file, whoever wrote it. Such files cannot be
-                checked. False reads those that you wrote on this machine, and makes others anew of their vectors.
+                checked. False reads those that you wrote on this machine, and makes others anew of their vectors. True also
+                follows links to files, as in the cache of the Hugging Face hub.
 
         Raises:
             FileNotFoundError: there is no such directory.
             CorruptIndex: a file is missing, truncated, altered or of a newer format.
+            ValueError: the device is not here.
         """
         start = time.perf_counter()
         folder = validate.path(path)
@@ -893,6 +895,7 @@ class LemurIndex:
             FileNotFoundError: read_only, and there is no such directory.
             PermissionError: not read_only, and the directory cannot be written.
             CorruptIndex: a file is missing, truncated, altered or of a newer format.
+            ValueError: the device is not here.
             TypeError: an index that is there already has other options; :meth:`refit` takes some.
         """
         start = time.perf_counter()

@@ -52,6 +52,9 @@ class ShardedLemurIndex:
         task_options: of Ray for tasks that read partitions and learn, such as num_cpus, num_gpus and memory.
         storage_options: of fsspec's file system.
         cache: the folder, on each node, for what is under a URL; None means one in Python's ``tempfile.gettempdir()``.
+        trusted: read the graphs of other libraries (see candidates= of LemurIndex) as they are, whichever machine wrote them.
+            They cannot be checked; False makes them anew on each other machine, of their vectors. None means True in object
+            storage, where your account alone writes, and False for a path and ``file://``.
         **options: of a new index, as :class:`lemur_ann.LemurIndex` takes them.
 
     Raises:
@@ -77,6 +80,7 @@ class ShardedLemurIndex:
         task_options: dict[str, Any] | None = None,
         storage_options: dict[str, Any] | None = None,
         cache: str | PathLike[str] | None = None,
+        trusted: bool | None = None,
         **options: Any,
     ) -> None:
         replicas = validate.positive_int(replicas, "replicas")
@@ -99,6 +103,7 @@ class ShardedLemurIndex:
             cache=None if cache is None else os.fspath(cache),
             num_threads=num_threads,
             num_searches=num_searches,
+            trusted=None if trusted is None else validate.boolean(trusted, "trusted"),
             actor_options={"num_cpus": num_cpus, **(actor_options or {})},
         )
         self._changes = Changes(self._shards, dict(task_options or {}))

@@ -48,6 +48,7 @@ class Shard:
         cache: the folder for what is under a URL.
         num_threads: of each call that does not say; None means all cores.
         timeout: seconds to wait for another process to let go of the shard, if that is less than LOCK_S.
+        trusted: read the graphs of other libraries as they are; None means where the shard is in object storage.
     """
 
     def __init__(
@@ -59,9 +60,11 @@ class Shard:
         cache: str | None,
         num_threads: int | None,
         timeout: float,
+        trusted: bool | None = None,
     ) -> None:
         self._writes, self._options, self._num_threads = replica == WRITER, options, num_threads
         self._lock_s = min(timeout, LOCK_S)
+        self._place, self._is_trusted = place, trusted
         if place.is_url:
             whole = blake2b(place.url.encode(), digest_size=8).hexdigest()
             base = Path(cache or Path(tempfile.gettempdir(), "lemur_ann"), whole)
@@ -86,6 +89,11 @@ class Shard:
                 self._index = self._opened()
             return self._index
 
+    @property
+    def _trusted(self) -> bool:
+        # Where this account alone writes, the graph that the writer made on its machine is not made anew on every other.
+        return self._published is not None and not self._place.is_local if self._is_trusted is None else self._is_trusted
+
     def _opened(self) -> LemurIndex:
         if self._published is not None:
             self._lock_cache()
@@ -94,12 +102,12 @@ class Shard:
             else:
                 self._published.fetch()
         if not self._writes:
-            return LemurIndex.open(self._folder, read_only=True)
+            return LemurIndex.open(self._folder, read_only=True, trusted=self._trusted)
         options = {} if (self._folder / MANIFEST).exists() else self._options
         until = time.monotonic() + self._lock_s
         while True:
             try:
-                index = LemurIndex.open(self._folder, **options)
+                index = LemurIndex.open(self._folder, trusted=self._trusted, **options)
                 break
             except IndexLocked:
                 if time.monotonic() > until:
@@ -356,8 +364,9 @@ def start(
     timeout: float,
     num_searches: int,
     actor_options: dict[str, Any],
+    trusted: bool | None = None,
 ) -> Any:
     """Start an actor, which Ray starts again whenever it dies."""
     groups = {"search": num_searches, "read": 2, "stage": 2, "change": 1, "rebuild": 1}
     settings = {"concurrency_groups": groups, "max_restarts": -1, "max_task_retries": 0, **actor_options}
-    return ray.remote(**settings)(Shard).remote(place, name, replica, options, cache, num_threads, timeout)
+    return ray.remote(**settings)(Shard).remote(place, name, replica, options, cache, num_threads, timeout, trusted)

@@ -77,7 +77,10 @@ class HnswGraph:
         vectors = np.empty((len(rows), dim), np.float32)
         vectors[~is_copy] = self.file.vectors(rows[~is_copy], dim)
         if is_copy.any():
-            vectors[is_copy] = self.copies[np.searchsorted(self.copied, rows[is_copy])]
+            copies = self.copies[np.searchsorted(self.copied, rows[is_copy])]
+            if not np.isfinite(copies).all():  # read from the file only now, as those of hnswlib's are
+                raise CorruptIndex("the vector of a copy, beside the links of the graph, is not finite")
+            vectors[is_copy] = copies
         return vectors
 
     def save(self, paths: dict[str, Path]) -> None:

@@ -194,7 +194,7 @@ class LibraryKind(Kind):
         log.warning(
             "%s was written elsewhere, and nobody can check what is in a file of %s: the graph is made anew of its vectors. "
             "Where you trust whoever wrote it, trusted=True reads it.",
-            paths["graph"],
+            paths["graph"].resolve(),  # a folder that is open has another name in between
             options["candidates"],
         )
         try:

@@ -45,6 +45,10 @@ class _Table:
         place = self._field(number)
         return self._read("<B", place) if place else 0
 
+    def long(self, number: int) -> int:
+        place = self._field(number)
+        return self._read("<q", place) if place else 0
+
     def table(self, number: int) -> _Table:
         place = self._field(number)
         if place == 0:
@@ -112,8 +116,11 @@ def _check_batch(data: memoryview, offset: int, head: int, body: int, kind: int)
         raise ValueError("it is compressed, and files of an index never are")
     nodes, buffers = batch.structs(1, NODE), batch.structs(2, BUFFER)
     most = ELEMENTS + ELEMENTS_PER_BYTE * len(data)
-    if len(nodes) and not (nodes["length"].min() >= 0 and nodes["length"].max() <= most):
-        raise ValueError("it has columns of more elements than it has room for")
+    rows, lengths, nulls = batch.long(0), nodes["length"], nodes["nulls"]
+    if not 0 <= rows <= most or lengths.min(initial=0) < 0 or lengths.max(initial=0) > most:
+        raise ValueError("it has columns of more elements than it has room for, or of less than none")
+    if nulls.min(initial=0) < 0 or (nulls > lengths).any():
+        raise ValueError("it has a column of more nulls than elements, or of less than none")
     ends = buffers["length"] <= body - buffers["offset"]
     if not ((buffers["offset"] >= 0) & (buffers["length"] >= 0) & ends).all():
         raise ValueError("a buffer leads out of it")

@@ -47,7 +47,7 @@ def read(
 
 def _read(folder: Folder, *, before: Version | None, known: tuple[int, int] | None, **settings: Any) -> Version:
     if before is not None:
-        manifest = storage.read_manifest(folder.files)
+        manifest = storage.read_manifest(folder.files, trusted=settings["trusted"])
         if all(manifest[key] == before.manifest[key] for key in ("version", "files")):
             return before
     return read_version(folder.files, before=before if folder.identity == known else None, **settings)
@@ -112,7 +112,7 @@ class Directory:
                 if not (held.files / storage.MANIFEST).exists():
                     storage.sync_parents(path)
                     write_version(held, Snapshot.empty(coded=options.token_codes is not None), options)
-                own = storage.manifest_bytes(held.files)
+                own = storage.manifest_bytes(held.files, trusted=trusted)
                 version = read_version(held.files, verify=verify, device=device, scratch=str(path), trusted=trusted)
                 _check_options(path, version.options, options, named)
                 held.sync()  # a writer that was killed may not have come to it
@@ -160,7 +160,7 @@ class Directory:
         self._held.check()
         manifest = None
         with suppress(FileNotFoundError, CorruptIndex), self._held.named():
-            manifest = storage.manifest_bytes(self._held.files)
+            manifest = storage.manifest_bytes(self._held.files, trusted=self.trusted)
         if manifest not in self._own:
             raise IndexLocked(
                 f"{self.path / storage.MANIFEST} was changed by something else than this index, which is open for writing, as "
@@ -217,7 +217,7 @@ class Directory:
         else:
             self._held.check()
             with self._held.named():
-                own = storage.manifest_bytes(self._held.files)
+                own = storage.manifest_bytes(self._held.files, trusted=self.trusted)
                 self._version = _read(self._held, **settings, known=self._held.identity)
                 self._own = {own}
         return self._version is not before

@@ -128,8 +128,8 @@ def check_there(path: Path) -> None:
         raise FileNotFoundError(f"no index at {path}: there is no such directory")
 
 
-def read_manifest(path: Path) -> dict[str, Any]:
-    """The manifest of a saved index, checked against its own checksum.
+def read_manifest(path: Path, *, trusted: bool = False) -> dict[str, Any]:
+    """The manifest of a saved index, checked against its own checksum; ``trusted``: it may be a link.
 
     Raises:
         FileNotFoundError: there is no such directory.
@@ -137,7 +137,7 @@ def read_manifest(path: Path) -> dict[str, Any]:
     """
     check_there(path)
     try:
-        manifest = _parsed(path)
+        manifest = _parsed(path, trusted=trusted)
     except FileNotFoundError:
         raise CorruptIndex(f"{path} has no {MANIFEST}, expected a saved lemur_ann index") from None
     except (ValueError, OSError, RecursionError) as error:
@@ -160,51 +160,62 @@ def read_manifest(path: Path) -> dict[str, Any]:
     return manifest
 
 
-def check_files(path: Path, files: dict[str, Any], *, verify: bool) -> None:
-    """Compare files with the manifest: their sizes always, their checksums too unless they are tokens and not ``verify``."""
+def check_files(path: Path, files: dict[str, Any], *, verify: bool, trusted: bool = False) -> None:
+    """Compare files with the manifest: their sizes always, their checksums too unless they are tokens and not ``verify``.
+
+    ``trusted``: they may be links to files elsewhere, as in the cache of a hub.
+    """
     for name, expected in files.items():
         if not FILE.fullmatch(name):
             raise CorruptIndex(f"{path / MANIFEST} names a file outside the index: {name!r}")
         file = path / name
-        size = _size(file)
+        size = _size(file, links=trusted)
         if size != expected["size_bytes"]:
             raise CorruptIndex(f"{file} has {size} bytes, expected {expected['size_bytes']}")
-        if (verify or not name.startswith(TOKENS)) and _file_digest(file) != expected["sha256"]:
+        if (verify or not name.startswith(TOKENS)) and _file_digest(file, links=trusted) != expected["sha256"]:
             raise CorruptIndex(f"{file} was altered: its checksum does not match")
 
 
-def _size(file: Path) -> int:
-    """Of a file in the folder itself: what is opened there may not wait, as a pipe does, nor be elsewhere."""
+def _size(file: Path, *, links: bool = False) -> int:
+    """Of a file in the folder itself, unless ``links`` may lead elsewhere: what is opened may never wait, as a pipe does."""
     try:
-        found = file.lstat()
-    except OSError:
+        found = file.stat() if links else file.lstat()
+    except (OSError, ValueError):  # a name that no file can have
         raise CorruptIndex(f"{file} is missing") from None
     if stat.S_ISLNK(found.st_mode):
-        raise CorruptIndex(f"{file} is a link, and files of an index lie in its folder: copy it with what its links lead to")
+        raise CorruptIndex(
+            f"{file} is a link, and files of an index lie in its folder: copy the folder with `cp -rL`, "
+            "or pass trusted=True where you trust whoever made it"
+        )
     if not stat.S_ISREG(found.st_mode):
         raise CorruptIndex(f"{file} is no file")
     return found.st_size
 
 
-def _opened(file: Path) -> BinaryIO:
+def _opened(file: Path, *, links: bool = False) -> BinaryIO:
     """A file of an index, for reading. Should a pipe or a link take its place, nobody waits and nothing is followed."""
-    more = getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_NOFOLLOW", 0)
+    more = getattr(os, "O_NONBLOCK", 0) | (0 if links else getattr(os, "O_NOFOLLOW", 0))
     return open(file, "rb", opener=lambda name, flags: os.open(name, flags | more))  # which closes it should it fail
 
 
-def manifest_bytes(folder: Path) -> bytes:
-    """The file of the manifest as it is. FileNotFoundError where there is none, CorruptIndex where none of ours can be so."""
-    file = folder / MANIFEST
+def manifest_bytes(path: Path, *, trusted: bool = False) -> bytes:
+    """A manifest as it stands there, which may be anything.
+
+    Raises:
+        FileNotFoundError: there is none.
+        CorruptIndex: it is no file, or a link and not ``trusted``, or longer than any of ours.
+    """
+    file = path / MANIFEST
     file.lstat()
-    if _size(file) > MANIFEST_BYTES:
-        raise CorruptIndex(f"{file} has more than {MANIFEST_BYTES} bytes")
-    with _opened(file) as source:
+    if _size(file, links=trusted) > MANIFEST_BYTES:
+        raise CorruptIndex(f"{file} cannot be read: it has more than {MANIFEST_BYTES} bytes")
+    with _opened(file, links=trusted) as source:
         return source.read(MANIFEST_BYTES)
 
 
-def _parsed(folder: Path) -> Any:
+def _parsed(path: Path, *, trusted: bool = False) -> Any:
     """The JSON of a manifest. FileNotFoundError where there is none; CorruptIndex, OSError or ValueError where it is none."""
-    parsed = json.loads(manifest_bytes(folder), object_pairs_hook=unique_keys)
+    parsed = json.loads(manifest_bytes(path, trusted=trusted), object_pairs_hook=unique_keys)
     check_depth(parsed)
     return parsed
 
@@ -312,9 +323,9 @@ def describe(file: Path) -> dict[str, Any]:
     return {"size_bytes": file.stat().st_size, "sha256": _file_digest(file)}
 
 
-def _file_digest(file: Path) -> str:
+def _file_digest(file: Path, *, links: bool = False) -> str:
     digest = hashlib.sha256()
-    with _opened(file) as source:
+    with _opened(file, links=links) as source:
         while block := source.read(1 << 20):
             digest.update(block)
     return digest.hexdigest()

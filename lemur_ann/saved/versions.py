@@ -19,7 +19,7 @@ from lemur_ann.documents.ids import IdColumn, IdMap
 from lemur_ann.documents.intake import joined_metadata, rows_of
 from lemur_ann.documents.rows import RowSet
 from lemur_ann.documents.tokens import Chunk, TokenStore
-from lemur_ann.encoder import LemurEncoder
+from lemur_ann.encoder import LemurEncoder, check_device
 from lemur_ann.errors import CorruptIndex
 from lemur_ann.options import Options
 from lemur_ann.saved import seal, storage
@@ -73,25 +73,26 @@ def read_version(
 ) -> Version:
     """The current version; what the version ``before`` has of it already is taken from there.
 
-    ``scratch``: the folder for temporary files of a candidate index that grows; ``trusted``: read what cannot be checked.
+    ``scratch``: the folder for temporary files of a candidate index that grows; ``trusted``: read what cannot be checked, and
+    follow links to files.
 
     Raises:
         FileNotFoundError: there is no such directory.
         CorruptIndex: a file is missing, truncated, altered or of a newer format.
+        ValueError: the device is not here.
     """
-    manifest = storage.read_manifest(folder)
+    manifest = storage.read_manifest(folder, trusted=trusted)
     for _ in range(TRIES):
         known = {} if before is None else before.manifest["files"]
         try:
-            storage.check_files(
-                folder, {name: e for name, e in manifest["files"].items() if known.get(name) != e}, verify=verify
-            )
+            unknown = {name: entry for name, entry in manifest["files"].items() if known.get(name) != entry}
+            storage.check_files(folder, unknown, verify=verify, trusted=trusted)
             # an index that was emptied begins anew with the names of its files
             is_anew = any(entry != manifest["files"].get(name, entry) for name, entry in known.items())
             objects = {} if before is None or is_anew else before.objects
             return assembled(folder, manifest, device, objects, scratch=scratch, trusted=trusted)
         except (CorruptIndex, FileNotFoundError):
-            now = storage.read_manifest(folder)
+            now = storage.read_manifest(folder, trusted=trusted)
             if now == manifest:
                 raise
             manifest = now  # a writer was quicker
@@ -116,6 +117,8 @@ def assembled(
         check_own(asdict(options))
     if device is not None:
         options = replace(options, device=device)
+    if manifest["feature_map"] is not None:
+        check_device(options.device)
     objects: dict[Any, Any] = {}
 
     # What did not change stays the same object from version to version: nothing is read twice, and a search that goes on in
@@ -152,7 +155,7 @@ def assembled(
                 raise CorruptIndex(f"{folder} has tokens of dim {store.dim}, and a map of dim {learned.encoder.token_dim}")
     except CorruptIndex:
         raise
-    except ValueError as error:  # such as a device that is not here
+    except ValueError as error:
         raise CorruptIndex(f"{folder} cannot be read: {error}") from error
     except (KeyError, IndexError, AttributeError, TypeError, ArithmeticError, RuntimeError, pa.ArrowException) as error:
         raise CorruptIndex(f"{folder} cannot be read: {error!r}") from error

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import shutil
 import threading
 
@@ -308,3 +309,34 @@ def test_only_what_was_staged_is_forgotten(tmp_path):
     (staging / "photos").rmdir()
     shard.discard(change)
     assert not staging.exists()
+
+
+def test_graphs_of_other_libraries_on_other_machines(tmp_path, monkeypatch, caplog):
+    """A machine has a key of its own: what its seal does not fit is read as it is from object storage alone, or where asked."""
+    pytest.importorskip("faiss")
+    random = np.random.default_rng(0)
+    options = {"candidates": "faiss", "num_features": 32, "rank": 15, "epochs": 0, "num_sample_tokens": 100, "M": 6}
+    documents = [random.normal(size=(3, 16)).astype(np.float32) for _ in range(1200)]
+    path, stored = tmp_path / "index", Place(f"memory://{tmp_path.name}")
+    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "home"))
+    LemurIndex(**options).fit(documents, documents[:30], num_threads=1).save(path / "shard-000")
+    shutil.copytree(path / "shard-000", tmp_path / "cache")
+    Published(stored / "shard-000", tmp_path / "cache").publish()
+    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "another"))
+    for place, trusted, is_read in [
+        (Place(path), None, False),
+        (Place(path), True, True),
+        (Place(path.as_uri()), None, None),
+        (stored, None, True),
+        (stored, False, False),
+    ]:
+        for replica in (0, 1):
+            shard = Shard(place, "shard-000", replica, {}, str(tmp_path / "nodes"), 1, 1.0, trusted)
+            if is_read is None:
+                assert not shard._trusted
+                continue
+            caplog.clear()
+            with caplog.at_level(logging.WARNING, "lemur_ann"):
+                assert shard.size() == 1200
+            assert ("made anew" in caplog.text) is not is_read
+            shard.close()

@@ -31,7 +31,7 @@ import pyarrow.compute as pc
 import pyarrow.dataset as ds
 import pyarrow.parquet as pq
 
-from lemur_ann import CorruptIndex, LemurEncoder, LemurIndex, candidates
+from lemur_ann import CorruptIndex, LemurEncoder, LemurIndex, arrays, candidates
 from lemur_ann.candidates.kinds import LIBRARIES
 from lemur_ann.saved import storage
 
@@ -90,6 +90,12 @@ def make(folder):
     with LemurIndex.open(folder / "grown", epochs=0, **settings) as index:
         index.fit(table(100), queries, num_threads=1)
         index.add(table(20, first=100))
+    index = LemurIndex(epochs=0, **settings)  # of copies, which the graph lists beside its links
+    documents = matrices(random, 70)
+    index.fit([documents[i % 70] for i in range(200)], queries, num_threads=1).save(folder / "copies")
+    links = next((folder / "copies").glob("links-*.safetensors"))
+    if "next_equal" not in arrays.map_arrays(links):
+        raise Wrong("an index of copies that lists none")
     LemurIndex().add(table(10)).save(folder / "unfitted")
     LemurIndex().save(folder / "empty")
     for name, (module, _) in LIBRARIES.items():
@@ -177,7 +183,10 @@ def paths_in(node, path=()):
 
 def changed_json(node, random, skipped=()):
     """A JSON value with one thing in it changed, and what."""
-    path = choice(random, [path for path in paths_in(node) if path[0] not in skipped])
+    paths = [path for path in paths_in(node) if path[0] not in skipped]
+    if not paths:
+        return "nothing is left to change"
+    path = choice(random, paths)
     parent = node
     for key in path[:-1]:
         parent = parent[key]
@@ -187,7 +196,8 @@ def changed_json(node, random, skipped=()):
         del parent[path[-1]]
         return f"{path} removed"
     if isinstance(here, (int, float)) and random.random() < 0.5:
-        new = choice(random, [here + 1, here - 1, -here, 2 * here, here * 2**31, float(here), str(here)])
+        plain = here if isinstance(here, float) or abs(here) < 2**1000 else 0  # which floats hold
+        new = choice(random, [here + 1, here - 1, -here, 2 * here, here * 2**31, float(plain), str(here)])
     else:
         new = choice(random, VALUES + others)
     parent[path[-1]] = new
@@ -395,6 +405,29 @@ def try_hostile(seed, random, folder, work, tell):
     step(lambda: index.save(work / "saved"))
     index.close()
     return "works" if steps["refusals"] == 0 else "refused later"
+
+
+def try_changes(seed, random, folder, work, tell):
+    """That changes of changes stay within their folder, wherever its names lead by then."""
+    import hostile
+
+    base = choice(random, sorted(path for path in folder.iterdir() if path.is_dir()))
+    beside = {"private/tokens-000001.arrow": b"ours", "x": b"ours", "elsewhere": b"ours"}
+    for name, data in beside.items():
+        (work / name).parent.mkdir(exist_ok=True)
+        (work / name).write_bytes(data)
+    path = work / "index"
+    shutil.copytree(base, path)
+    for _ in range(5):
+        tell(f"{base.name}/{hostile.change(path, random)}")
+    found = {
+        str(file.relative_to(work)): file.read_bytes()
+        for file in work.rglob("*")
+        if path not in file.parents and file.is_file()
+    }
+    if found != beside:
+        raise Wrong(f"beside the folder there is {sorted(found)}")
+    return "within"
 
 
 def try_map(path, learned, random, work, tell, hostile):
@@ -891,6 +924,7 @@ def try_filters(seed, random, folder, work, tell, known={}):  # noqa: B006 (kept
 
 
 TRIES = {"hostile": try_hostile, "files": try_files, "unsigned": try_unsigned, "arrow": try_arrow, "filters": try_filters}
+TRIES["changes"] = try_changes
 
 
 def preload():
@@ -912,7 +946,7 @@ def main(kind, folder, first="0", count="1"):
 
     faulthandler.enable()
     candidates.MIN_SCANNED = 50
-    storage.sync = lambda path: None  # a disk's time, for files that nobody will miss
+    storage.sync = lambda *_: None  # a disk's time, for files that nobody will miss
     np.seterr(all="ignore")
     size = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
     if kind == "hostile":

@@ -1,8 +1,11 @@
 """Folders as a stranger might send them: one thing or three changed in what a saved index says of itself, and signed again.
 
 Each change knows the structure that it is made in: a number of a manifest, a field of hnswlib's header, a label, a link, a
-level, a word of Arrow's messages, an array of safetensors. So it passes the checksums, and most of what only looks at the form.
-fuzz.py tries what loads such a folder; `change` returns what was done.
+level, a word of Arrow's messages, an array of safetensors, which rows follow others as copies. So it passes the checksums, and
+most of what only looks at the form. fuzz.py tries what loads such a folder; `change` returns what was done.
+
+Names that are changed may lead anywhere: so whatever is written, made or deleted here has a path of `place`, which is within
+the folder, and nothing that is written follows a link.
 """
 
 from __future__ import annotations
@@ -10,6 +13,7 @@ from __future__ import annotations
 import json
 import os
 import socket
+from pathlib import PurePath
 
 import fuzz
 import numpy as np
@@ -19,6 +23,7 @@ from safetensors.numpy import load_file, save
 
 from lemur_ann.candidates.hnsw import HEADER
 from lemur_ann.saved import storage
+from lemur_ann.saved.checks import FILE
 
 COUNTS = [
     -(2**63),
@@ -76,21 +81,51 @@ OPTIONS = {
     "ef_search": [0, 1, None, 2**31, 2**62],
     "seed": [0, 2**63 - 1, 2**64],
 }
+KEYS = {  # of what is learned, which older manifests lack
+    ("feature_map", "homogeneous"): [True, False, None, 1, "true", []],
+    ("training", "nearness"): [{}, None, [], 3, {"low": None}, {"low": "x"}, {"low": True}, *({"low": x} for x in FLOATS)],
+    ("training", "num_unfamiliar"): [-1, 0, 1, 2**48, 2**63, 1.5, None, True, "1", []],
+    ("training", "seconds"): [{}, None, [], 3],
+    ("training", "num_rows"): [-1, 0, 1, 2**40, None, True],
+    ("structure", "num_rows"): [-1, 0, 1, 2**40, None, True],
+    ("structure", "seal"): [None, "", "0" * 64, 3, [], "é"],
+}
+
+
+def place(folder, name):
+    """The path of a file that may be written, made or deleted: its name is a plain one, and so it is in the folder."""
+    assert isinstance(name, str), name
+    assert name not in ("", ".", ".."), name
+    assert PurePath(name).name == name, name
+    assert "\0" not in name, name
+    path = folder / name
+    assert path.parent == folder, path
+    return path
+
+
+def write(folder, name, data):
+    """Write a file in the folder; a link in its place is an error."""
+    flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW | os.O_NONBLOCK
+    with os.fdopen(os.open(place(folder, name), flags, 0o644), "wb") as file:
+        file.write(data)
 
 
 def change(folder, random):
     """Change some things, sign the folder, and say what was changed."""
     manifest = json.loads((folder / "manifest.json").read_text())
+    manifest.pop("padding", None)  # of a change before, which takes long to write
     done = []
     for _ in range(int(fuzz.choice(random, [1, 1, 1, 2, 3]))):
         if not isinstance(manifest.get("files"), dict) or not isinstance(manifest.get("options"), dict):
             break  # changed into something else before
         # a name that was changed before may lead elsewhere, and what it leads to is not ours to write
-        inside = [name for name in manifest["files"] if storage.NAMES.fullmatch(name)]
-        path = folder / fuzz.choice(random, inside) if inside else None
-        kind = fuzz.choice(random, ["value", "option", "name", "odd file", "file", "file", "file", "file", "file", "file"])
+        inside = [name for name in manifest["files"] if FILE.fullmatch(name)]
+        path = place(folder, fuzz.choice(random, inside)) if inside else None
+        kind = fuzz.choice(
+            random, ["value", "option", "key", "name", "odd file", "file", "file", "file", "file", "file", "file"]
+        )
         if kind == "file" and path is not None:
-            if len(path.name) > 200 or not path.is_file() or path.is_symlink():
+            if len(path.name) > 200 or path.is_symlink() or not path.is_file():
                 continue
             done.append(f"{path.name}: {change_file(path, random)}")
             manifest["files"][path.name] = storage.describe(path)
@@ -98,6 +133,11 @@ def change(folder, random):
             name = fuzz.choice(random, OPTIONS)
             manifest["options"][name] = fuzz.choice(random, OPTIONS[name])
             done.append(f"{name}={str(manifest['options'][name])[:40]}")
+        elif kind == "key":
+            (of, name), values = fuzz.choice(random, KEYS.items())
+            if isinstance(manifest.get(of), dict):
+                manifest[of][name] = fuzz.choice(random, values)
+                done.append(f"{of} {name}={str(manifest[of][name])[:40]}")
         elif kind == "name":
             done.append(change_name(manifest, folder, random))
         elif kind == "odd file" and path is not None:
@@ -112,7 +152,7 @@ def sign(folder, manifest, random):
     """Write the manifest with its checksum; now and then in a form that another reader would read in another way."""
     manifest.pop("manifest_sha256", None)
     odd = fuzz.choice(random, [None] * 12 + ["deep", "twice", "long"])
-    if odd == "deep":
+    if odd == "deep" and isinstance(manifest.get("options"), dict):
         node = manifest["options"]["candidates_options"] = {}
         for _ in range(int(fuzz.choice(random, [40, 300, 900]))):
             node["x"] = node = {}
@@ -125,25 +165,23 @@ def sign(folder, manifest, random):
         return ["not signed"]
     if odd == "twice":
         text = '{"version": 1, ' + text[1:]
-    (folder / "manifest.json").write_text(text)
+    write(folder, "manifest.json", text.encode())
     return [odd] if odd else []
 
 
 def change_name(manifest, folder, random):
     """Let a name of a role lead elsewhere, listed among the files or not."""
-    places = [
-        (entry, key) for entry in manifest.get("segments", []) for key in ("tokens", "documents") if isinstance(entry, dict)
-    ]
+    places = [(entry, key) for entry in dicts(manifest, "segments") for key in ("tokens", "documents")]
     places += [(manifest, key) for key in ("deleted", "learned") if key in manifest]
-    places += [(entry, "file") for entry in manifest.get("vectors", []) if isinstance(entry, dict)]
+    places += [(entry, "file") for entry in dicts(manifest, "vectors")]
     structure = manifest.get("structure")
     if isinstance(structure, dict) and isinstance(structure.get("files"), dict):
         places += [(structure["files"], key) for key in structure["files"]]
     if not places:
         return "no names"
     for name, make in (("pipe", os.mkfifo), ("folder", os.mkdir), ("link", lambda path: os.symlink("/dev/zero", path))):
-        if not os.path.lexists(folder / name):
-            make(folder / name)
+        if not os.path.lexists(place(folder, name)):
+            make(place(folder, name))
     entry, key = fuzz.choice(random, places)
     old, new = entry.get(key), fuzz.choice(random, [*NAMES, *manifest["files"]])
     entry[key] = new
@@ -152,17 +190,24 @@ def change_name(manifest, folder, random):
     return f"{key} is {new!r}"
 
 
+def dicts(manifest, key):
+    """The objects in a list, which may have been changed into anything."""
+    entries = manifest.get(key)
+    return [entry for entry in entries if isinstance(entry, dict)] if isinstance(entries, list) else []
+
+
 def odd_file(path, random):
     """Something else in the place of a file."""
+    folder, path = path.parent, place(path.parent, path.name)
     if len(path.name) > 200 or path.is_dir():
         return "as it is"
-    data = path.read_bytes() if path.is_file() else b""
+    data = path.read_bytes() if path.is_file() and not path.is_symlink() else b""
     path.unlink(missing_ok=True)
     what = fuzz.choice(random, ["pipe", "link", "folder", "zero", "socket", "missing"])
     if what == "pipe":
         os.mkfifo(path)
     elif what == "link":
-        (path.parent / "elsewhere").write_bytes(data)
+        write(folder, "elsewhere", data)
         path.symlink_to("elsewhere")
     elif what == "folder":
         path.mkdir()
@@ -171,10 +216,12 @@ def odd_file(path, random):
     elif what == "socket":
         with socket.socket(socket.AF_UNIX) as made:
             before = os.open(".", os.O_RDONLY)
-            os.chdir(path.parent)  # the name of a socket is a short one
-            made.bind(path.name)
-            os.chdir(before)
-            os.close(before)
+            try:
+                os.chdir(folder)  # the name of a socket is a short one
+                made.bind(path.name)
+            finally:
+                os.chdir(before)
+                os.close(before)
     return what
 
 
@@ -184,7 +231,7 @@ def change_file(path, random):
         new, what = changed(path, data, random)
     except (*NOT_SO, SafetensorError, pa.ArrowException):  # a change before made something else of it
         new, what = fuzz.damaged(data, random)
-    path.write_bytes(new)
+    write(path.parent, path.name, new)
     return what
 
 
@@ -201,14 +248,14 @@ def changed(path, data, random):
     return changed_words(data, random)
 
 
-def put(data, place, kind, value):
+def put(data, begin, kind, value):
     """A number into the bytes, cut to its width."""
     kind = np.dtype(kind)
     if kind.kind == "f":
         raw = np.array(value, kind).tobytes()
     else:
         raw = (int(value) % 256**kind.itemsize).to_bytes(kind.itemsize, "little")
-    data[place : place + kind.itemsize] = raw
+    data[begin : begin + kind.itemsize] = raw
 
 
 def changed_graph(data, random):
@@ -254,6 +301,8 @@ def changed_graph(data, random):
 def changed_arrays(path, data, random):
     """An array with odd numbers in it, or of another shape or dtype, or a header that lies."""
     what = fuzz.choice(random, ["values", "values", "values", "shape", "header", "offsets"])
+    if path.name.startswith("links") and random.random() < 0.4:
+        what = "copies"
     if what == "header":
         return fuzz.changed_header(data, random)
     if what == "offsets":
@@ -272,6 +321,8 @@ def changed_arrays(path, data, random):
     arrays = {name: array.copy() for name, array in load_file(path).items()}
     if not arrays:
         return data, "no arrays"
+    if what == "copies":
+        return changed_copies(arrays, random)
     name = fuzz.choice(random, arrays)
     array = arrays[name]
     if what == "shape":
@@ -295,6 +346,40 @@ def changed_arrays(path, data, random):
             flat[places] = np.array(value).astype(array.dtype)
         what = f"{name} has {value}"
     return save(arrays), what
+
+
+def changed_copies(arrays, random):
+    """Which rows follow each other as copies, and the vectors of those."""
+    codes, rows = arrays["codes"], len(arrays["links"])
+    following = arrays.setdefault("next_equal", np.full(rows, -1, np.int32))
+    following = arrays["next_equal"] = following[:rows] if len(following) else np.full(rows, -1, np.int32)
+    copies = arrays.setdefault("copies", np.zeros((0, codes.shape[1]), np.float32))
+    listed = np.flatnonzero(following >= 0)
+    row, other = (int(n) for n in random.integers(rows, size=2))
+    row = int(fuzz.choice(random, listed)) if len(listed) and random.random() < 0.7 else row
+    what = fuzz.choice(random, ["value", "value", "circle", "shared", "all", "none", "swapped", "dropped", "vectors", "counts"])
+    if what == "value":
+        following[row] = fuzz.choice(random, [-2, -1, 0, row, row + 1, row - 1, rows - 1, rows, 2**31 - 1, -(2**31)])
+    elif what == "circle":
+        following[[row, other]] = other, row
+    elif what == "shared" and len(listed):
+        following[other] = following[row]
+    elif what == "all":
+        following[:-1] = np.arange(1, rows)
+    elif what == "none":
+        following[:] = -1
+    elif what == "swapped":
+        following[:] = following[::-1].copy()
+    elif what == "dropped":
+        del arrays[fuzz.choice(random, ["next_equal", "copies"])]
+    elif what == "vectors" and copies.size:
+        copies[int(random.integers(len(copies)))] = fuzz.choice(random, FLOATS)
+    if what in ("counts", "value", "circle", "shared", "all", "none") and random.random() < 0.7:  # so that the counts fit
+        count = int((following >= 0).sum()) + (int(random.integers(-1, 2)) if what == "counts" else 0)
+        arrays["copies"] = np.resize(copies, (max(count, 0), copies.shape[1])) if copies.size else copies[:0]
+        if not copies.size:
+            arrays["copies"] = np.ones((max(count, 0), copies.shape[1]), np.float32)
+    return save({name: np.ascontiguousarray(array) for name, array in arrays.items()}), f"copies: {what}"
 
 
 def changed_arrow(path, data, random):

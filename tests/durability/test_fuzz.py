@@ -81,6 +81,10 @@ def test_folders_of_strangers(indexes, tmp_path):
     assert outcomes.get("refused"), "the changes reach what reads the files"
 
 
+def test_changes_stay_within_their_folder(indexes, tmp_path):
+    assert set(fuzz("changes", indexes, AMOUNT, tmp_path / "errors")) == {"within"}
+
+
 def test_damage_under_checksums(indexes, tmp_path):
     outcomes = fuzz("unsigned", indexes, AMOUNT, tmp_path / "errors")
     assert set(outcomes) <= {"refused", "the same"}

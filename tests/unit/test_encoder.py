@@ -95,7 +95,7 @@ def test_as_bytes(encoder, tmp_path):
         assert again.fingerprint == encoder.fingerprint
     (tmp_path / "written").write_bytes(data)
     assert LemurEncoder.load(tmp_path / "written").fingerprint == encoder.fingerprint
-    newer = data.replace(b'"format_version":"1"', b'"format_version":"9"')
+    newer = data.replace(b'"format_version":"2"', b'"format_version":"9"')
     assert newer != data
     for bad in (b"", b"no map", data[:-1], data[:100], newer, b"\xff" * 100):
         with pytest.raises(CorruptIndex, match="what these bytes hold (cannot be read|is not an encoder|has encoder format 9)"):

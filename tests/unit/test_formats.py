@@ -55,7 +55,7 @@ def assert_same(encoder, other):
 
 def test_a_map_whose_format_was_one_string(saved_map):
     encoder, file, arrays, header = saved_map
-    assert (header["format"], header.pop("format_version")) == ("lemur_ann encoder", "1")
+    assert (header["format"], header.pop("format_version")) == ("lemur_ann encoder", "2")
     write_arrays(file, arrays, {**header, "format": "lemur_ann encoder 1"})
     assert_same(LemurEncoder.load(file), encoder)
 
@@ -64,8 +64,8 @@ def test_a_map_whose_format_was_one_string(saved_map):
     ("changes", "message"),
     [
         (
-            {"format_version": "2", "lemur_ann_version": "9.0"},
-            rf"encoder format 2, this lemur_ann .* reads up to {formats.MAP_VERSION}; it was written by lemur_ann 9.0",
+            {"format_version": "3", "lemur_ann_version": "9.0"},
+            rf"encoder format 3, this lemur_ann .* reads up to {formats.MAP_VERSION}; it was written by lemur_ann 9.0",
         ),
         ({"format": "lemur_ann encoder 2"}, "expected 'lemur_ann encoder', got 'lemur_ann encoder 2'"),
         ({"format": "lemur_ann"}, "expected 'lemur_ann encoder', got 'lemur_ann'"),

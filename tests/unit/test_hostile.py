@@ -8,11 +8,14 @@ from __future__ import annotations
 import json
 import logging
 import os
+import pickle
 import resource
 import shutil
+import struct
 import subprocess
 import sys
 import tempfile
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
@@ -21,7 +24,7 @@ import pytest
 from safetensors.numpy import load_file, save
 
 import lemur_ann
-from lemur_ann import CorruptIndex, LemurEncoder, LemurIndex, _core, storage
+from lemur_ann import CorruptIndex, IndexLocked, LemurEncoder, LemurIndex, _core, storage
 from lemur_ann.candidates.hnsw import HEADER
 from lemur_ann.candidates.kinds import LIBRARIES
 from lemur_ann.documents.arrow_files import open_arrow
@@ -143,6 +146,91 @@ def test_the_manifest_is_a_file_too(folder, what):
     refused(folder)
 
 
+@pytest.mark.parametrize("what", ["pipe", "link", "folder"])
+def test_a_lock_is_a_file_too(folder, what):
+    outside = folder.parent / "outside"
+    outside.write_text("not ours")
+    lock = folder / "writer.lock"
+    lock.unlink(missing_ok=True)
+    if what == "pipe":
+        os.mkfifo(lock)
+    elif what == "folder":
+        lock.mkdir()
+    else:
+        lock.symlink_to(outside)
+    assert len(LemurIndex.load(folder)) == 1500
+    with suppress(OSError, ValueError, IndexLocked), LemurIndex.open(folder) as index:
+        index.delete([0])
+    assert outside.read_text() == "not ours"
+
+
+def test_a_manifest_that_becomes_a_pipe(folder):
+    with LemurIndex.open(folder) as index:
+        (folder / "manifest.json").rename(folder / "other")
+        os.mkfifo(folder / "manifest.json")
+        with pytest.raises(IndexLocked, match="changed by something else"):
+            index.delete([0])
+        with pytest.raises(CorruptIndex):
+            index.refresh()
+        assert len(index) == 1500
+
+
+@pytest.fixture
+def cached(folder, tmp_path):
+    """An index as the cache of a hub has it: the files are links to blobs, by their hashes."""
+    blobs, snapshot = tmp_path / "hub" / "blobs", tmp_path / "hub" / "snapshots" / "0123abc"
+    blobs.mkdir(parents=True)
+    snapshot.mkdir(parents=True)
+    for i, file in enumerate(sorted(folder.iterdir())):
+        file.rename(blobs / f"blob-{i}")
+        (snapshot / file.name).symlink_to(f"../../blobs/blob-{i}")
+    return snapshot
+
+
+def test_the_cache_of_a_hub(cached, documents, tmp_path):
+    refused(cached, "cp -rL.*trusted=True")
+    before = {file.name: file.read_bytes() for file in (cached.parent.parent / "blobs").iterdir()}
+    index = LemurIndex.load(cached, trusted=True)
+    assert index.search(documents[0], k=1).ids[0] == 0
+    index.save(tmp_path / "own")
+    assert not any(file.is_symlink() for file in (tmp_path / "own").iterdir())
+    assert len(LemurIndex.load(tmp_path / "own")) == 1500
+    assert len(pickle.loads(pickle.dumps(LemurIndex.load(cached, trusted=True)))) == 1500
+    with LemurIndex.open(cached, read_only=True, trusted=True) as reader, LemurIndex.open(cached, trusted=True) as writer:
+        writer.delete([0])
+        writer.add(documents[1500:1510])
+        assert reader.refresh()
+        assert len(reader) == 1509
+    with LemurIndex.open(cached, trusted=True) as index:
+        index.compact(num_threads=1)
+        assert len(index) == 1509
+    assert before == {file.name: file.read_bytes() for file in (cached.parent.parent / "blobs").iterdir()}
+    shutil.copytree(cached, tmp_path / "copy")  # follows links, as `cp -rL` does
+    assert len(LemurIndex.load(tmp_path / "copy")) == 1509
+
+
+@pytest.mark.parametrize("what", ["pipe", "folder", "device", "nothing", "circle"])
+@pytest.mark.parametrize("name", ["manifest.json", "documents"])
+def test_links_lead_to_files(cached, tmp_path, what, name):
+    link = cached / (name if name == "manifest.json" else next(cached.glob("documents-*")).name)
+    target = tmp_path / "target"
+    if what == "pipe":
+        os.mkfifo(target)
+    elif what == "folder":
+        target.mkdir()
+    elif what == "device":
+        target = Path("/dev/zero")
+    elif what == "circle":
+        target = link
+    link.unlink()
+    link.symlink_to(target)
+    for read in (LemurIndex.load, LemurIndex.open):
+        with pytest.raises(
+            (CorruptIndex, FileExistsError) if name == "manifest.json" and read == LemurIndex.open else CorruptIndex
+        ):
+            read(cached, trusted=True)
+
+
 def test_a_file_is_used_once(folder):
     manifest = manifest_of(folder)
     manifest["segments"] *= 2
@@ -254,8 +342,16 @@ def test_a_device_that_is_not_here(folder):
     manifest = manifest_of(folder)
     manifest["options"]["device"] = "cuda:99"
     sign(folder, manifest)
-    refused(folder, "pass device='cpu'")
+    for read in (LemurIndex.load, LemurIndex.open, lambda path: LemurIndex.load(path, device="cuda:99")):
+        with pytest.raises(ValueError, match="pass device='cpu'") as raised:
+            read(folder)
+        assert not isinstance(raised.value, CorruptIndex), "nothing is wrong with the folder"
     assert len(LemurIndex.load(folder, device="cpu")) == 1500
+    LemurIndex.load(folder, device="cpu").encoder.save(folder.parent / "map")
+    for call in (LemurEncoder.load, lambda path, **where: LemurEncoder.from_bytes(path.read_bytes(), **where)):
+        with pytest.raises(ValueError, match="pass device='cpu'") as raised:
+            call(folder.parent / "map", device="cuda:99")
+        assert not isinstance(raised.value, CorruptIndex)
 
 
 # The graph
@@ -480,6 +576,27 @@ def test_columns_of_more_elements_than_bytes(folder):
     refused(folder, "more elements")
 
 
+@pytest.mark.parametrize("number", ["rows", "length", "nulls"])
+@pytest.mark.parametrize("value", [-1, -(2**31), -(2**63), 2**62, 2**63 - 1])
+def test_numbers_of_a_batch(tmp_path, number, value):
+    """Arrow's own reader takes rows below 0, and counts on from there."""
+    path = tmp_path / "file"
+    table = pa.table({"id": pa.array([7, None, 9] * 41)})  # 123 rows and 41 nulls
+    with pa.ipc.new_file(path, table.schema) as writer:
+        writer.write_table(table)
+    data = path.read_bytes()
+    node = data.index(struct.pack("<qq", 123, 41))  # the one column's
+    if number == "rows":
+        places = [at for at in range(0, node, 4) if data[at : at + 8] == struct.pack("<q", 123)]
+        assert len(places) == 1
+        place = places[0]
+    else:
+        place = node + 8 * (number == "nulls")
+    path.write_bytes(data[:place] + struct.pack("<q", value) + data[place + 8 :])
+    with pytest.raises(ValueError, match="less than none"):
+        open_arrow(path)
+
+
 def test_every_table_that_arrow_writes_opens(tmp_path):
     table = pa.table(
         {
@@ -494,6 +611,106 @@ def test_every_table_that_arrow_writes_opens(tmp_path):
         with pa.ipc.new_file(tmp_path / "file", table.schema) as writer:
             writer.write_table(table[:count], max_chunksize=1)
         assert open_arrow(tmp_path / "file").read_all().equals(table[:count])
+
+
+# Copies of documents
+
+
+@pytest.fixture
+def copied(documents, tmp_path):
+    """An index in which every fifth document is there three times."""
+    some = documents[:1000] + documents[:1000:5] * 2
+    LemurIndex(**SETTINGS).fit(some, [d[:4] for d in documents[:30]], num_threads=1).save(tmp_path / "copied")
+    return tmp_path / "copied"
+
+
+def with_links(folder, change):
+    manifest = manifest_of(folder)
+    path = folder / manifest["structure"]["files"]["links"]
+    found = {name: array.copy() for name, array in load_file(path).items()}
+    assert (found["next_equal"] >= 0).sum() == len(found["copies"]) > 300
+    change(found)
+    path.write_bytes(save({name: np.ascontiguousarray(array) for name, array in found.items()}))
+    sign(folder, manifest)
+
+
+def following(change):
+    """A change of rows that follow each other, with as many vectors as it needs."""
+
+    def changed(found):
+        rows = found["next_equal"]
+        change(rows, np.flatnonzero(rows >= 0))
+        found["copies"] = np.resize(found["copies"], (int((rows >= 0).sum()), found["copies"].shape[1]))
+
+    return changed
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        following(lambda rows, listed: rows.__setitem__(listed[0], listed[0])),  # itself
+        following(lambda rows, listed: rows.__setitem__(rows[listed[0]], listed[0])),  # a circle
+        following(lambda rows, listed: rows.__setitem__(slice(None), np.arange(len(rows))[::-1])),
+        following(lambda rows, listed: rows.__setitem__(listed[0], rows[listed[1]])),  # two before one
+        following(lambda rows, listed: rows.__setitem__(listed[0], len(rows))),
+        following(lambda rows, listed: rows.__setitem__(listed[0], 2**31 - 1)),
+        lambda found: found.pop("copies"),
+        lambda found: found.pop("next_equal"),
+        lambda found: found.update(copies=found["copies"][:-1]),
+        lambda found: found.update(copies=found["copies"][:, :-1]),
+        lambda found: found.update(copies=found["copies"].astype(np.float64)),
+        lambda found: found.update(copies=found["copies"].reshape(-1)),
+        lambda found: found.update(next_equal=found["next_equal"][:-1]),
+        lambda found: found.update(next_equal=found["next_equal"].astype(np.int64)),
+        lambda found: found.update(next_equal=found["next_equal"][:, None]),
+    ],
+)
+def test_rows_that_follow_as_copies(copied, change):
+    with_links(copied, change)
+    refused(copied)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        following(lambda rows, listed: rows.__setitem__(listed[0], -2)),
+        following(lambda rows, listed: rows.__setitem__(slice(None), -1)),
+        following(lambda rows, listed: rows.__setitem__(slice(0, -1), np.arange(1, len(rows)))),  # all are one document
+        following(lambda rows, listed: rows.__setitem__(slice(0, -1), np.where(np.arange(len(rows) - 1) % 2, -1, 1))),
+        lambda found: found["copies"].__setitem__(slice(None), np.nan),
+        lambda found: found["copies"].__setitem__(3, np.inf),
+        lambda found: found["copies"].__setitem__(slice(None), 3e38),
+    ],
+)
+def test_copies_of_a_stranger(copied, documents, change):
+    """They load or not; searches and changes stay within their memory."""
+    with_links(copied, change)
+    loads_or_refuses(copied, documents)
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
+def test_vectors_of_copies_are_finite(copied, value):
+    with_links(copied, lambda found: found["copies"].__setitem__(slice(None), value))
+    index = LemurIndex.load(copied)
+    index.delete(list(range(700)))
+    with pytest.raises(CorruptIndex, match="not finite"):
+        index.compact(num_threads=1)
+    assert len(index) == 700
+
+
+@pytest.mark.parametrize(
+    ("of", "name", "value"),
+    [
+        *(("feature_map", "homogeneous", value) for value in (None, 1, "true", [])),
+        *(("training", "nearness", value) for value in (None, [], 3, {"low": None}, {"low": "x"}, {"low": True})),
+        *(("training", "num_unfamiliar", value) for value in (-1, 2**48, 1.5, None, True, "1")),
+    ],
+)
+def test_what_newer_maps_say(folder, of, name, value):
+    manifest = manifest_of(folder)
+    manifest[of][name] = value
+    sign(folder, manifest)
+    refused(folder)
 
 
 # Graphs of other libraries
@@ -527,6 +744,7 @@ def test_a_graph_of_others_is_made_anew(library, documents, caplog, monkeypatch,
     with caplog.at_level(logging.WARNING, "lemur_ann"):
         index = LemurIndex.load(folder)
     assert "trusted=True" in caplog.text
+    assert f"{folder.resolve()}/graph-" in caplog.text
     assert np.mean([a.ids[0] == b.ids[0] for a, b in zip(index.search(documents[:20], k=5), hits, strict=True)]) > 0.9
     caplog.clear()
     with caplog.at_level(logging.WARNING, "lemur_ann"):
