@@ -32,6 +32,7 @@ import torch
 
 import lemur_ann.searching.device
 from lemur_ann import IndexLocked, LemurIndex, arrays, changes, validate
+from lemur_ann.candidates.hnswlib_file import GraphFile
 from lemur_ann.learning.threads import torch_threads
 from lemur_ann.searching.searcher import Searcher
 
@@ -246,6 +247,20 @@ def test_the_end_of_a_child_leaves_lock_and_files_to_the_parent(tmp_path, end):
 
 
 # Threads
+
+
+def test_threads_copy_one_graph_at_once(tmp_path):
+    content = np.random.default_rng(0).bytes(2**23)
+    (tmp_path / "graph").write_bytes(content)
+    graph, barrier = GraphFile(tmp_path / "graph"), threading.Barrier(4)
+
+    def copy(number: int) -> None:
+        for _ in range(5):
+            barrier.wait(WAIT_S)
+            graph.copy_to(tmp_path / str(number))
+            assert (tmp_path / str(number)).read_bytes() == content
+
+    run_in_threads(*(lambda number=number: copy(number) for number in range(4)))
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -524,8 +539,7 @@ def test_threads_do_everything_to_one_index(tmp_path, monkeypatch):
     index, wanted = stress.index, dict(stress.stable)
     for documents in own[: len(begins)]:
         wanted |= documents
-    assert len(stress.counts) == 8
-    print(stress.counts)
+    assert len(stress.counts) == 8, stress.counts
     index.check()
     assert read(index.to_arrow(vectors=False).read_all()) == wanted
     index.close()
