@@ -254,13 +254,15 @@ def test_threads_copy_one_graph_at_once(tmp_path):
     (tmp_path / "graph").write_bytes(content)
     graph, barrier = GraphFile(tmp_path / "graph"), threading.Barrier(4)
 
-    def copy(number: int) -> None:
+    def copies_that_are_whole(number: int) -> int:
+        whole = 0
         for _ in range(5):
             barrier.wait(WAIT_S)
             graph.copy_to(tmp_path / str(number))
-            assert (tmp_path / str(number)).read_bytes() == content
+            whole += (tmp_path / str(number)).read_bytes() == content
+        return whole
 
-    run_in_threads(*(lambda number=number: copy(number) for number in range(4)))
+    assert run_in_threads(*(lambda number=number: copies_that_are_whole(number) for number in range(4))) == [5] * 4
 
 
 @pytest.mark.parametrize("kind", KINDS)
