@@ -12,7 +12,6 @@ fill each other's links, and the view of a search. The graph lists the others, a
 from __future__ import annotations
 
 import logging
-from functools import cached_property
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -27,6 +26,7 @@ from lemur_ann.candidates.hnswlib_file import HEADER as HEADER  # what a file of
 from lemur_ann.candidates.hnswlib_file import GraphFile, check_dim, load, read_header, read_links, saved
 from lemur_ann.documents.rows import Rows, RowSet
 from lemur_ann.errors import CorruptIndex
+from lemur_ann.events import cached_property
 
 # Of the links that are searched, see links.hpp; hnswlib's graph need not be good for these to be.
 LINKS_PER_M, BEAM_PER_EF, ALPHA = 4, 3, 1.2

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import threading
 from typing import TYPE_CHECKING, Any
 
 import pyarrow.compute as pc
 
 from lemur_ann.documents.inputs import QueryBatch
 from lemur_ann.documents.rows import RowSet
+from lemur_ann.events import after_fork
 from lemur_ann.hits import Hits
 from lemur_ann.searching.filters import excluded_by
 from lemur_ann.searching.search import search
@@ -24,6 +26,11 @@ class Searcher:
     def __init__(self) -> None:
         self._last_filter: tuple[Snapshot, pc.Expression, RowSet] | None = None
         self._on_device: tuple[Snapshot, DeviceSearch] | None = None
+        self._make_lock()
+        after_fork(self, Searcher._make_lock)
+
+    def _make_lock(self) -> None:
+        self._copying = threading.Lock()  # to the device, where the documents of two threads at once may not have room
 
     def search(
         self, snapshot: Snapshot, queries: QueryBatch, settings: Settings, *, filter: Any = None, exact: bool = False
@@ -50,10 +57,14 @@ class Searcher:
         if learned is None or learned.options.device == "cpu":
             return None
         known = self._on_device
-        if known is None or known[0] is not snapshot:
-            from lemur_ann.searching.device import DeviceSearch
+        if known is not None and known[0] is snapshot:
+            return known[1]
+        with self._copying:
+            known = self._on_device
+            if known is None or known[0] is not snapshot:
+                from lemur_ann.searching.device import DeviceSearch
 
-            vectors = learned.candidates.take(snapshot.live)
-            search = DeviceSearch(learned.encoder, vectors, snapshot.store, snapshot.live, learned.options.device)
-            self._on_device = known = (snapshot, search)
+                vectors = learned.candidates.take(snapshot.live)
+                search = DeviceSearch(learned.encoder, vectors, snapshot.store, snapshot.live, learned.options.device)
+                self._on_device = known = (snapshot, search)
         return known[1]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
 import pyarrow as pa
@@ -68,5 +68,19 @@ def stream_of(snapshot: Snapshot, *, tokens: bool, vectors: bool) -> pa.RecordBa
         return pa.record_batch([column.combine_chunks() for column in table.columns], schema=table.schema)
 
     rows = snapshot.live
-    blocks = (block(rows[begin : begin + ROWS_PER_BATCH]) for begin in range(0, len(rows), ROWS_PER_BATCH))
-    return pa.RecordBatchReader.from_batches(block(rows[:0]).schema, blocks)
+    return pa.RecordBatchReader.from_batches(block(rows[:0]).schema, _Blocks(rows, block))
+
+
+class _Blocks:
+    """Batches one after the other, each for the thread that asked for it: a generator cannot be asked by two at once."""
+
+    def __init__(self, rows: Rows, block: Callable[[Rows], pa.RecordBatch]) -> None:
+        self._rows, self._block = rows, block
+        self._begins = iter(range(0, len(rows), ROWS_PER_BATCH))
+
+    def __iter__(self) -> Iterator[pa.RecordBatch]:
+        return self
+
+    def __next__(self) -> pa.RecordBatch:
+        begin = next(self._begins)
+        return self._block(self._rows[begin : begin + ROWS_PER_BATCH])

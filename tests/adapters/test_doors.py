@@ -15,6 +15,7 @@ DOORS = {
     "lemur_ann",
     "lemur_ann.documents",
     "lemur_ann.encoders",
+    "lemur_ann.events",
     "lemur_ann.insight",
     "lemur_ann.maxsim",
     "lemur_ann.options",
