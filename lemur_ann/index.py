@@ -829,11 +829,12 @@ class LemurIndex:
         An index that is open on a directory is there already, and this makes a copy of it elsewhere.
 
         Raises:
-            FileExistsError: something other than an index is there.
+            FileExistsError: something other than an index is there; or a version of this one that another process wrote.
             IndexLocked: the index there is open for writing.
         """
         snapshot, target, directory = self.snapshot, validate.path(path), self._changes.directory
         if directory is not None and directory.is_at(target):
+            directory.check_current()
             return
         with self._changes.timed("save", path=str(target)):
             save_directory(target, snapshot, self._changes.options_before)

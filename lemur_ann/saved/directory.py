@@ -146,6 +146,16 @@ class Directory:
             return (there.st_dev, there.st_ino) == (self._identity if self._held is None else self._held.identity)
         return False
 
+    def check_current(self) -> None:
+        """FileExistsError where the folder has another version by now than this index, as where another process wrote one."""
+        own, files = self._own, self._version.manifest["files"]
+        content = (self.path / storage.MANIFEST).read_bytes()
+        if content not in own and content not in self._own and storage.read_manifest(self.path)["files"] != files:
+            raise FileExistsError(
+                f"{self.path} has another version of the index by now than the one that is open here: nothing was saved; "
+                "refresh() reads it, and another path keeps what this index has"
+            )
+
     def check_writable(self) -> None:
         """Raises where changes cannot be committed.
 

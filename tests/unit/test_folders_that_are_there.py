@@ -69,3 +69,20 @@ def test_a_pickled_reader_goes_by_the_same_name(tmp_path):
     for index in (reader, other):
         assert index.refresh()
         assert "two0" in index
+
+
+def test_an_index_is_not_said_to_be_saved_where_another_is(tmp_path):
+    with LemurIndex.open(tmp_path / "index") as writer:
+        writer.add(TOKENS)
+        reader = LemurIndex.open(tmp_path / "index", read_only=True)
+        reader.save(tmp_path / "index")
+        writer.add(TOKENS, ids=[3, 4, 5])
+        writer.save(tmp_path / "index")
+        with pytest.raises(FileExistsError, match="another version"):
+            reader.save(tmp_path / "index")
+        reader.save(tmp_path / "kept")
+        assert len(LemurIndex.load(tmp_path / "kept")) == 3
+        assert reader.refresh()
+        reader.save(tmp_path / "index")
+    writer.save(tmp_path / "index")
+    assert len(LemurIndex.load(tmp_path / "index")) == 6
