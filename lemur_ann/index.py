@@ -632,6 +632,7 @@ class LemurIndex:
         batch = queries_of(queries, snapshot.dim).batch
         if len(batch) == 0:
             raise ValueError("evaluate needs at least one query, got none")
+        batch.check_not_zero("queries")
         with progress_lines(progress) as lines:
             return evaluate(snapshot, batch, settings, self._searcher, filter, lines)
 
@@ -675,6 +676,7 @@ class LemurIndex:
         batch = queries_of(queries, snapshot.dim).batch
         if len(batch) < 2:
             raise ValueError(f"tune needs at least two queries, to choose on and to measure on, got {len(batch)}")
+        batch.check_not_zero("queries")
         if snapshot.num_documents == 0:
             raise ValueError("tune needs at least one document, and the index holds none")
         with progress_lines(progress) as lines, self._changes.timed("tune", target_recall=target) as told:
@@ -728,6 +730,8 @@ class LemurIndex:
         batch = None if queries is None else queries_of(queries, snapshot.dim).batch
         if batch is not None and len(batch) == 0:
             raise ValueError("health needs at least one query, got none; queries=None takes the map's own sample")
+        if batch is not None:
+            batch.check_not_zero("queries")
         sizes = {"num_documents": num_documents, "num_queries": num_queries}
         with progress_lines(progress) as lines:
             return health_of(snapshot, batch, settings, **sizes, random=random, progress=lines)
@@ -825,11 +829,12 @@ class LemurIndex:
         An index that is open on a directory is there already, and this makes a copy of it elsewhere.
 
         Raises:
-            FileExistsError: something other than an index is there.
+            FileExistsError: something other than an index is there; or a version of this one that another process wrote.
             IndexLocked: the index there is open for writing.
         """
         snapshot, target, directory = self.snapshot, validate.path(path), self._changes.directory
         if directory is not None and directory.is_at(target):
+            directory.check_current()
             return
         with self._changes.timed("save", path=str(target)):
             save_directory(target, snapshot, self._changes.options_before)
@@ -936,7 +941,7 @@ class LemurIndex:
         """Pickled, an index travels as its path, and is opened there read-only, or loaded, in the version of that time."""
         directory = self._changes.directory
         if directory is not None:
-            return _reopened, (str(directory.path.resolve()), self.options.device, True, directory.trusted)
+            return _reopened, (str(directory.path), self.options.device, True, directory.trusted)
         if self._saved is None or self._saved[1] is not self.snapshot:
             raise TypeError("an index is pickled as the path it is at: save it first, or open it on a directory")
         return _reopened, (str(self._saved[0]), self.options.device, False, self._trusted)

@@ -74,6 +74,11 @@ class QueryBatch:
         ends = np.concatenate([[0], np.cumsum(kept)])
         return QueryBatch(np.ascontiguousarray(self.tokens[kept]), ends[self.offsets].astype(np.int64))
 
+    def check_not_zero(self, name: str) -> None:
+        """ValueError where no query has a token that is not zero: every ranking is as good as another then."""
+        if _core.num_zero_rows(self.tokens) == len(self.tokens):
+            raise ValueError(f"{name} are zeros alone, expected token embeddings; look at what the encoder gives")
+
     def sample(self, count: int, random: np.random.Generator) -> QueryBatch:
         """At most ``count`` of the queries, in their order."""
         if count >= len(self):

@@ -79,6 +79,7 @@ def fit_map(
     job = _Job(store, live, options, np.random.default_rng(options.seed), num_threads, progress)
     queries, learned_from = _queries_to_learn_from(job, queries, encode_query, texts)
     queries = queries.without_zero_rows
+    queries.check_not_zero(f"what to learn from, {learned_from},")
     job.clock = Clock()  # the caller's encoder is no stage of learning
     sizes = plan(options, queries.tokens.shape[1], len(live), len(queries.tokens), memory_limit)
     pool, held_out = _split(job, queries)

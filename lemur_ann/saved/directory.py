@@ -102,7 +102,12 @@ class Directory:
             return cls(path, version, identity, verify=verify, device=device, trusted=trusted)
         if not (path / storage.MANIFEST).exists():
             there = [file.name for file in path.iterdir()] if path.exists() else []
-            foreign = [name for name in there if name != storage.LOCK and not storage.NAMES.fullmatch(name)]
+            foreign = [name for name in there if not storage.may_be_begun(name)]
+            if foreign and all(name == storage.LOCK or storage.is_own(name) for name in there):
+                raise CorruptIndex(
+                    f"{path} holds {foreign[0]!r} of an index, and no {storage.MANIFEST}, as where a copy is not complete; "
+                    "nothing was changed: bring that file, or empty the folder"
+                )
             if foreign:
                 raise FileExistsError(f"{path} holds {foreign[0]!r} and no index; choose another path or move that away")
             path.mkdir(parents=True, exist_ok=True)
@@ -140,6 +145,16 @@ class Directory:
             there = os.stat(path)
             return (there.st_dev, there.st_ino) == (self._identity if self._held is None else self._held.identity)
         return False
+
+    def check_current(self) -> None:
+        """FileExistsError where the folder has another version by now than this index, as where another process wrote one."""
+        own, files = self._own, self._version.manifest["files"]
+        content = (self.path / storage.MANIFEST).read_bytes()
+        if content not in own and content not in self._own and storage.read_manifest(self.path)["files"] != files:
+            raise FileExistsError(
+                f"{self.path} has another version of the index by now than the one that is open here: nothing was saved; "
+                "refresh() reads it, and another path keeps what this index has"
+            )
 
     def check_writable(self) -> None:
         """Raises where changes cannot be committed.
@@ -245,15 +260,8 @@ def save(path: Path, snapshot: Snapshot, options: Options) -> None:
     """
     storage.check_replaceable(path)
     path = path.resolve()
-    if (path / storage.MANIFEST).exists():
-        held = HeldFolder(path)
-        try:
-            with held.named():
-                old = storage.written_manifest(held.files)  # of any format: those before 4 count no versions
-                manifest = write_version(held, snapshot, options, number=old.get("version", 0) + 1)
-                storage.remove_strays(held.files, manifest["files"], old["files"])
-        finally:
-            held.close()
+    if path.exists():
+        _save_into(path, snapshot, options)
         return
     path.parent.mkdir(parents=True, exist_ok=True)
     _remove_abandoned(path)
@@ -263,12 +271,31 @@ def save(path: Path, snapshot: Snapshot, options: Options) -> None:
         with Folder(new) as folder, folder.named():
             folder.lock()  # for _remove_abandoned
             write_version(folder, snapshot, options)
-        if os.name == "nt" and path.exists():
-            path.rmdir()  # it is empty; elsewhere a rename takes its place
         storage.move(new, path)
         storage.sync_parents(path)
     finally:
         shutil.rmtree(new, ignore_errors=True)
+
+
+def _save_into(path: Path, snapshot: Snapshot, options: Options) -> None:
+    """Into a folder that is there already: it may be a process's working directory, or a mount, or have rights of its own."""
+    held = HeldFolder(path)
+    try:
+        with held.named():
+            is_new = not (held.files / storage.MANIFEST).exists()
+            if is_new:  # so that a save that is killed leaves an index, without documents
+                storage.sync_parents(path)
+                write_version(held, Snapshot.empty(coded=options.token_codes is not None), options)
+            old = storage.written_manifest(held.files)  # of any format: those before 4 count no versions
+            try:
+                manifest = write_version(held, snapshot, options, number=old.get("version", 0) + 1)
+            except BaseException:
+                if is_new:
+                    storage.remove(held.files / storage.MANIFEST)
+                raise
+            storage.remove_strays(held.files, manifest["files"], old["files"])
+    finally:
+        held.close()
 
 
 def _remove_abandoned(path: Path) -> None:

@@ -283,7 +283,7 @@ def _read_table(path: Path) -> pa.Table:
 
 def check_replaceable(path: Path) -> None:
     """FileExistsError unless ``path`` is free, an empty folder, or an index with nothing else in its folder."""
-    if not path.exists() or (path.is_dir() and not any(path.iterdir())):
+    if not path.exists() or (path.is_dir() and all(may_be_begun(file.name) for file in path.iterdir())):
         return
     try:
         own = {MANIFEST, LOCK, *(name for name in written_manifest(path)["files"] if FILE.fullmatch(name))}
@@ -305,6 +305,11 @@ def written_manifest(path: Path) -> dict[str, Any]:
 def is_file_name(name: str) -> bool:
     """Whether a manifest may name such a file, of any format."""
     return number_of(name) > 0 or name in OLD_NAMES
+
+
+def may_be_begun(name: str) -> bool:
+    """Whether a folder with nothing but such names may be one that a writer began, and was killed before the first manifest."""
+    return name == LOCK or (NAMES.fullmatch(name) is not None and number_of(name) == 0)
 
 
 def is_own(name: str) -> bool:
