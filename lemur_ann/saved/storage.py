@@ -6,6 +6,7 @@ version, and a new manifest takes the place of the old one by a rename: the one 
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import os
@@ -32,6 +33,7 @@ FORMAT = "lemur_ann"
 MANIFEST = "manifest.json"
 LOCK = "writer.lock"
 MANIFEST_BYTES = 2**22  # that are read at most: ours have a few hundred for each file
+ABSENT = (errno.ENOENT, errno.ENOTDIR, errno.ENAMETOOLONG, errno.ELOOP, errno.EINVAL)  # of a stat: there is no such file
 TOKENS = "tokens"  # what the names of token files begin with
 # what files of ours are called, those left by a crash included: whatever has such a name may be deleted
 NAMES = re.compile(
@@ -180,7 +182,9 @@ def _size(file: Path, *, links: bool = False) -> int:
     """Of a file in the folder itself, unless ``links`` may lead elsewhere: what is opened may never wait, as a pipe does."""
     try:
         found = file.stat() if links else file.lstat()
-    except (OSError, ValueError):  # a name that no file can have
+    except (OSError, ValueError) as error:  # ValueError: a name that no file can have
+        if isinstance(error, OSError) and error.errno not in ABSENT:
+            raise
         raise CorruptIndex(f"{file} is missing") from None
     if stat.S_ISLNK(found.st_mode):
         raise CorruptIndex(
