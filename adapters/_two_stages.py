@@ -116,7 +116,7 @@ class TwoStages:
     )
     all_or_nothing = False  # whether the engine undoes what an error interrupts: documents then need not be checked before
     filter_types: tuple[type, ...] = (str,)  # of the engine's filters,
-    filter_form = 'a condition such as "year > 2020"'  # and what one looks like
+    _filter_form = 'a condition such as "year > 2020"'  # and what one looks like
 
     def __init__(
         self,
@@ -201,9 +201,9 @@ class TwoStages:
         if filter is None:
             return None
         if not isinstance(filter, self.filter_types):
-            raise TypeError(f"filter must be {self.filter_form}, got {type(filter).__name__}")
+            raise TypeError(f"filter must be {self._filter_form}, got {type(filter).__name__}")
         if deletes and isinstance(filter, str) and not filter.strip():
-            raise ValueError(f"filter must not be empty, expected {self.filter_form}")
+            raise ValueError(f"filter must not be empty, expected {self._filter_form}")
         return filter
 
     def _delete(self, ids: Any, filter: Any) -> int:

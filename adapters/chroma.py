@@ -72,7 +72,7 @@ class LemurCollection(TwoStages):
     """
 
     filter_types = (dict,)
-    filter_form = 'a dict such as {"year": {"$gt": 2020}}'
+    _filter_form = 'a dict such as {"year": {"$gt": 2020}}'
 
     def __init__(self, client: Any, name: str, encoder: LemurEncoder, *, tokens: LemurIndex | None = None) -> None:
         _check_tokens(tokens)

@@ -50,7 +50,7 @@ class LemurTable(TwoStages):
     wants_all = True
     all_or_nothing = True  # by a transaction
     filter_types = (str, sql.Composable)
-    filter_form = 'a condition such as "year > %s", with params=[2020]'
+    _filter_form = 'a condition such as "year > %s", with params=[2020]'
     documents_per_request, bytes_per_request = 4096, 2**26
     ids_per_request = 2**20  # of one deletion, which is one statement
 

@@ -123,7 +123,7 @@ class Points(TwoStages):
     """What a collection and a shard have in common: all but the engine's own calls."""
 
     ids_per_request = POINTS_PER_READ
-    filter_form = 'a models.Filter, such as Filter(must=[FieldCondition(key="year", match=MatchValue(value=2020))])'
+    _filter_form = 'a models.Filter, such as Filter(must=[FieldCondition(key="year", match=MatchValue(value=2020))])'
 
     def __init__(self, engine: Engine, encoder: LemurEncoder, vector_name: str, tokens_name: str) -> None:
         super().__init__(encoder, stored_as=np.float32)
@@ -219,7 +219,7 @@ class Points(TwoStages):
             return None
         own = self._engine.filter_of(filter)
         if own is None:
-            raise TypeError(f"filter must be {self.filter_form}, got {filter!r:.80}")
+            raise TypeError(f"filter must be {self._filter_form}, got {filter!r:.80}")
         if deletes and not any(getattr(own, part) for part in ("must", "should", "must_not", "min_should")):
             raise ValueError("filter has no conditions, and would delete all points")
         return own
