@@ -6,6 +6,7 @@ python -m sphinx -W --keep-going -b html docs docs/_build/html
 from __future__ import annotations
 
 import ast
+import importlib
 import re
 import sys
 from pathlib import Path
@@ -41,6 +42,7 @@ pygments_style = "friendly"
 pygments_dark_style = "github-dark"
 
 autodoc_member_order = "bysource"
+viewcode_follow_imported_members = False  # see followed()
 autodoc_preserve_defaults = True
 autodoc_type_aliases = {"Show": "lemur_ann.progress.Show"}
 autodoc_typehints_format = "short"
@@ -138,7 +140,21 @@ def signatures(app: Any, what: str, name: str, of: Any, options: Any, signature:
     return tuple(text and ARRAY.sub(r"NDArray[\1]", text.replace(ARRAY_LIKE, "ArrayLike")) for text in (signature, returned))
 
 
+def followed(app: Any, module: str, name: str) -> str | None:
+    """The module whose source a name's link leads to: where it was written, but for methods that an adapter inherits.
+
+    Pages of source link back by the module of the first name that led to them, which is another's for those.
+    """
+    if module.startswith("lemur_ann.adapters."):
+        return None
+    value: Any = importlib.import_module(module)
+    for part in name.split("."):
+        value = getattr(value, part, None)
+    return getattr(value, "__module__", None)
+
+
 def setup(app: Any) -> None:
     """Called by Sphinx."""
     app.connect("source-read", complete)
     app.connect("autodoc-process-signature", signatures)
+    app.connect("viewcode-follow-imported", followed)
