@@ -103,8 +103,8 @@ class Asked:
 def directions_of(tokens: Tokens) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]]:
     """Tokens (n, dim) over their lengths, and these, float32 (n, dim) and (n,); a row of zeros stays one."""
     lengths = np.sqrt(np.einsum("ij,ij->i", tokens, tokens, dtype=np.float64))
-    directions = tokens / np.maximum(lengths, np.finfo(np.float64).tiny)[:, None]
-    return directions.astype(np.float32), lengths.astype(np.float32)
+    directions = np.asarray(tokens, np.float32) / np.where(lengths > 0, lengths, 1).astype(np.float32)[:, None]
+    return directions, lengths.astype(np.float32)
 
 
 def queries_of(queries: Any, dim: int | None, offsets: Any = None) -> Asked:

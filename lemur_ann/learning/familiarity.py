@@ -21,7 +21,7 @@ from lemur_ann.documents.tokens import TokenStore
 NUM_TOKENS = 512  # of the sample
 NUM_DOCUMENTS = 1024  # that the map learned from, whose nearness says what is usual
 LOW_SHARE = 0.01  # of these are below what counts as familiar
-DOCUMENTS_PER_BLOCK = 256
+TOKENS_PER_BLOCK = 16_384  # in memory together, or one document that has more
 MANY, MANY_SHARE = 16, 0.1  # unfamiliar documents of those since learning: enough, and share enough, to speak of
 
 
@@ -30,13 +30,17 @@ def nearness(store: TokenStore, rows: Rows, sample_tokens: npt.NDArray[np.float3
     sample = np.ascontiguousarray(sample_tokens[:NUM_TOKENS])
     near_to = _core.Documents([(sample, np.array([0, len(sample)]))])
     parts = [np.empty(0)]
-    for begin in range(0, len(rows), DOCUMENTS_PER_BLOCK):
-        tokens, offsets = store.gather(rows[begin : begin + DOCUMENTS_PER_BLOCK])
-        directions, lengths = directions_of(tokens)
+    lengths = [len(store[row]) for row in rows.tolist()]
+    blocks = np.cumsum(lengths) // TOKENS_PER_BLOCK if len(rows) else np.empty(0, np.int64)
+    for block in np.split(rows, np.flatnonzero(np.diff(blocks)) + 1):
+        if not len(block):
+            continue
+        tokens, offsets = store.gather(block)
+        directions, norms = directions_of(tokens)
         cosines = _core.token_maxima(directions, near_to, num_threads).reshape(-1) if len(tokens) else np.empty(0)
         owner = np.repeat(np.arange(len(offsets) - 1), np.diff(offsets))
-        counts = np.bincount(owner, lengths > 0, len(offsets) - 1)  # rows of zeros are padding
-        sums = np.bincount(owner, np.where(lengths > 0, cosines, 0), len(offsets) - 1)
+        counts = np.bincount(owner, norms > 0, len(offsets) - 1)  # rows of zeros are padding
+        sums = np.bincount(owner, np.where(norms > 0, cosines, 0), len(offsets) - 1)
         parts.append(np.where(counts > 0, sums / np.maximum(counts, 1), 1.0))
     return np.concatenate(parts)
 

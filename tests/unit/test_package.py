@@ -80,6 +80,7 @@ def test_only_these_modules_import_torch():
         "learning/weights.py",
         "learning/reduction.py",
         "learning/targets.py",
+        "learning/threads.py",
         "learning/torch_targets.py",
         "encoder.py",
         "formats.py",
