@@ -886,7 +886,7 @@ def try_filters(seed, random, folder, work, tell, known={}):  # noqa: B006 (kept
         expected = None if may_refuse else [doc_id for doc_id, is_in in zip(ids.to_pylist(), mask, strict=True) if is_in]
     elif kind == "ids":
         chosen = [f"doc-{i}" for i in random.integers(0, 330, int(random.integers(0, 40)))]
-        forms = [list, tuple, set, iter, dict.fromkeys, pa.array, lambda x: pa.chunked_array([x, []], pa.string())]
+        forms = [list, tuple, set, iter, pa.array, lambda x: pa.chunked_array([x, []], pa.string())]
         forms += [np.array, lambda x: pa.array(x, pa.large_string()), lambda x: pa.array(x, pa.string()).dictionary_encode()]
         form = choice(random, forms)
         filter = form(chosen)
