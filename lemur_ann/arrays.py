@@ -84,6 +84,11 @@ def arrays_of(whole: npt.NDArray[np.uint8], name: object) -> dict[str, npt.NDArr
     return arrays
 
 
+def are_finite(array: npt.NDArray[Any]) -> bool:
+    """Whether all numbers are; of a large array no second one is made, since a NaN comes through both ends."""
+    return bool(array.size == 0 or (np.isfinite(array.min()) and np.isfinite(array.max())))
+
+
 def mapped_rows(
     blocks: Iterable[npt.NDArray[Any]], shape: tuple[int, int], dtype: npt.DTypeLike, directory: str | os.PathLike[str] | None
 ) -> npt.NDArray[Any]:

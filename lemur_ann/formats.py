@@ -38,7 +38,7 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from lemur_ann import _core
-from lemur_ann.arrays import map_arrays
+from lemur_ann.arrays import are_finite, map_arrays
 from lemur_ann.candidates import Kind, Structure
 from lemur_ann.errors import CorruptIndex
 from lemur_ann.learning.projection import composed
@@ -175,9 +175,8 @@ SOLVED = {
 
 def _check_config(config: dict[str, Any]) -> None:
     """CorruptIndex unless it describes a feature map; its sizes are compared with the arrays, before any of them is used."""
-    if config["kind"] not in ("trained", "random") or config["activation"] not in ("gelu", "relu", "silu", "mish"):
-        raise CorruptIndex(f"the feature map is of no known kind: {str(config)[:200]}")
-    if not isinstance(config.get("homogeneous", True), bool):
+    is_known = config["kind"] in ("trained", "random") and config["activation"] in ("gelu", "relu", "silu", "mish")
+    if not is_known or not isinstance(config.get("homogeneous", True), bool):
         raise CorruptIndex(f"the feature map is of no known kind: {str(config)[:200]}")
     hidden = config["hidden_dims"]
     sizes = [config["dim"], config["num_features"], *hidden]
@@ -210,7 +209,7 @@ def _check_arrays(arrays: Arrays, shapes: dict[str, tuple[Any, ...]], sizes: dic
         )
         if array.shape != expected:
             raise CorruptIndex(f"the learned map has {name} of shape {array.shape}, expected {expected}")
-        if not (np.isfinite(array.min()) and np.isfinite(array.max())):  # a NaN comes through both
+        if not are_finite(array):
             raise CorruptIndex(f"the learned map has {name} that is not finite")
 
 

@@ -23,7 +23,7 @@ from lemur_ann import _core, arrays
 from lemur_ann.candidates import Kind, Structure, Vectors, joined, take_from, too_many
 from lemur_ann.candidates.equals import EqualRows
 from lemur_ann.candidates.hnswlib_file import HEADER as HEADER  # what a file of ours begins with, for whoever looks into one
-from lemur_ann.candidates.hnswlib_file import GraphFile, check_dim, load, read_header, read_links, saved
+from lemur_ann.candidates.hnswlib_file import ROWS_PER_BLOCK, GraphFile, check_dim, load, read_header, read_links, saved
 from lemur_ann.documents.rows import Rows, RowSet
 from lemur_ann.errors import CorruptIndex
 from lemur_ann.events import cached_property
@@ -31,7 +31,6 @@ from lemur_ann.events import cached_property
 # Of the links that are searched, see links.hpp; hnswlib's graph need not be good for these to be.
 LINKS_PER_M, BEAM_PER_EF, ALPHA = 4, 3, 1.2
 MAX_DEGREE = 2**15
-ROWS_PER_BLOCK = 16_384  # of vectors, when a graph is made anew
 
 log = logging.getLogger("lemur_ann")
 

@@ -138,7 +138,7 @@ class _Reduced:
     query_features: npt.NDArray[np.float32]
     is_to_be_distilled: bool
     is_distilled: bool = False
-    found: dict[str, float] = field(default_factory=dict)  # by distillation_found, before and after it
+    found: dict[str, float] = field(default_factory=dict)  # by distillation.top_found, before and after it
 
 
 def _queries_to_learn_from(

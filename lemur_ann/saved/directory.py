@@ -149,8 +149,10 @@ class Directory:
     def check_current(self) -> None:
         """FileExistsError where the folder has another version by now than this index, as where another process wrote one."""
         own, files = self._own, self._version.manifest["files"]
-        content = (self.path / storage.MANIFEST).read_bytes()
-        if content not in own and content not in self._own and storage.read_manifest(self.path)["files"] != files:
+        content = storage.manifest_bytes(self.path, trusted=self.trusted)
+        if content in own or content in self._own:
+            return
+        if storage.read_manifest(self.path, trusted=self.trusted)["files"] != files:
             raise FileExistsError(
                 f"{self.path} has another version of the index by now than the one that is open here: nothing was saved; "
                 "refresh() reads it, and another path keeps what this index has"

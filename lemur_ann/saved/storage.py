@@ -111,19 +111,6 @@ class Swap:
             remove(file)
 
 
-def write_manifest(folder: Path, manifest: dict[str, Any]) -> None:
-    """Make these the files of an index that nobody else has open, in one step."""
-    swap = Swap(folder, manifest)
-    try:
-        swap.prepare()
-        swap.do()
-        sync(folder)
-    except BaseException:
-        swap.undo()
-        raise
-    swap.tidy()
-
-
 def check_there(path: Path) -> None:
     """FileNotFoundError unless there is a folder."""
     if not path.is_dir():

@@ -219,7 +219,7 @@ def _learned(
         vectors = arrays.map_arrays(folder / part["file"])["vectors"][: part["num_rows"]]
         if vectors.shape != (part["num_rows"], encoder.dim) or vectors.dtype != np.float32:
             raise CorruptIndex(f"{folder / part['file']} has vectors of shape {vectors.shape}")
-        if vectors.size and not (np.isfinite(vectors.min()) and np.isfinite(vectors.max())):  # a NaN comes through both
+        if not arrays.are_finite(vectors):
             raise CorruptIndex(f"{folder / part['file']} has a vector that is not finite")
         return vectors
 

@@ -333,6 +333,22 @@ def is_ours(error):
     return "lemur_ann" in Path(traceback.extract_tb(error.__traceback__)[-1].filename).parts
 
 
+class Steps:
+    """Calls one after the other, of which each may be refused; ``refusals`` counts those."""
+
+    def __init__(self):
+        self.refusals = 0
+
+    def __call__(self, call):
+        try:
+            return call()
+        except Exception as error:
+            if not is_allowed(error):
+                raise
+            self.refusals += 1
+            return None
+
+
 def try_files(seed, random, folder, work, tell):
     base = choice(random, sorted(path for path in folder.iterdir() if path.is_dir()))
     path = work / "index"
@@ -340,17 +356,7 @@ def try_files(seed, random, folder, work, tell):
     tell(f"{base.name}/{damage(path, random, signed=True)}")
     copy = work / "copy"
     shutil.copytree(path, copy)
-    steps = {"loads": 0, "refusals": 0}
-
-    def step(call):
-        try:
-            return call()
-        except Exception as error:
-            if not is_allowed(error):
-                raise
-            steps["refusals"] += 1
-            return None
-
+    step = Steps()
     index = step(lambda: LemurIndex.load(path))
     if index is None:
         return "refused"
@@ -364,7 +370,7 @@ def try_files(seed, random, folder, work, tell):
         step(lambda: index.compact(num_threads=1))
         use(index, random, step)
         index.close()
-    return "works" if steps["refusals"] == 0 else "refused later"
+    return "refused later" if step.refusals else "works"
 
 
 def try_hostile(seed, random, folder, work, tell):
@@ -377,17 +383,7 @@ def try_hostile(seed, random, folder, work, tell):
     if random.random() < 0.1 and (learned := sorted(path.glob("learned*.safetensors"))):
         return try_map(path, learned[0], random, work, tell, hostile)
     tell(f"{base.name}/{hostile.change(path, random)}")
-    steps = {"refusals": 0}
-
-    def step(call):
-        try:
-            return call()
-        except Exception as error:
-            if not is_allowed(error):
-                raise
-            steps["refusals"] += 1
-            return None
-
+    step = Steps()
     if random.random() < 0.5:
         index = step(lambda: LemurIndex.load(path, verify=random.random() < 0.5))
     else:
@@ -404,7 +400,7 @@ def try_hostile(seed, random, folder, work, tell):
     step(lambda: index.search(matrices(random, 1, index.dim or DIM)[0], k=3, num_threads=1))
     step(lambda: index.save(work / "saved"))
     index.close()
-    return "works" if steps["refusals"] == 0 else "refused later"
+    return "refused later" if step.refusals else "works"
 
 
 def try_changes(seed, random, folder, work, tell):

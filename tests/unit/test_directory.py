@@ -299,7 +299,9 @@ def test_check_finds_what_checksums_cannot(opened, tmp_path):
     manifest = json.loads((path / "manifest.json").read_text())
     del manifest["manifest_sha256"]
     manifest["files"][file.name] = storage.describe(file)
-    storage.write_manifest(path, manifest)
+    swap = storage.Swap(path, manifest)
+    swap.prepare()
+    swap.do()
     with pytest.raises(CorruptIndex, match="links of the graph lead out of its 200 rows"):
         LemurIndex.load(path).check()
 
