@@ -241,7 +241,10 @@ def _empty(path: Path, options: dict[str, Any]) -> None:
         return
     with suppress(lemur_ann.CorruptIndex):
         lemur_ann.LemurIndex.open(path).close()
-    (path / MANIFEST).unlink()
+    for file in path.iterdir():  # all of them an index's own
+        if file.name not in (MANIFEST, LOCK):
+            file.unlink()
+    (path / MANIFEST).unlink()  # last: without it nobody knows what the others were
 
 
 def _is_broken(path: Path) -> bool:

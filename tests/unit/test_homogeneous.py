@@ -129,4 +129,5 @@ def test_a_map_says_that_it_is_homogeneous_and_keeps_it(learned, tmp_path):
     assert index.encoder.feature_weights.config["homogeneous"] is True
     index.encoder.save(tmp_path / "map")
     loaded = LemurEncoder.load(tmp_path / "map")
-    np.testing.assert_allclose(loaded.encode_queries(3 * queries[0]), 3 * loaded.encode_queries(queries[0]), rtol=1e-4)
+    thrice, once = loaded.encode_queries(3 * queries[0]), loaded.encode_queries(queries[0])
+    np.testing.assert_allclose(thrice, 3 * once, rtol=1e-4, atol=1e-6 * np.abs(thrice).max())  # one of them may cancel out
