@@ -301,10 +301,11 @@ class Index:
 
     @property
     def ef(self) -> int:
-        """What :meth:`set_ef` set; the option ef_search before, and 10 before there is an index."""
+        """What :meth:`set_ef` set; the option ef_search or num_candidates before, or 10, hnswlib's, where the index chooses."""
         if self._ef is not None or self._index is None:
             return self._ef or 10
-        return self._index.options.ef_search or self._index.options.num_candidates
+        options = self._index.options
+        return options.ef_search or options.num_candidates or 10
 
     @ef.setter
     def ef(self, ef: int) -> None:

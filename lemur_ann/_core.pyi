@@ -62,7 +62,54 @@ class CodedGraph:
 
     def search(self, queries: Annotated[NDArray[numpy.float32], dict(shape=(None, None), order='C', device='cpu', writable=False)], excluded: Annotated[NDArray[numpy.bool_], dict(shape=(None,), order='C', device='cpu', writable=False)] | None, num_excluded: int, num_candidates: int, beam: int, num_threads: int) -> Annotated[NDArray[numpy.int64], dict(shape=(None, None))]:
         """
-        (num_queries, found) rows of largest inner product, best first; found is num_candidates, or all rows that are not excluded where these are fewer.
+        (num_queries, found) rows of largest inner product, best first; found is num_candidates, or all rows that are not excluded where these are fewer. Where the beam is narrower, the rows beyond it are the best of all that the walk looked at.
+        """
+
+class Centroids:
+    """
+    Vectors (n, dim) of length 1 that stand for document tokens, 65,536 at most.
+    """
+
+    def __init__(self, rows: Annotated[NDArray[numpy.float32], dict(shape=(None, None), order='C', device='cpu', writable=False)]) -> None: ...
+
+    def __len__(self) -> int: ...
+
+    def nearest(self, tokens: numpy.typing.NDArray[Any], num_threads: int) -> numpy.typing.NDArray[numpy.uint16]:
+        """
+        The number of the centroid of largest inner product with each token, (num_tokens,).
+        """
+
+class CentroidIds:
+    """
+    Documents by the centroids of their tokens: ids uint16 (num_tokens,), offsets int64 (num_documents + 1,).
+    """
+
+    def __init__(self, ids: Annotated[NDArray[numpy.uint16], dict(shape=(None,), order='C', device='cpu', writable=False)], offsets: Annotated[NDArray[numpy.int64], dict(shape=(None,), order='C', device='cpu', writable=False)], num_centroids: int) -> None: ...
+
+    def __len__(self) -> int: ...
+
+class SecondLook:
+    """
+    Documents by the centroids of their tokens, in parts that are laid end to end.
+    """
+
+    def __init__(self, centroids: Centroids, parts: Sequence[CentroidIds]) -> None: ...
+
+    def __len__(self) -> int: ...
+
+    def with_rare(self, queries: Annotated[NDArray[numpy.float32], dict(shape=(None, None), order='C', device='cpu', writable=False)], query_offsets: Annotated[NDArray[numpy.int64], dict(shape=(None,), order='C', device='cpu', writable=False)], rows: Annotated[NDArray[numpy.int64], dict(shape=(None,), order='C', device='cpu', writable=False)], bounds: Annotated[NDArray[numpy.int64], dict(shape=(None,), order='C', device='cpu', writable=False)], most: int, num_threads: int) -> tuple[Annotated[NDArray[numpy.int64], dict(shape=(None,))], Annotated[NDArray[numpy.int64], dict(shape=(None,))]]:
+        """
+        Shortlists, rows[bounds[i] : bounds[i + 1]], with documents of the rarest centroids that are nearest to tokens of the query at the end, `most` at most; and their bounds.
+        """
+
+    def features(self, queries: Annotated[NDArray[numpy.float32], dict(shape=(None, None), order='C', device='cpu', writable=False)], query_offsets: Annotated[NDArray[numpy.int64], dict(shape=(None,), order='C', device='cpu', writable=False)], rows: Annotated[NDArray[numpy.int64], dict(shape=(None,), order='C', device='cpu', writable=False)], bounds: Annotated[NDArray[numpy.int64], dict(shape=(None,), order='C', device='cpu', writable=False)], num_estimated: int, num_threads: int) -> Annotated[NDArray[numpy.float32], dict(shape=(None, None))]:
+        """
+        What is known of each query's own shortlist, rows[bounds[i] : bounds[i + 1]], of which the first num_estimated are in the order of estimates: (len(rows), 5).
+        """
+
+    def best(self, queries: Annotated[NDArray[numpy.float32], dict(shape=(None, None), order='C', device='cpu', writable=False)], query_offsets: Annotated[NDArray[numpy.int64], dict(shape=(None,), order='C', device='cpu', writable=False)], rows: Annotated[NDArray[numpy.int64], dict(shape=(None,), order='C', device='cpu', writable=False)], bounds: Annotated[NDArray[numpy.int64], dict(shape=(None,), order='C', device='cpu', writable=False)], num_rare: int, excluded: Annotated[NDArray[numpy.bool_], dict(shape=(None,), order='C', device='cpu', writable=False)] | None, weights: tuple[Annotated[NDArray[numpy.float32], dict(shape=(None, None), order='C', device='cpu', writable=False)], Annotated[NDArray[numpy.float32], dict(shape=(None,), order='C', device='cpu', writable=False)], Annotated[NDArray[numpy.float32], dict(shape=(None,), order='C', device='cpu', writable=False)]], count: int, num_threads: int) -> tuple[Annotated[NDArray[numpy.int64], dict(shape=(None, None))], Annotated[NDArray[numpy.int64], dict(shape=(None,))]]:
+        """
+        Each query's best of its own shortlist and num_rare documents of rare centroids at most, by a network of weights (hidden, 5), (hidden,) and (hidden,), best first, (num_queries, count), and how many of them count.
         """
 
 class Documents:

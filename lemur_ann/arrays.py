@@ -19,7 +19,15 @@ from safetensors.numpy import save
 from lemur_ann.errors import CorruptIndex
 
 HEADER_BYTES = 2**24  # that are read at most: ours have a hundred for each array, and what training showed
-DTYPES = {"I8": np.int8, "U8": np.uint8, "I32": np.int32, "I64": np.int64, "F32": np.float32, "F64": np.float64}
+DTYPES = {
+    "I8": np.int8,
+    "U8": np.uint8,
+    "U16": np.uint16,
+    "I32": np.int32,
+    "I64": np.int64,
+    "F32": np.float32,
+    "F64": np.float64,
+}
 
 
 def write_arrays(path: Path, arrays: dict[str, npt.NDArray[Any]], metadata: dict[str, str] | None = None) -> None:

@@ -20,6 +20,7 @@ import pyarrow as pa
 
 from lemur_ann import validate
 from lemur_ann.candidates.kinds import kind_of
+from lemur_ann.candidates.look import LookWeights, SecondLook
 from lemur_ann.documents.inputs import QueryBatch, read_queries
 from lemur_ann.documents.intake import take_in
 from lemur_ann.documents.rows import Rows
@@ -63,6 +64,7 @@ class Lesson:
     text_column: str = "text"
     resume: bool = False  # train on from the features of the map there is
     encoder: LemurEncoder | None = None
+    look: LookWeights | None = None  # to go on with, where there are no queries to learn another from
     num_threads: int = 1
     memory_limit: int | None = None
     directory: str | None = None
@@ -162,6 +164,8 @@ class Changes:
                 raise ValueError("refit needs at least one document, and the index holds none")
             else:
                 lesson.queries = _queries_to_refit(old, queries, query_offsets, base.store.dim)
+                if queries is None and changed.num_centroids == old.options.num_centroids:
+                    lesson.look = old.encoder.look
             del queries
             self._adopt(base, beginnings, learned(base, changed, lesson, progress), lesson)
 
@@ -365,6 +369,7 @@ def learned(base: Snapshot, options: Options, lesson: Lesson, progress: Progress
             encode_query=lesson.encode_query,
             text_column=lesson.text_column,
             start=start,
+            look=lesson.look,
             num_threads=lesson.num_threads,
             progress=progress,
             memory_limit=lesson.memory_limit,
@@ -393,8 +398,13 @@ def _indexed(
         builder.add(vectors, num_threads=num_threads)
         task.advance(len(vectors))
     candidates = builder.finish()
-    encoder.training.setdefault("seconds", {})["candidates"] = time.perf_counter() - begin
-    return Learned(options, encoder, candidates, base.num_rows)
+    seconds = encoder.training.setdefault("seconds", {})
+    seconds["candidates"] = time.perf_counter() - begin
+    begin, look = time.perf_counter(), None
+    if encoder.look is not None:
+        look = SecondLook(encoder.look, []).extended(base.store, num_threads=num_threads)
+        seconds["centroids of documents"] = time.perf_counter() - begin
+    return Learned(options, encoder, candidates, base.num_rows, look=look)
 
 
 def changed_options(old: Learned, options: dict[str, Any], *, resume: bool) -> Options:

@@ -81,6 +81,7 @@ NumCandidates = Annotated[
     int | None, typer.Option(help="Documents reranked per query; more finds more, slower. \\[default: the index's own]")
 ]
 EfSearch = Annotated[int | None, typer.Option(help="Beam of the graph search. \\[default: the index's own]")]
+Shortlist = Annotated[int | None, typer.Option(help="Documents that a second look chooses candidates from; 0 for none.")]
 TargetRecall = Annotated[float | None, typer.Option(help="Search as 'lemur-ann tune' chose for this recall.")]
 Device = Annotated[str | None, typer.Option(help="cpu, cuda or mps. \\[default: the one it was made with]")]
 MemoryLimit = Annotated[str | None, typer.Option(help="What learning should stay below, such as 3GB.")]
@@ -133,7 +134,7 @@ def build(
     ] = DEFAULTS.candidates,
     m: Annotated[int, typer.Option("--M", help="Links per document in the graph.")] = DEFAULTS.M,
     ef_construction: Annotated[int, typer.Option(help="Beam with which the graph is built.")] = DEFAULTS.ef_construction,
-    num_candidates: Annotated[int, typer.Option(help="Documents reranked per query.")] = DEFAULTS.num_candidates,
+    num_candidates: Annotated[int | None, typer.Option(help="Documents reranked per query.")] = DEFAULTS.num_candidates,
     ef_search: Annotated[int | None, typer.Option(help="Beam of the graph search.")] = DEFAULTS.ef_search,
     device: Annotated[str, typer.Option(help="cpu, cuda or mps.")] = DEFAULTS.device,
     seed: Annotated[int, typer.Option(help="For everything random.")] = DEFAULTS.seed,
@@ -189,6 +190,7 @@ def search(
     limit: Annotated[int, typer.Option(min=0, help="Print this many queries at most; --out gets all.")] = 10,
     num_candidates: NumCandidates = None,
     ef_search: EfSearch = None,
+    shortlist: Shortlist = None,
     target_recall: TargetRecall = None,
     exact: Annotated[bool, typer.Option("--exact", help="Score every document instead.")] = False,
     out: Annotated[Path | None, typer.Option(help="Also write all hits to this Parquet file.")] = None,
@@ -205,6 +207,7 @@ def search(
         k=k,
         num_candidates=num_candidates,
         ef_search=ef_search,
+        shortlist=shortlist,
         target_recall=target_recall,
         exact=exact,
         num_threads=num_threads,
@@ -233,7 +236,12 @@ def evaluate(
     num_queries: NumQueries = None,
     num_candidates: NumCandidates = None,
     ef_search: EfSearch = None,
+    shortlist: Shortlist = None,
     target_recall: TargetRecall = None,
+    relevant: Annotated[
+        str | None,
+        typer.Option(help="Also measure success, MRR and nDCG: a TREC qrels file, or a column of the queries with ids."),
+    ] = None,
     run: Annotated[
         Path | None,
         typer.Option(help="Also write the k hits of each query to this TREC run file, for ir-measures, ranx or trec_eval."),
@@ -251,10 +259,11 @@ def evaluate(
         "k": k,
         "num_candidates": num_candidates,
         "ef_search": ef_search,
+        "shortlist": shortlist,
         "target_recall": target_recall,
         "num_threads": num_threads,
     }
-    _print_evaluation(index.evaluate(table, **how))
+    _print_evaluation(index.evaluate(table, relevant=relevant, **how))
     if run is not None:
         count = run_files.write_run(run, names, index.search(table, **how))
         console.print(f"{count:,} hits of {len(names):,} queries written to {run}")
@@ -342,15 +351,15 @@ def health(
     num_queries: Annotated[int, typer.Option(help="Use this many queries at most, drawn at random.")] = 200,
     num_candidates: NumCandidates = None,
     ef_search: EfSearch = None,
+    shortlist: Shortlist = None,
     device: Device = None,
     num_threads: NumThreads = None,
 ) -> None:
     """Measure how well the learned map still fits, for documents added since it was learned apart."""
     index = lemur_ann.LemurIndex.load(path, device=device)
     table = None if queries is None else _read(queries)
-    result = index.health(
-        table, k=k, num_candidates=num_candidates, ef_search=ef_search, num_queries=num_queries, num_threads=num_threads
-    )
+    how: dict[str, Any] = {"num_candidates": num_candidates, "ef_search": ef_search, "shortlist": shortlist}
+    result = index.health(table, k=k, num_queries=num_queries, num_threads=num_threads, **how)
     _print_health(result)
 
 
@@ -366,6 +375,7 @@ def explain(
     k: Annotated[int, typer.Option("-k", "--k", help="Hits to look for it in.")] = 10,
     num_candidates: Annotated[int | None, typer.Option(help="Of that search, with --miss.")] = None,
     ef_search: Annotated[int | None, typer.Option(help="Of that search, with --miss.")] = None,
+    shortlist: Annotated[int | None, typer.Option(help="Of that search, with --miss.")] = None,
     target_recall: Annotated[float | None, typer.Option(help="Of that search, with --miss.")] = None,
     words: Annotated[
         str | None,
@@ -376,9 +386,10 @@ def explain(
     num_threads: NumThreads = None,
 ) -> None:
     """Say why a document has its score for a query, token by token, and where it stands; or why a search does not find it."""
-    how: dict[str, Any] = {"num_candidates": num_candidates, "ef_search": ef_search, "target_recall": target_recall}
+    how: dict[str, Any] = {"num_candidates": num_candidates, "ef_search": ef_search, "shortlist": shortlist}
+    how["target_recall"] = target_recall
     if not miss and any(value is not None for value in how.values()):
-        raise ValueError("--num-candidates, --ef-search and --target-recall go with --miss")
+        raise ValueError("--num-candidates, --ef-search, --shortlist and --target-recall go with --miss")
     if miss and (out is not None or words is not None):
         raise ValueError("--out and --words go without --miss")
     _check_output(out, path, queries)
@@ -621,7 +632,8 @@ def _print_evaluation(result: Evaluation) -> None:
     table = Table(title=f"{values['num_queries']} queries over {values['num_documents']:,} documents", show_header=False)
     low, high = result.recall_interval
     table.add_row(f"recall@{result.k} against exact MaxSim", f"{result.recall:.3f} (95% interval {low:.3f} to {high:.3f})")
-    table.add_row("candidates reranked, ef_search", f"{result.num_candidates}, {result.ef_search}")
+    widths = f"{result.num_candidates}, {result.ef_search}, {result.shortlist}"
+    table.add_row("candidates reranked, ef_search, shortlist", widths)
     table.add_row("threads", str(result.num_threads))
     table.add_row(
         "latency, one query at a time",
@@ -629,6 +641,8 @@ def _print_evaluation(result: Evaluation) -> None:
     )
     table.add_row("exact MaxSim over everything", f"{result.exact_latency_mean_ms:.2f} ms a query, in one batch")
     console.print(table)
+    if result.relevance is not None:
+        console.print(str(result.relevance), highlight=False, soft_wrap=True)
 
 
 def _print_health(result: Health) -> None:
@@ -649,7 +663,8 @@ def _print_health(result: Health) -> None:
     table.add_row("95% interval", *(interval(fit) for fit in parts.values()))
     table.add_row("beyond the radius", *(f"{fit.num_beyond_radius:,}" for fit in parts.values()))
     console.print(table)
-    console.print(f"Candidates reranked, ef_search: {result.num_candidates}, {result.ef_search}")
+    widths = f"{result.num_candidates}, {result.ef_search}, {result.shortlist}"
+    console.print(f"Candidates reranked, ef_search, shortlist: {widths}")
     if result.queries == "own sample":
         console.print("The map was learned from these queries' tokens, so the figures are optimistic: give --queries.")
     console.print(f"Verdict: {result.verdict}")

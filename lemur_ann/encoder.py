@@ -19,6 +19,7 @@ from safetensors import numpy as safetensors
 
 from lemur_ann import _core, formats, validate
 from lemur_ann.arrays import arrays_of, map_arrays, metadata_of, read_metadata
+from lemur_ann.candidates.look import LookWeights
 from lemur_ann.documents.inputs import iterate_documents, queries_of, read_queries
 from lemur_ann.documents.intake import tokens_alone
 from lemur_ann.documents.sources import opened
@@ -64,6 +65,7 @@ class LemurEncoder:
         offset: float32 (rank,), subtracted from them.
         query_map: float32 (num_features, rank), takes query features to reduced ones.
         radius: the norm of every encoded document, see reduction.py.
+        look: what a second look at candidates has learned, see candidates/look.py; None where it has learned nothing.
         training: what training showed, plain values for the manifest.
 
     Example:
@@ -87,6 +89,7 @@ class LemurEncoder:
         query_map: npt.NDArray[np.float32],
         radius: float,
         training: dict[str, Any],
+        look: LookWeights | None = None,
     ) -> None:
         self.feature_weights = feature_weights
         self.targets = targets
@@ -96,6 +99,7 @@ class LemurEncoder:
         self.query_map = query_map
         self.radius = radius
         self.training = training
+        self.look = look
         # with a column of zeros, for the appended coordinate
         self._padded_query_map = np.pad(query_map, ((0, 0), (0, 1)))
         self._packed: _core.Columns | None = None
@@ -242,6 +246,7 @@ class LemurEncoder:
             "offset": self.offset,
             "query_map": self.query_map,
             "radius": np.float64(self.radius).reshape(1),
+            **({} if self.look is None else self.look.arrays),
         }
 
     def save(self, path: str | PathLike[str]) -> None:
@@ -407,6 +412,7 @@ class LemurEncoder:
             query_map=arrays["query_map"],
             radius=float(arrays["radius"][0]),
             training=training,
+            look=LookWeights.of(arrays),
         )
 
 

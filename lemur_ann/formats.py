@@ -10,8 +10,10 @@ Two kinds of files carry a number: the manifest of an index (INDEX_VERSION), and
 3. Codes beside the tokens; links that searches read, in ``graph.safetensors``, not always of the last rows; ``tuned``.
 4. Numbered files that never change, in segments; deleted rows as bits. Its first maps may have ``document_map``, and its first
    manifests lack ``num_rows`` in ``training``. Each copy of a document had links of its own.
-5. The newest: maps are homogeneous, and say so in ``feature_map``. Copies of documents are listed beside the links:
-   ``next_equal``, ``copies``.
+5. Maps are homogeneous, and say so in ``feature_map``. Copies of documents are listed beside the links: ``next_equal``,
+   ``copies``.
+6. The newest: maps may have ``centroids`` and the weights of a second look, and an index then has those of its documents'
+   tokens, ``centroids`` in the manifest. Its options may leave numbers open.
 
 A map in a file of its own was "lemur_ann encoder 1" in one string, then format 1; its arrays were always those of format 4.
 
@@ -40,13 +42,14 @@ import pyarrow as pa
 from lemur_ann import _core
 from lemur_ann.arrays import are_finite, map_arrays
 from lemur_ann.candidates import Kind, Structure
+from lemur_ann.candidates.look import MAX_CENTROIDS, NUM_KNOWN
 from lemur_ann.errors import CorruptIndex
 from lemur_ann.learning.projection import composed
 from lemur_ann.learning.query_features import FeatureWeights
 
 Arrays = dict[str, npt.NDArray[Any]]
 
-INDEX_VERSION = 5
+INDEX_VERSION = 6
 MAP_FORMAT, MAP_VERSION = "lemur_ann encoder", 2
 UNIT_TOLERANCE = 0.01  # of squared lengths: float16 tokens are within a tenth of that
 FIRST_MAP = "lemur_ann encoder 1"  # format and number in one, which was compared for equality
@@ -58,6 +61,8 @@ def manifest(old: dict[str, Any]) -> dict[str, Any]:
     new = old if version >= 4 else _with_segments(old, version)
     if new["training"] is not None:
         check_training(new["training"])
+    if "centroids" not in new:
+        new = {**new, "centroids": []}
     training = new["training"]
     if training is not None and "num_rows" not in training:  # then all rows there are count as those it was learned from
         new = {**new, "training": {**training, "num_rows": new["num_rows"]}}
@@ -134,6 +139,10 @@ def learned_map(arrays: Arrays, config: dict[str, Any]) -> Arrays:
         projection, offset = composed(arrays["projection"], arrays["offset"], arrays["document_map"])
         arrays = {**arrays, "projection": projection, "offset": offset}
     _check_arrays(arrays, MAP, sizes)
+    if "centroids" in arrays:
+        _check_arrays(arrays, LOOK, {"dim": sizes["dim"], "known": NUM_KNOWN})
+        if len(arrays["centroids"]) > MAX_CENTROIDS:
+            raise CorruptIndex(f"the learned map has {len(arrays['centroids'])} centroids, expected {MAX_CENTROIDS} at most")
     if not float(arrays["radius"][0]) > 0:
         raise CorruptIndex("the learned map has a radius that is not above 0")
     return arrays  # with what stands for an array that came later, where there is none
@@ -157,6 +166,12 @@ MAP = {
     "offset": ("<f4", "rank"),
     "query_map": ("<f4", "num_features", "rank"),
     "radius": ("<f8", 1),
+}
+LOOK = {
+    "centroids": ("<f4", "num_centroids", "dim"),
+    "look.hidden": ("<f4", "num_hidden", "known"),
+    "look.bias": ("<f4", "num_hidden"),
+    "look.output": ("<f4", "num_hidden"),
 }
 STEPS = {  # whose projection does not lead to the rank yet
     "projection": ("<f4", "num_sample_tokens", "width"),

@@ -19,6 +19,7 @@ from lemur_ann.events import event
 from lemur_ann.hits import Hits
 from lemur_ann.insight.evaluation import Evaluation, evaluate
 from lemur_ann.insight.health import Health, health_of
+from lemur_ann.insight.relevance import grades_of
 from lemur_ann.insight.stats import Stats, stats_of
 from lemur_ann.insight.tuning import tune
 from lemur_ann.learning.memory import parse_bytes
@@ -55,9 +56,11 @@ class LemurIndex:
         epochs: passes of training; 0 uses random features, and is the quick way: see num_sample_tokens and distillation_steps.
         candidates: "hnsw" for a graph, "exact" for a scan of all vectors; or "faiss", "usearch" or "svs" for an index of
             that library, where it is installed. Theirs are made anew when many documents have come.
-        num_candidates: documents reranked per query, unless a search says otherwise.
-        ef_search: beam of the graph search, widened to num_candidates where that is more; None means num_candidates. A beam
-            wider than what the rerank reads is the cheaper way to a high recall.
+        num_candidates: documents reranked per query, unless a search says otherwise; None means what is usual for k.
+        ef_search: beam of the graph search; None means what is usual for the others, or num_candidates where these are given
+            and there is no second look.
+        shortlist: documents of largest estimate, from which a second look by the centroids of their tokens chooses the
+            candidates; None means what is usual for num_candidates, and 0 that the estimate chooses them.
         device: where to learn and to search: "cpu", "cuda" or "mps". On any device but a CPU, a search scans the vectors of all
             documents there and reranks there: fastest for batches, and ef_search counts for nothing.
 
@@ -83,6 +86,8 @@ class LemurIndex:
         ridge: regularisation of that solve, relative to the mean diagonal of its Gram matrix.
         distillation_steps: steps that tune the reduction for the top of the ranking, where there are at least 1,000 queries
             and 5,000 documents; 0 leaves the least-squares map. None means 1,000, and 0 where epochs is 0.
+        num_centroids: that document tokens are represented by in the second look, two bytes a token; None means about twice the
+            root of the number of tokens, and 0 that there is no second look.
         seed: for everything random. On a CPU the learned map is the same for the same seed, data and number of threads.
 
     Example:
@@ -102,8 +107,9 @@ class LemurIndex:
         num_features: int = 2048,
         epochs: int = 3,
         candidates: str = "hnsw",
-        num_candidates: int = 250,
-        ef_search: int | None = 300,
+        num_candidates: int | None = None,
+        ef_search: int | None = None,
+        shortlist: int | None = None,
         device: str = "cpu",
         rank: int | None = 255,
         token_codes: str | None = "int8",
@@ -117,6 +123,7 @@ class LemurIndex:
         target_precision: str = "int8",
         ridge: float = 1e-6,
         distillation_steps: int | None = None,
+        num_centroids: int | None = None,
         seed: int = 0,
     ) -> None:
         options = Options(
@@ -136,6 +143,8 @@ class LemurIndex:
             ef_construction=ef_construction,
             num_candidates=num_candidates,
             ef_search=ef_search,
+            shortlist=shortlist,
+            num_centroids=num_centroids,
             compact_at=compact_at,
             device=device,
             seed=seed,
@@ -183,7 +192,7 @@ class LemurIndex:
             "tokens": f"{self.num_tokens:,}",
             "dim": "none yet" if self.dim is None else str(self.dim),
             "map": f"{self.encoder.dim} numbers a document" if self.is_fitted else "not learned: exact search",
-            "candidates": f"{options.num_candidates} by {options.candidates}",
+            "candidates": f"{options.num_candidates or 'as usual,'} by {options.candidates}",
             "place": place,
         }
         return facts("LemurIndex", about | {f"tuned for {t.target_recall:g} at {t.k}": f"{t.recall:.3f}" for t in self.tuned})
@@ -559,6 +568,7 @@ class LemurIndex:
         *,
         num_candidates: int | None = None,
         ef_search: int | None = None,
+        shortlist: int | None = None,
         target_recall: float | None = None,
         filter: Any = None,
         exact: bool = False,
@@ -571,8 +581,9 @@ class LemurIndex:
                 of shape (num_queries, num_tokens, dim), or Arrow data with a column ``tokens``.
             k: how many to return, at least 1.
             num_candidates: documents to rerank; None means the index's own. Never fewer than k.
-            ef_search: beam of the graph search, never below num_candidates; None means the index's own.
-            target_recall: search as :meth:`tune` chose for this recall, or for a higher one, instead of the two above.
+            ef_search: beam of the graph search, without a shortlist never below num_candidates; None means the index's own.
+            shortlist: documents to choose the candidates from in a second look, 0 for none; None means the index's own.
+            target_recall: search as :meth:`tune` chose for this recall, or for a higher one, instead of the three above.
             filter: search only documents that it lets through: a pyarrow compute expression over ``id`` and the metadata
                 columns (``pc.field("year") > 2020``); a collection of ids, of which unknown ones count for nothing; or a
                 boolean for each document, in the order of :meth:`ids` (numbers are ids, and 0 and 1 many times are refused).
@@ -589,7 +600,7 @@ class LemurIndex:
                 target_recall for which the index was not tuned; a filter that does not fit the documents.
         """
         snapshot = self.snapshot
-        settings = self._settings(snapshot, k, num_candidates, ef_search, target_recall, num_threads)
+        settings = self._settings(snapshot, k, num_candidates, ef_search, target_recall, num_threads, shortlist)
         exact = validate.boolean(exact, "exact")
         asked = queries_of(queries, snapshot.dim)
         return asked.answered(self._searcher.search(snapshot, asked.batch, settings, filter=filter, exact=exact))
@@ -602,11 +613,14 @@ class LemurIndex:
         ef_search: int | None = None,
         target_recall: float | None = None,
         num_threads: int | None = None,
+        shortlist: int | None = None,
     ) -> Settings:
         """How widely to search a snapshot: as its own options say, where the caller does not."""
         learned = snapshot.learned
         options, tuned = (self._changes.options_before, ()) if learned is None else (learned.options, learned.tuned)
-        return Settings.of(options, tuned, k, num_candidates, ef_search, target_recall, num_threads)
+        looks = learned is not None and learned.look is not None and options.device == "cpu"
+        asked = (k, num_candidates, ef_search, target_recall, num_threads)
+        return Settings.of(options, tuned, *asked, shortlist=shortlist, looks=looks)
 
     def evaluate(
         self,
@@ -615,8 +629,10 @@ class LemurIndex:
         *,
         num_candidates: int | None = None,
         ef_search: int | None = None,
+        shortlist: int | None = None,
         target_recall: float | None = None,
         filter: Any = None,
+        relevant: Any = None,
         num_threads: int | None = None,
         progress: Show = None,
     ) -> Evaluation:
@@ -624,17 +640,21 @@ class LemurIndex:
 
         Args:
             queries: a batch, as for :meth:`search`; at least one query.
-            k, num_candidates, ef_search, target_recall, filter, num_threads: as for :meth:`search`.
+            k, num_candidates, ef_search, shortlist, target_recall, filter, num_threads: as for :meth:`search`.
+            relevant: also measure success@k, MRR and nDCG beside exact MaxSim's, with paired intervals. For each query an id or
+                a collection of ids; or qrels, {query id: {document id: grade}}; or the path of a TREC qrels file; or the name
+                of a column of the queries. A table's column ``id`` names its queries, others are 0, 1, 2, ....
             progress: as for :meth:`fit`.
         """
         snapshot = self.snapshot
-        settings = self._settings(snapshot, k, num_candidates, ef_search, target_recall, num_threads)
+        settings = self._settings(snapshot, k, num_candidates, ef_search, target_recall, num_threads, shortlist)
         batch = queries_of(queries, snapshot.dim).batch
         if len(batch) == 0:
             raise ValueError("evaluate needs at least one query, got none")
         batch.check_not_zero("queries")
+        grades = None if relevant is None else grades_of(relevant, queries, len(batch), snapshot.ids)
         with progress_lines(progress) as lines:
-            return evaluate(snapshot, batch, settings, self._searcher, filter, lines)
+            return evaluate(snapshot, batch, settings, self._searcher, filter, lines, grades)
 
     def tune(
         self,
@@ -692,6 +712,7 @@ class LemurIndex:
         k: int = 10,
         num_candidates: int | None = None,
         ef_search: int | None = None,
+        shortlist: int | None = None,
         num_documents: int = 1000,
         num_queries: int = 200,
         seed: int = 0,
@@ -706,7 +727,7 @@ class LemurIndex:
             queries: a batch, as for :meth:`search`, of queries like those of today that the index did not learn from. None
                 takes the query tokens that the map kept, in random groups of 16: the figures are optimistic then (see
                 :class:`Health`), and know nothing of queries that have changed.
-            k, num_candidates, ef_search, num_threads: as for :meth:`search`.
+            k, num_candidates, ef_search, shortlist, num_threads: as for :meth:`search`.
             num_documents: documents sampled for the rank correlation, at most: of all, of the older, and of the recent ones.
             num_queries: queries sampled, at most.
             seed: for the samples.
@@ -721,7 +742,7 @@ class LemurIndex:
         """
         snapshot = self.snapshot
         snapshot.fitted()
-        settings = self._settings(snapshot, k, num_candidates, ef_search, None, num_threads)
+        settings = self._settings(snapshot, k, num_candidates, ef_search, None, num_threads, shortlist)
         num_documents = validate.integer(num_documents, "num_documents", least=2)
         num_queries = validate.positive_int(num_queries, "num_queries")
         random = np.random.default_rng(validate.integer(seed, "seed", least=0))
@@ -781,6 +802,7 @@ class LemurIndex:
         *,
         num_candidates: int | None = None,
         ef_search: int | None = None,
+        shortlist: int | None = None,
         target_recall: float | None = None,
         filter: Any = None,
         num_threads: int | None = None,
@@ -792,7 +814,7 @@ class LemurIndex:
         Args:
             query_tokens: one query, a matrix (num_tokens, dim).
             doc_id: the id of the document.
-            k, num_candidates, ef_search, target_recall, filter, num_threads: of that search, as for :meth:`search`.
+            k, num_candidates, ef_search, shortlist, target_recall, filter, num_threads: of that search, as for :meth:`search`.
 
         Returns:
             :class:`~lemur_ann.insight.miss.Miss`; print it, or search again with its ``settings``.
@@ -804,9 +826,10 @@ class LemurIndex:
         from lemur_ann.insight.miss import explain_miss
 
         snapshot = self.snapshot
-        settings = self._settings(snapshot, k, num_candidates, ef_search, target_recall, num_threads)
+        settings = self._settings(snapshot, k, num_candidates, ef_search, target_recall, num_threads, shortlist)
         case = self._case(snapshot, query_tokens, doc_id, settings, filter)
-        asked = {"num_candidates": num_candidates, "ef_search": ef_search, "target_recall": target_recall, "filter": filter}
+        asked: dict[str, Any] = {"num_candidates": num_candidates, "ef_search": ef_search, "shortlist": shortlist}
+        asked |= {"target_recall": target_recall, "filter": filter}
         return explain_miss(case, asked)
 
     def _case(self, snapshot: Snapshot, query_tokens: Any, doc_id: Any, settings: Settings, filter: Any = None) -> Case:

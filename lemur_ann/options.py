@@ -9,6 +9,7 @@ from typing import Any
 
 from lemur_ann import validate
 from lemur_ann.candidates.kinds import OWN_KINDS, check_kind
+from lemur_ann.candidates.look import MAX_CENTROIDS
 
 # More than these nobody has a use for. Memory and time follow from them, and they come from a file of anyone's too.
 MAX_FEATURES, MAX_TRAINING, MAX_STEPS = 65_536, 2**31, 10**7
@@ -31,10 +32,12 @@ class Options:
     token_codes: str | None = "int8"
     candidates: str = "hnsw"
     candidates_options: dict[str, Any] | None = None
+    num_centroids: int | None = None
     M: int = 16
     ef_construction: int = 100
-    num_candidates: int = 250
-    ef_search: int | None = 300
+    num_candidates: int | None = None
+    ef_search: int | None = None
+    shortlist: int | None = None
     compact_at: float | None = 0.3
     device: str = "cpu"
     seed: int = 0
@@ -43,7 +46,6 @@ class Options:
         for name, least, most in (
             ("num_training_tokens", 1, MAX_TRAINING),
             ("num_training_documents", 1, MAX_TRAINING),
-            ("num_candidates", 1, MAX_TRAINING),
             ("ef_construction", 1, MAX_EF_CONSTRUCTION),
             ("num_features", 2, MAX_FEATURES),
             ("M", 2, MAX_M),
@@ -53,7 +55,10 @@ class Options:
             self._set(name, validate.integer(getattr(self, name), name, least=least, most=most))
         for name, least, most in (
             ("rank", 1, MAX_FEATURES),
+            ("num_candidates", 1, MAX_TRAINING),
             ("ef_search", 1, MAX_TRAINING),
+            ("shortlist", 0, MAX_TRAINING),
+            ("num_centroids", 0, MAX_CENTROIDS),
             ("num_sample_tokens", 1, MAX_TRAINING),
             ("distillation_steps", 0, MAX_STEPS),
         ):

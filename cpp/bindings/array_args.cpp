@@ -12,8 +12,7 @@ constexpr std::int64_t kMaxDim = std::int64_t{1} << 24;
 constexpr std::int64_t kMaxThreads = 4096;  // more than any machine has, and few enough to be counted with
 
 std::int64_t checked_dim(std::size_t dim) {
-  if (dim < 1 || dim > static_cast<std::size_t>(kMaxDim))
-    throw nb::value_error("rows must have 1 to 2^24 components");
+  if (dim < 1 || dim > static_cast<std::size_t>(kMaxDim)) throw nb::value_error("rows must have 1 to 2^24 components");
   return static_cast<std::int64_t>(dim);
 }
 

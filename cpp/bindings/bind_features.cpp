@@ -68,12 +68,14 @@ void bind_features(nb::module_& m) {
             if (!all.empty() && static_cast<std::int64_t>(query_map.shape(0)) != all.back().width)
               throw nb::value_error("query_map must have a row for each feature");
             if (query_map.shape(1) == 0) throw nb::value_error("query_map must have columns");
-            new (self) lemur::QueryEncoder(all, query_map.data(), static_cast<std::int64_t>(query_map.shape(1)), homogeneous);
+            new (self)
+                lemur::QueryEncoder(all, query_map.data(), static_cast<std::int64_t>(query_map.shape(1)), homogeneous);
           },
           nb::arg("layers"), nb::arg("query_map").noconvert(), nb::arg("homogeneous") = false)
       .def(
           "encode",
-          [](const lemur::QueryEncoder& self, const FloatMatrix& tokens, const Int64Vector& offsets, std::int64_t num_threads) {
+          [](const lemur::QueryEncoder& self, const FloatMatrix& tokens, const Int64Vector& offsets,
+             std::int64_t num_threads) {
             const lemur::RaggedView queries = ragged_view(token_view(tokens), offsets);
             auto out = new_array<float>(queries.size, self.dim());
             float* data = out.data();

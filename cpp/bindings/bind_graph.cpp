@@ -25,7 +25,8 @@ using Flags = ArrayArg<bool, 1>;
 constexpr float kLargestFloat = std::numeric_limits<float>::max();
 constexpr std::int64_t kMaxDegree = 1 << 15;  // no node has more links
 
-std::pair<NewArray<std::int8_t, 2>, NewArray<float, 1>> int8_codes(const FloatMatrix& vectors, std::int64_t num_threads) {
+std::pair<NewArray<std::int8_t, 2>, NewArray<float, 1>> int8_codes(const FloatMatrix& vectors,
+                                                                   std::int64_t num_threads) {
   const lemur::TokenView view = token_view(vectors);
   auto codes = new_array<std::int8_t>(view.num_tokens, lemur::int8_stride(coded_dim(view.dim)));
   auto scales = new_array<float>(view.num_tokens);
@@ -70,11 +71,12 @@ NewArray<std::int32_t, 2> better_links(std::int64_t dim, const Codes& codes, con
   if (first < 0 || first > size || degree < 1 || degree > kMaxDegree || before > kMaxDegree ||
       (first > 0 && degree < before) || beam < 1 || !(alpha >= 1))
     throw nb::value_error("first, degree, beam or alpha is out of range");
-  choice.graph = {
-      links.data(),   size,
-      before,         entries.data(),
-      static_cast<std::int64_t>(entries.shape(0)),
-      next_equal_or_null(next_equal, size)};
+  choice.graph = {links.data(),
+                  size,
+                  before,
+                  entries.data(),
+                  static_cast<std::int64_t>(entries.shape(0)),
+                  next_equal_or_null(next_equal, size)};
   choice.first = first;
   choice.degree = degree;
   choice.beam = beam;
@@ -133,7 +135,7 @@ class CodedGraph {
       search.num_excluded = num_excluded;
     }
     search.num_candidates = num_candidates;
-    search.beam = std::min(beam, size());
+    search.beam = std::min(std::max<std::int64_t>(beam, 1), size());
     const int at_once = threads(num_threads);
     const auto num_queries = static_cast<std::int64_t>(queries.shape(0));
     auto out = new_array<std::int64_t>(num_queries, std::max<std::int64_t>(search.num_found(), 0));
@@ -174,13 +176,16 @@ void bind_graph(nb::module_& m) {
                          "int8 codes of vectors, links (num_nodes, degree) between them, -1 for none, and codes of the "
                          "rows after them, which are scanned. Rows with the same codes are listed in next_equal "
                          "(num_nodes,), which is empty where there are none; the first of them alone has links.")
-      .def(nb::init<std::int64_t, Codes, FloatVector, Int32Matrix, Int32Vector, Codes, FloatVector, std::optional<Int32Vector>>(),
+      .def(nb::init<std::int64_t, Codes, FloatVector, Int32Matrix, Int32Vector, Codes, FloatVector,
+                    std::optional<Int32Vector>>(),
            nb::arg("dim"), nb::arg("codes").noconvert(), nb::arg("scales").noconvert(), nb::arg("links").noconvert(),
-           nb::arg("entries").noconvert(), nb::arg("recent_codes").noconvert(),
-           nb::arg("recent_scales").noconvert(), nb::arg("next_equal").noconvert() = nb::none())
+           nb::arg("entries").noconvert(), nb::arg("recent_codes").noconvert(), nb::arg("recent_scales").noconvert(),
+           nb::arg("next_equal").noconvert() = nb::none())
       .def("__len__", &CodedGraph::size)
       .def("search", &CodedGraph::search, nb::arg("queries").noconvert(), nb::arg("excluded").noconvert().none(),
            nb::arg("num_excluded"), nb::arg("num_candidates"), nb::arg("beam"), nb::arg("num_threads"),
            "(num_queries, found) rows of largest inner product, best first; found is num_candidates, or all rows that "
-           "are not excluded where these are fewer.");
+           "are not excluded where these are fewer. Where the beam is narrower, the rows beyond it are the best of all "
+           "that "
+           "the walk looked at.");
 }

@@ -58,8 +58,8 @@ class Documents {
 };
 
 // int8 codes, scales and sums of codes of a matrix of tokens.
-std::tuple<NewArray<std::int8_t, 2>, NewArray<float, 1>, NewArray<std::int32_t, 1>> token_codes(const AnyMatrix& tokens,
-                                                                                                std::int64_t num_threads) {
+std::tuple<NewArray<std::int8_t, 2>, NewArray<float, 1>, NewArray<std::int32_t, 1>> token_codes(
+    const AnyMatrix& tokens, std::int64_t num_threads) {
   const lemur::TokenView view = token_view(tokens);
   const std::int64_t stride = lemur::int8_stride(coded_dim(view.dim));
   auto codes = new_array<std::int8_t>(view.num_tokens, stride);
@@ -90,8 +90,7 @@ NewArray<float, 2> token_maxima(const FloatMatrix& tokens, const Documents& docu
   const lemur::MaximaLayout layout{out.data(), by_document ? 1 : size, by_document ? x.num_tokens : 1};
   const int at_once = threads(num_threads);
   nb::gil_scoped_release release;
-  lemur::token_maxima(static_cast<const float*>(x.data), x.num_tokens, x.dim, documents.view(), layout, kind,
-                      at_once);
+  lemur::token_maxima(static_cast<const float*>(x.data), x.num_tokens, x.dim, documents.view(), layout, kind, at_once);
   return out;
 }
 
@@ -131,7 +130,8 @@ NewArray<float, 1> candidate_scores(const FloatMatrix& queries, const Int64Vecto
 using Reranked = std::tuple<NewArray<std::int64_t, 2>, NewArray<float, 2>, NewArray<std::int64_t, 1>>;
 
 Reranked rerank(const FloatMatrix& queries, const Int64Vector& query_offsets, const Documents& documents,
-                const Int64Vector& candidates, const Int64Vector& candidate_offsets, std::int64_t k, std::int64_t num_threads) {
+                const Int64Vector& candidates, const Int64Vector& candidate_offsets, std::int64_t k,
+                std::int64_t num_threads) {
   const lemur::RaggedView q = ragged_view(token_view(queries), query_offsets);
   check_candidates(q, candidates, candidate_offsets);
   if (k < 1) throw nb::value_error("k must be at least 1");

@@ -5,6 +5,7 @@ namespace nb = nanobind;
 void bind_cpu(nb::module_& m);
 void bind_features(nb::module_& m);
 void bind_graph(nb::module_& m);
+void bind_look(nb::module_& m);
 void bind_maxsim(nb::module_& m);
 void bind_products(nb::module_& m);
 void bind_checks(nb::module_& m);
@@ -16,6 +17,7 @@ NB_MODULE(_core, m) {
   bind_cpu(m);
   bind_features(m);
   bind_graph(m);
+  bind_look(m);
   bind_maxsim(m);
   bind_products(m);
   bind_checks(m);

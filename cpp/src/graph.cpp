@@ -1,6 +1,7 @@
 #include "lemur/graph.hpp"
 
 #include <algorithm>
+#include <cstring>
 #include <stdexcept>
 #include <vector>
 
@@ -108,9 +109,10 @@ class Searcher {
     // At last it is so wide that a scan is cheaper, and a scan finds them all.
     double share = left > 0 ? static_cast<double>(rows) / static_cast<double>(left) : 1.0;
     for (;; share *= 2) {
-      const auto beam = static_cast<std::int64_t>(
-          std::min(static_cast<double>(std::max(search_.beam, wanted)) * share, static_cast<double>(rows)));
+      const auto beam =
+          static_cast<std::int64_t>(std::min(static_cast<double>(search_.beam) * share, static_cast<double>(rows)));
       const bool walks = beam * kRowsPerPlace < scannable;
+      keeps_seen_ = walks && beam < wanted;
       best_.start(walks ? beam : wanted);
       const bool stand_for_equals = walks && search_.graph.next_equal != nullptr;
       collects_ = !walks && wanted > kMaxInserted;
@@ -119,6 +121,7 @@ class Searcher {
       else
         scan(search_.nodes, 0, chosen_.nodes);
       scan(search_.recent, search_.nodes.size, chosen_.recent);
+      if (keeps_seen_) choose_of_seen(wanted, stand_for_equals);
       if (collects_) best_.settle();
       std::int64_t found = 0;
       for (const Place& item : best_.rows()) {
@@ -157,6 +160,34 @@ class Searcher {
     return !seen;
   }
 
+  void see(const Place& item) {
+    if (keeps_seen_) seen_.push_back(key(item));
+  }
+
+  // A number that is the smaller the better the place: sorting those is quicker.
+  static std::uint64_t key(const Place& item) {
+    std::uint32_t bits;
+    std::memcpy(&bits, &item.score, sizeof bits);
+    if (item.score == 0.0f) bits = 0;  // either zero
+    const std::uint32_t ascending = (bits >> 31) != 0 ? ~bits : bits | 0x80000000u;
+    return std::uint64_t{~ascending} << 32 | static_cast<std::uint32_t>(item.index);
+  }
+
+  // The best of all that was looked at, in the place of the beam; rows that stand for others though they are excluded.
+  void choose_of_seen(std::int64_t wanted, bool stand_for_equals) {
+    if (search_.excluded != nullptr && !stand_for_equals)
+      seen_.erase(std::remove_if(seen_.begin(), seen_.end(),
+                                 [&](std::uint64_t k) { return excluded(static_cast<std::uint32_t>(k)); }),
+                  seen_.end());
+    if (static_cast<std::int64_t>(seen_.size()) > wanted && !(search_.excluded != nullptr && stand_for_equals)) {
+      std::nth_element(seen_.begin(), seen_.begin() + wanted, seen_.end());
+      seen_.resize(static_cast<std::size_t>(wanted));
+    }
+    std::sort(seen_.begin(), seen_.end());
+    best_.rows().clear();
+    for (const std::uint64_t k : seen_) best_.rows().push_back({{0.0f, static_cast<std::int32_t>(k)}, true});
+  }
+
   // Where links are read, and not before: they may be a mapped file, of which a search needs few pages.
   void check(std::int32_t node) const {
     if (node >= search_.graph.num_nodes) throw std::invalid_argument("a link of the graph is not a node");
@@ -167,10 +198,13 @@ class Searcher {
     const Graph& graph = search_.graph;
     const CodedVectors& vectors = search_.nodes;
     std::fill(visited_.begin(), visited_.end(), 0);
+    seen_.clear();
     kernels_.int8_dots(code_.data(), vectors.codes, vectors.stride, graph.entries, graph.num_entries, products_.data());
     for (std::int64_t i = 0; i < graph.num_entries; ++i) {
       const Place start{{score(graph.entries[i], products_[i]), graph.entries[i]}, false};
-      if (visit(start.index) && best_.admits(start)) best_.insert(start);
+      if (!visit(start.index)) continue;
+      see(start);
+      if (best_.admits(start)) best_.insert(start);
     }
     std::int64_t next = 0;
     while (next < static_cast<std::int64_t>(best_.rows().size())) {
@@ -204,6 +238,7 @@ class Searcher {
     std::int64_t foremost = static_cast<std::int64_t>(best_.rows().size()) + num_fresh;
     for (std::int64_t i = 0; i < num_fresh; ++i) {
       const Place item{{score(fresh_[i], products_[i]), fresh_[i]}, false};
+      see(item);
       if (!best_.admits(item)) continue;
       prefetch(graph.links + item.index * graph.degree);  // it may be the next to be expanded
       foremost = std::min(foremost, best_.insert(item));
@@ -230,7 +265,9 @@ class Searcher {
         const Place item{{static_cast<float>(products_[i]) * part.scales[row], static_cast<std::int32_t>(first + row)},
                          true};
         // Few rows are admitted, so that few flags are read where that is asked first.
-        if (collects_) {
+        if (keeps_seen_) {
+          see(item);
+        } else if (collects_) {
           if (!excluded(item.index)) best_.collect(item);
         } else if (best_.admits(item) && !excluded(item.index)) {
           best_.insert(item);
@@ -248,6 +285,8 @@ class Searcher {
   std::vector<std::int32_t> fresh_;
   Best best_;
   bool collects_ = false;  // rows of a scan that wants too many to keep them sorted
+  std::vector<std::uint64_t> seen_;
+  bool keeps_seen_ = false;  // all that a walk looks at, since more is wanted than its beam holds
 };
 
 }  // namespace

@@ -55,7 +55,8 @@ class CandidateIndex(Protocol):
     ) -> list[Rows]:
         """For each query the rows of largest inner product, best first; ``excluded`` ones never (None: there are none).
 
-        At most ``num_candidates``, and exactly so many where that many rows are not excluded.
+        At most ``num_candidates``, and exactly so many where that many rows are not excluded. With a beam of fewer,
+        ``ef_search``, a graph gives the best of all rows that it looked at.
         """
 
     def check(self) -> None:

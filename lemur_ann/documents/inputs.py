@@ -7,7 +7,7 @@ num_tokens, dim); one flat matrix with offsets. Arrow buffers and flat matrices 
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, MappingView, Set
+from collections.abc import Iterable, Iterator, Mapping, MappingView, Sequence, Set
 from dataclasses import dataclass
 from typing import Any
 
@@ -83,9 +83,12 @@ class QueryBatch:
         """At most ``count`` of the queries, in their order."""
         if count >= len(self):
             return self
-        chosen = np.sort(random.choice(len(self), count, replace=False))
-        matrices = [self.matrix(i) for i in chosen.tolist()]
-        return QueryBatch(np.concatenate(matrices), to_offsets([len(matrix) for matrix in matrices]))
+        return self.take(np.sort(random.choice(len(self), count, replace=False)).tolist())
+
+    def take(self, chosen: Sequence[int]) -> QueryBatch:
+        """Some of the queries, by their numbers."""
+        matrices = [self.tokens[:0], *(self.matrix(i) for i in chosen)]
+        return QueryBatch(np.concatenate(matrices), to_offsets([len(matrix) for matrix in matrices[1:]]))
 
 
 @dataclass(frozen=True)

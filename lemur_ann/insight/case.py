@@ -14,7 +14,7 @@ from lemur_ann.documents.inputs import QueryBatch, ids_of, is_single_query, quer
 from lemur_ann.documents.rows import Rows, RowSet
 from lemur_ann.events import cached_property
 from lemur_ann.insight.estimates import all_estimates, place_of, ranks_by_estimate
-from lemur_ann.searching.search import exact_scores, search
+from lemur_ann.searching.search import Candidates, exact_scores, search
 from lemur_ann.searching.settings import Settings
 from lemur_ann.searching.snapshot import Snapshot
 
@@ -101,6 +101,14 @@ class Case:
             on_device=self.device_search is not None,
         )
         return int(rank)
+
+    def is_shortlisted(self) -> bool:
+        """Whether the document is on the shortlist that a second look chooses candidates from."""
+        settings = self.settings.within(len(self.excluded), self.num_matching)
+        if settings.shortlist == 0 or self.device_search is not None:
+            return False
+        candidates = Candidates(self.snapshot, self.query, settings, self.excluded)
+        return bool(np.isin(self.row, candidates.of_largest_estimate([0], settings.shortlist, settings.ef_search)[0]))
 
     def searched(self, settings: Settings) -> tuple[int | None, Rows]:
         """Where a search finds the document, from 1, and the rows that it reranked; none where it scored all documents."""

@@ -11,6 +11,7 @@ import numpy as np
 from lemur_ann.documents.inputs import QueryBatch, queries_of
 from lemur_ann.hits import Hits
 from lemur_ann.insight import metrics
+from lemur_ann.insight.relevance import Grades, Relevance, relevance
 from lemur_ann.progress import Progress
 from lemur_ann.searching.searcher import Searcher
 from lemur_ann.searching.settings import Settings
@@ -29,6 +30,8 @@ class Evaluation:
         latency_mean_ms, latency_p50_ms, latency_p95_ms: of one query at a time.
         exact_latency_mean_ms: of exact MaxSim over all documents, a query's share of one batch with the same threads.
         recall_interval: the 95% confidence interval of recall over queries, by :func:`lemur_ann.insight.metrics.share_found`.
+        shortlist: documents that a second look chose the candidates from; 0 without one.
+        relevance: of relevant documents, where these were given.
     """
 
     recall: float
@@ -43,6 +46,8 @@ class Evaluation:
     latency_p95_ms: float
     exact_latency_mean_ms: float
     recall_interval: tuple[float, float] = (0.0, 1.0)
+    shortlist: int = 0
+    relevance: Relevance | None = None
 
 
 def timed_search(
@@ -55,7 +60,13 @@ def timed_search(
 
 
 def evaluate(
-    snapshot: Snapshot, queries: QueryBatch, settings: Settings, searcher: Searcher, filter: Any, progress: Progress
+    snapshot: Snapshot,
+    queries: QueryBatch,
+    settings: Settings,
+    searcher: Searcher,
+    filter: Any,
+    progress: Progress,
+    grades: list[Grades] | None = None,
 ) -> Evaluation:
     """See :meth:`lemur_ann.LemurIndex.evaluate`: exact answers and hits are of one snapshot, whatever changes meanwhile."""
     task = progress.task("exact answers", 1)
@@ -89,4 +100,6 @@ def evaluate(
         latency_p95_ms=float(np.percentile(latencies, 95)),
         exact_latency_mean_ms=exact_ms,
         recall_interval=(1.0, 1.0) if share is None else share[1:],
+        shortlist=settings.shortlist,
+        relevance=None if grades is None else relevance(found, wanted, grades, settings.k, snapshot.ids),
     )

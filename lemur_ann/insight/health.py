@@ -91,6 +91,7 @@ class Health:
         num_queries: how many of them.
         k, candidates, num_candidates, ef_search: how it searched; candidates is "hnsw" or "exact", and ef_search is never below
             num_candidates.
+        shortlist: documents that a second look chose the candidates from; 0 without one.
         num_unfamiliar: recent documents, deleted ones included, that are unlike those the map learned from: the measure that
             ``add`` takes, see learning/familiarity.py.
 
@@ -111,6 +112,7 @@ class Health:
     ef_search: int
     num_unfamiliar: int = 0
     relative_length: float = 1.0
+    shortlist: int = 0
 
     @property
     def share_recent(self) -> float:
@@ -181,7 +183,8 @@ class Health:
             queries += " made of tokens the map was learned from: optimistic, pass queries for a fair figure"
         lines = [
             self.verdict,
-            f"{queries}; k {self.k}, num_candidates {self.num_candidates}, ef_search {self.ef_search}",
+            f"{queries}; k {self.k}, num_candidates {self.num_candidates}, ef_search {self.ef_search}"
+            + (f", shortlist {self.shortlist}" if self.shortlist else ""),
             f"all documents: {self.documents}",
         ]
         if self.recent.num_documents:
@@ -248,6 +251,7 @@ def health_of(
         ef_search=settings.ef_search,
         num_unfamiliar=learned.num_unfamiliar,
         relative_length=_relative_length(learned.encoder, asked),
+        shortlist=settings.shortlist,
     )
 
 

@@ -24,6 +24,7 @@ class Miss:
             - "score": k others have higher exact scores. No search that is right returns it: ask for more.
             - "estimate": the learned map puts it behind the documents that were reranked: rerank more, or learn from queries
               like this one.
+            - "look": it was on the shortlist, and the second look chose other candidates: rerank more.
             - "graph": its estimate is good enough, and the walk of the graph did not come to it: search with a wider beam.
             - "codes": it was a candidate, and the first pass of the rerank, over int8 codes of the tokens, lost it. Codes err
               by more than a search allows for where, for example, one component of its tokens is far larger than all others.
@@ -72,6 +73,7 @@ class Miss:
         how = {
             "estimate": f"{by_estimate}, and the search reranked {candidates}",
             "graph": f"{by_estimate}, good enough for the {candidates}, but the walk of the graph did not come to it",
+            "look": f"{by_estimate}, and the second look chose {candidates} before it",
             "codes": f"it was among the {candidates}, and the first pass of the rerank, over int8 codes, lost it",
         }[self.stage]
         return f"{lost}; {how}. {remedy} finds it."
@@ -102,12 +104,16 @@ def explain_miss(case: Case, asked: dict[str, Any]) -> Miss:
         stage = "score"
     elif case.row in reranked:
         stage = "codes"
+    elif case.is_shortlisted():
+        stage = "look"
     else:
-        stage = "graph" if estimate_rank is not None and estimate_rank <= len(reranked) else "estimate"
+        listed = max(len(reranked), case.settings.shortlist)
+        stage = "graph" if estimate_rank is not None and estimate_rank <= listed else "estimate"
     changed = _changes_that_find(case, 0 if is_out else len(reranked))
     settings = {"k": k, **given, **changed}
     if changed and settings.pop("target_recall", None) is not None:
-        settings = {"num_candidates": case.settings.num_candidates, "ef_search": case.settings.ef_search, **settings}
+        widths = {name: getattr(case.settings, name) for name in ("num_candidates", "ef_search", "shortlist")}
+        settings = {**widths, **settings}
     return Miss(
         doc_id=case.doc_id,
         stage=stage,
@@ -125,29 +131,42 @@ def explain_miss(case: Case, asked: dict[str, Any]) -> Miss:
 
 
 def _changes_that_find(case: Case, num_reranked: int) -> dict[str, Any]:
-    """What to change of a search for it to find the document: no more than is needed, but for the beam, which is doubled."""
-    k, num_candidates, ef_search = case.settings.k, case.settings.num_candidates, case.settings.ef_search
+    """What to change of a search for it to find the document: no more than is needed, but for the beam, which is doubled.
 
-    def finds(k: int, count: int, beam: int) -> bool:
-        settings = Settings(k, max(count, k), max(beam, count, k), case.num_threads)
+    Where it has a shortlist all widths are named, since what is usual depends on k and on the other numbers.
+    """
+    k, num_candidates, ef_search = case.settings.k, case.settings.num_candidates, case.settings.ef_search
+    listed = case.settings.shortlist
+
+    def finds(k: int, count: int, beam: int, shortlist: int) -> bool:
+        count = max(count, k)
+        settings = Settings(k, count, beam if shortlist > count else max(beam, count), case.num_threads, shortlist)
         return case.searched(settings)[0] is not None
 
     changed: dict[str, Any] = {}
-    if finds(k, num_candidates, ef_search):
+    if finds(k, num_candidates, ef_search, listed):
         return changed
+    widths: dict[str, Any] = {}
+    if listed:
+        widths = {"num_candidates": num_candidates, "ef_search": ef_search, "shortlist": listed}
     if case.rank > k:
         changed["k"] = k = case.rank
-        if finds(k, num_candidates, ef_search):
-            return changed
+        if finds(k, num_candidates, ef_search, listed):
+            return widths | changed
     fewest = max(num_candidates, k)
+    for more in (count for count in (2 * fewest, 4 * fewest) if count < listed):  # of the same shortlist
+        if finds(k, more, ef_search, listed):
+            return widths | changed | {"num_candidates": more}
+    if listed:
+        widths = {"num_candidates": fewest, "ef_search": max(ef_search, fewest), "shortlist": 0}
     counts = [fewest] if case.estimate_rank <= max(fewest, num_reranked) else []  # then a wider beam alone may do
     for count in (*counts, max(case.estimate_rank, fewest)):
-        more = {} if count == fewest else {"num_candidates": count}
+        changed |= {} if count == fewest else {"num_candidates": count}
         beam = max(ef_search, count)
-        if finds(k, count, beam):
-            return changed | more
+        if finds(k, count, beam, 0):
+            return widths | changed | ({"ef_search": beam} if listed else {})
         while beam < len(case.excluded):  # a beam of all documents is a scan
             beam = min(2 * beam, len(case.excluded))
-            if finds(k, count, beam):
-                return changed | more | {"ef_search": beam}
-    return changed | {"exact": True}
+            if finds(k, count, beam, 0):
+                return widths | changed | {"ef_search": beam}
+    return ({"k": k} if case.rank > case.settings.k else {}) | {"exact": True}

@@ -79,6 +79,10 @@ def stats_of(snapshot: Snapshot) -> Stats:
         parts["token codes"] = memory.part(codes)
     if learned is not None:
         parts["candidates"] = memory.part(learned.candidates.arrays)
+        if learned.look is not None:
+            parts["centroids of tokens"] = memory.part(
+                [array for part in learned.look.parts for array in (part.ids, part.offsets)]
+            )
         parts["learned map"] = memory.part(list(learned.encoder.arrays().values()), learned.encoder.packed_bytes)
     parts["ids"] = memory.part(_buffers(ids.column.array), ids.size_of_rows)
     if snapshot.metadata is not None:

@@ -20,6 +20,7 @@ from lemur_ann.searching.snapshot import Snapshot
 FIRST_BEAM = 32
 BEAM_STEP = math.sqrt(2.0)
 MAX_TIMED_QUERIES = 100
+SHORTLIST_PER_BEAM = 3  # of what a walk looks at on the way these are worth a second look
 
 
 def tune(
@@ -42,9 +43,9 @@ def tune(
     tuner = Tuner(snapshot, queries, exact, k, num_threads)
     order = random.permutation(len(queries))
     chosen_on, measured_on = order[: len(order) // 2], order[len(order) // 2 :]
-    count, beam = tuner.choose(chosen_on, target_recall, progress.task("settings tried", None))
-    recall, low, high = tuner.recall(measured_on, count, beam) or (1.0, 0.0, 1.0)
-    return Tuned(target_recall, k, count, beam, recall, (low, high), len(measured_on))
+    count, beam, shortlist = tuner.choose(chosen_on, target_recall, progress.task("settings tried", None))
+    recall, low, high = tuner.recall(measured_on, count, beam, shortlist) or (1.0, 0.0, 1.0)
+    return Tuned(target_recall, k, count, beam, recall, (low, high), len(measured_on), shortlist)
 
 
 class Tuner:
@@ -63,41 +64,47 @@ class Tuner:
         self._num_documents = size = snapshot.num_documents
         self._widest = Settings(min(k, size), size, size, num_threads)
         self._candidates = Candidates(snapshot, queries, self._widest, snapshot.deleted)
+        learned = snapshot.fitted()
+        self._looks = learned.look is not None and learned.options.device == "cpu"
 
-    def choose(self, chosen_on: npt.NDArray[np.int64], target_recall: float, task: Task) -> tuple[int, int]:
-        """The quickest (num_candidates, ef_search) that finds ``target_recall`` of the exact top k on some of the queries."""
+    def choose(self, chosen_on: npt.NDArray[np.int64], target_recall: float, task: Task) -> tuple[int, int, int]:
+        """The quickest (num_candidates, ef_search, shortlist) that finds so much of the exact top k on some of the queries."""
         num_documents, k = self._num_documents, self._k
         candidate_seconds = self._candidate_seconds(chosen_on)
-        best, best_seconds = (num_documents, num_documents), math.inf
+        best, best_seconds = (num_documents, num_documents, 0), math.inf
         beam = max(FIRST_BEAM, k)
         while True:
             task.advance()
-            found, seconds = self._timed_search(chosen_on, beam)
+            shortlist = min(SHORTLIST_PER_BEAM * beam, num_documents) if self._looks else 0
+            found, seconds = self._timed_search(chosen_on, beam, shortlist)
             if seconds > best_seconds:
                 return best
             depth = self._depth(chosen_on, found, target_recall)
             if depth is not None and seconds + max(depth, k) * candidate_seconds < best_seconds:
-                best, best_seconds = (max(depth, k), beam), seconds + max(depth, k) * candidate_seconds
+                best, best_seconds = (max(depth, k), beam, shortlist), seconds + max(depth, k) * candidate_seconds
             if beam >= num_documents:
                 return best
             beam = min(math.ceil(beam * BEAM_STEP), num_documents)
 
     def recall(
-        self, measured_on: npt.NDArray[np.int64], num_candidates: int, ef_search: int
+        self, measured_on: npt.NDArray[np.int64], num_candidates: int, ef_search: int, shortlist: int = 0
     ) -> tuple[float, float, float] | None:
         """Share found, and its confidence interval. The rerank is exact, so a candidate of the exact top k is found."""
-        found = self._candidates(measured_on, num_candidates, ef_search)
+        found = self._candidates(measured_on.tolist(), num_candidates, ef_search, shortlist)
         exact = [self._exact[i] for i in measured_on]
         hits = [int(np.isin(e, f).sum()) for e, f in zip(exact, found, strict=True)]
         return metrics.share_found(hits, [len(e) for e in exact])
 
-    def _timed_search(self, queries: npt.NDArray[np.int64], beam: int) -> tuple[list[npt.NDArray[np.int64]], float]:
-        """Candidates of all the queries, and the seconds of one, alone."""
-        found = self._candidates(queries, beam, beam)
+    def _timed_search(
+        self, queries: npt.NDArray[np.int64], beam: int, shortlist: int
+    ) -> tuple[list[npt.NDArray[np.int64]], float]:
+        """Candidates of all the queries, as many as there are, and the seconds of one, alone."""
+        count = shortlist or beam
+        found = self._candidates(queries.tolist(), count, beam, shortlist)
         timed = queries[:MAX_TIMED_QUERIES].tolist()
         start = time.perf_counter()
         for i in timed:
-            self._candidates([i], beam, beam)
+            self._candidates([i], count, beam, shortlist)
         return found, (time.perf_counter() - start) / len(timed)
 
     def _depth(self, queries: npt.NDArray[np.int64], found: list[npt.NDArray[np.int64]], target_recall: float) -> int | None:
@@ -120,7 +127,7 @@ class Tuner:
             seconds = 0.0
             timed = queries[:MAX_TIMED_QUERIES].tolist()
             for i in timed:
-                found = self._candidates([i], count, count)
+                found = self._candidates([i], count, count, 0)
                 rerank = Rerank(self.snapshot, queries_of(self._queries.matrix(i), None).batch, self._widest)
                 start = time.perf_counter()
                 rerank(found)

@@ -21,7 +21,8 @@ import numpy.typing as npt
 import torch
 
 from lemur_ann import _core
-from lemur_ann.documents.inputs import QueryBatch, directions_of
+from lemur_ann.candidates.look import LookWeights, SecondLook
+from lemur_ann.documents.inputs import QueryBatch, directions_of, to_offsets
 from lemur_ann.documents.rows import Rows
 from lemur_ann.documents.tokens import TokenStore
 from lemur_ann.events import event, warn_caller
@@ -33,6 +34,7 @@ from lemur_ann.learning.memory import NUM_WEIGHED_DOCUMENTS, TEACHER_RANKS, Plan
 from lemur_ann.learning.projection import Encoded, MapParts, composed, reduced_weights
 from lemur_ann.learning.query_features import FeatureWeights
 from lemur_ann.learning.reduction import Reduction, augment, radius_for, random_rotation
+from lemur_ann.learning.second_look import UNLEARNED, learn_centroids, ranking, usual_centroids
 from lemur_ann.learning.targets import Targets
 from lemur_ann.learning.training import TARGET_ROWS, Training, train_feature_map
 from lemur_ann.learning.weights import WeightSolver, draw_sample
@@ -44,6 +46,10 @@ VALIDATION_SHARE = 0.05  # of the training queries, at most
 MAX_VALIDATION_QUERIES = 128
 NUM_REDUCTION_QUERIES = 20_000
 DISTILLATION_SHARE, MAX_DISTILLATION_QUERIES = 0.05, 256  # of these, held out from distillation to judge it
+LOOK_SHARE, MAX_LOOK_QUERIES = 0.1, 512  # of the queries, held back from the map for the second look
+FEW_LOOK_QUERIES, MIN_LOOK_QUERIES = 40, 30  # as many of a few hundred, and too few to learn from
+MIN_LOOK_DOCUMENTS = 500  # of fewer a search reranks nearly all
+LOOK_SHORTLIST = 1000  # of each of these queries
 
 NO_QUERIES_WARNING = (
     "fit() has no queries and learns from document tokens, which finds far fewer of the right candidates: on 10,093 "
@@ -64,10 +70,13 @@ def fit_map(
     encode_query: Callable[[list[str]], Any] | None = None,
     texts: Sequence[str | None] = (),
     start: FeatureMap | None = None,
+    look: LookWeights | None = None,
     memory_limit: int | None = None,
     directory: str | PathLike[str] | None = None,
 ) -> tuple[MapParts, Encoded]:
     """Learn from the ``live`` documents of a store, the feature map beginning as a copy of ``start`` where there is one.
+
+    A ``look`` that is given stays as it is, and all queries teach the map.
 
     Without queries, sentences of ``texts`` through ``encode_query`` take their place, and without that document tokens. The
     order of the steps, and of the random draws in them, decides the bits of the map.
@@ -82,12 +91,18 @@ def fit_map(
     queries.check_not_zero(f"what to learn from, {learned_from},")
     job.clock = Clock()  # the caller's encoder is no stage of learning
     sizes = plan(options, queries.tokens.shape[1], len(live), len(queries.tokens), memory_limit)
+    unseen = queries.take(())
+    if look is None and learned_from != "document tokens":
+        queries, unseen = _held_back(job, queries)
     pool, held_out = _split(job, queries)
     feature_map, training = _trained_features(job, pool, held_out, start, sizes, directory)
     solver, token_weights = _solver(job, feature_map, pool, training, sizes)
     reduced = _reduced(job, solver, queries, sizes.num_kept_documents, has_queries=learned_from != "document tokens")
     if reduced.is_to_be_distilled:
         reduced = _distilled(job, reduced, training.target_std)
+    look_found: dict[str, float] = {}
+    if look is None:
+        look, look_found = _second_look(job, reduced, solver.feature_map, unseen)
     radius = radius_for(reduced.documents)
     some = _choose(live, NUM_DOCUMENTS, job.random)
     summary = {
@@ -95,6 +110,7 @@ def fit_map(
         "learned_from": learned_from,
         "distilled": reduced.is_distilled,
         "held_out_found": reduced.found,
+        "look_found": look_found,
         "nearness": usual(store, some, solver.targets.sample_tokens, num_threads),
         "expected_peak_bytes": sizes.peak_bytes,
         "seconds": job.clock.seconds,
@@ -108,6 +124,7 @@ def fit_map(
         query_map=reduced.query_map,
         radius=radius,
         training=summary,
+        look=look,
     )
     return parts, Encoded(reduced.kept, augment(reduced.documents, radius))
 
@@ -157,6 +174,18 @@ def _queries_to_learn_from(
         warn_caller(NO_QUERIES_WARNING)
         queries = pseudo_queries.from_tokens(job.store, job.live, job.options.num_training_tokens, job.random)
     return queries, learned_from
+
+
+def _held_back(job: _Job, queries: QueryBatch) -> tuple[QueryBatch, QueryBatch]:
+    """Queries for the map, and those that the second look learns from, whose estimates must not be too good."""
+    is_whole = len(queries.tokens) > len(queries)  # and not the tokens of others, one by one
+    count = max(int(len(queries) * LOOK_SHARE), min(FEW_LOOK_QUERIES, len(queries) // 4))
+    count = min(count, MAX_LOOK_QUERIES)
+    looks = job.options.num_centroids != 0 and len(job.live) >= MIN_LOOK_DOCUMENTS
+    if not looks or not is_whole or count < MIN_LOOK_QUERIES:
+        return queries, queries.take(())
+    order = job.random.permutation(len(queries))
+    return queries.take(np.sort(order[count:]).tolist()), queries.take(np.sort(order[:count]).tolist())
 
 
 def _split(job: _Job, queries: QueryBatch) -> tuple[npt.NDArray[Any], npt.NDArray[Any]]:
@@ -299,6 +328,36 @@ def _distilled(job: _Job, wide: _Reduced, target_std: float) -> _Reduced:
     projection, offset = composed(wide.projection, wide.offset, document_map)
     reduced = replace(wide, documents=documents, projection=projection, offset=offset, query_map=query_map)
     return replace(reduced, is_distilled=is_better, found=found)
+
+
+def _second_look(
+    job: _Job, reduced: _Reduced, feature_map: FeatureMap, unseen: QueryBatch
+) -> tuple[LookWeights | None, dict[str, float]]:
+    """Centroids of document tokens, and how to rank a shortlist by them, learned from queries that the map has not seen."""
+    options, clock = job.options, job.clock
+    count = usual_centroids(job.store.num_tokens) if options.num_centroids is None else options.num_centroids
+    if count == 0 or len(job.live) < MIN_LOOK_DOCUMENTS:
+        return None, {}
+    centroids = learn_centroids(job.store, job.live, count, job.random, job.num_threads)
+    if len(centroids) == 0:
+        return None, {}
+    clock.lap("centroids")
+    unlearned = LookWeights(centroids, *UNLEARNED)
+    size = min(LOOK_SHORTLIST, len(reduced.kept))
+    if len(unseen) == 0:
+        return unlearned, {}
+    encoded = feature_map.query_features(unseen.tokens, unseen.offsets).cpu().numpy() @ reduced.query_map
+    shortlists = [_core.top_k(reduced.documents @ query, size) for query in encoded]
+    look = SecondLook(unlearned, []).of_rows(job.store, reduced.kept, num_threads=job.num_threads)
+    asked = unseen.as_float32
+    longer = look.with_rare(asked, shortlists, num_threads=job.num_threads)
+    known = look.known(asked, longer, size, num_threads=job.num_threads)
+    rows, bounds = reduced.kept[np.concatenate(longer)], to_offsets([len(own) for own in longer])
+    exact = job.store.candidate_scores(asked.tokens, asked.offsets, rows, bounds, num_threads=job.num_threads)
+    weights, found = ranking(known, exact, bounds, seed=options.seed)
+    event("second look", logging.INFO, **found)
+    clock.lap("second look")
+    return LookWeights(centroids, *weights), found
 
 
 def _choose(indices: Rows, count: int, random: np.random.Generator) -> Rows:

@@ -9,6 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from lemur_ann import _core
+from lemur_ann.candidates.look import LookWeights
 from lemur_ann.documents.rows import Rows
 from lemur_ann.documents.tokens import TokenStore
 from lemur_ann.learning.query_features import FeatureWeights
@@ -30,6 +31,7 @@ class MapParts:
     query_map: npt.NDArray[np.float32]
     radius: float
     training: dict[str, Any]
+    look: LookWeights | None = None
 
 
 @dataclass

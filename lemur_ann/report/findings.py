@@ -99,12 +99,12 @@ def estimated_ranks(subject: Subject, truths: list[Truth], used: Timed) -> list[
     ]
 
 
-def misses(used: Timed, ranks: list[npt.NDArray[np.int64]] | None, num_candidates: int) -> dict[str, Any] | None:
-    """Why documents of the exact top k were missed: the map puts them behind the candidates, or the graph did not find them."""
+def misses(used: Timed, ranks: list[npt.NDArray[np.int64]] | None, num_listed: int) -> dict[str, Any] | None:
+    """Why documents of the exact top k were missed: behind all that a search lists by estimate, or lost by what follows."""
     if ranks is None:
         return None
     places = np.concatenate([np.empty(0, np.int64), *ranks])
-    behind = int(np.count_nonzero(places > num_candidates))
+    behind = int(np.count_nonzero(places > num_listed))
     wanted = sum(len(own) for own in used.found)
     return {"num_wanted": wanted, "num_missed": len(places), "by_map": behind, "by_graph": len(places) - behind}
 

@@ -29,7 +29,8 @@ def subject_of(
     num_queries = validate.positive_int(num_queries, "num_queries")
     if size == 0:
         raise ValueError("report needs at least one document, and the index holds none")
-    in_use = Settings.of(options, (), k, num_threads=threads)
+    looks = learned is not None and learned.look is not None and options.device == "cpu"
+    in_use = Settings.of(options, (), k, num_threads=threads, looks=looks)
     if learned is None:  # then a search scores every document
         in_use = replace(in_use, num_candidates=size, ef_search=size)
     return Subject(snapshot, options, read(queries, snapshot.dim, num_queries, random), in_use.within(size, size), k)
@@ -67,7 +68,7 @@ def figures(
         "recall_by_query_length": findings.by_query_length(subject, used),
         "recall_by_document_length": findings.by_document_length(subject, exact, used),
         "sizes": about.sizes(snapshot),
-        "misses": findings.misses(used, ranks, subject.in_use.num_candidates),
+        "misses": findings.misses(used, ranks, max(subject.in_use.num_candidates, subject.in_use.shortlist)),
         "worst_queries": findings.worst(subject, exact, used, ranks, text_column),
         "environment": about.environment(subject.in_use.num_threads),
         "options": asdict(subject.options),

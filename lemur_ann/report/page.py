@@ -180,6 +180,7 @@ STAGES = {
     "features": "the query through the learned map",
     "graph": "the walk that finds candidates",
     "scan": "of all vectors, for candidates",
+    "second look": "which chooses candidates from a shortlist of these",
     "rerank": "exact MaxSim of the candidates",
     "the rest": "around them",
 }
@@ -366,11 +367,16 @@ def _worst(data: Data) -> str:
     if not worst:
         count = _count(data["queries"]["num_queries"], "query", "queries")
         return _section("worst", "What is missed", f"Nothing: each of {count} found its exact top {data['k']:,}.", "")
+    shortlist = data["in_use"].get("shortlist", 0)
+    listed = max(data["in_use"]["num_candidates"], shortlist)
+    other = "the graph did not find it (a wider beam would)"
+    if shortlist:
+        other = "the graph did not find it (a wider beam would), or the second look chose others (more candidates would)"
     text = (
         f"Of {misses['num_wanted']:,} places in the exact top {data['k']:,}, {misses['num_missed']:,} were missed: "
-        f"{misses['by_map']:,} because the map puts the document behind all {data['in_use']['num_candidates']:,} candidates "
-        f"(more candidates would find it, or a better map), {misses['by_graph']:,} because the graph did not find it (a wider "
-        "beam would). Below are the queries that miss most, and the best of what they miss."
+        f"{misses['by_map']:,} because the map puts the document behind all {listed:,} candidates "
+        f"(more candidates would find it, or a better map), {misses['by_graph']:,} because {other}. "
+        "Below are the queries that miss most, and the best of what they miss."
     )
     heads = (("n", "rank"), ("n", "score"), ("n", "rank by estimate"), ("wide", "missed document"))
     head = "".join(f'<th class="{kind}" scope="col">{words}</th>' for kind, words in heads)

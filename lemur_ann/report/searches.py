@@ -86,7 +86,8 @@ class Searches:
         subject, num_queries = self._subject, len(self._subject.queries)
         if _is_exact(subject, subject.in_use) or subject.on_device:
             return None
-        names = ("features", "graph" if subject.has_beam else "scan", "rerank")
+        look = ("second look",) if subject.in_use.shortlist else ()
+        names = ("features", "graph" if subject.has_beam else "scan", *look, "rerank")
         whole, parts = np.full(num_queries, np.inf), np.full((num_queries, len(names)), np.inf)
         task = lines.task("stages", 2 * ROUNDS * num_queries)
         for _ in range(ROUNDS):
@@ -103,13 +104,18 @@ class Searches:
 
 
 def _stages(subject: Subject, number: int) -> npt.NDArray[np.float64]:
-    """Milliseconds of the features, the candidates and the rerank of one query."""
+    """Milliseconds of the features, the graph, the second look if there is one, and the rerank of one query."""
     snapshot, settings = subject.snapshot, subject.in_use
     query = queries_of(subject.queries.batch.matrix(number), snapshot.dim).batch.as_float32
     marks = [time.perf_counter()]
     candidates = Candidates(snapshot, query, settings, snapshot.deleted)
     marks.append(time.perf_counter())
-    found = candidates([0], settings.num_candidates, settings.ef_search)
+    if settings.shortlist:
+        shortlists = candidates.of_largest_estimate([0], settings.shortlist, settings.ef_search)
+        marks.append(time.perf_counter())
+        found = candidates.second_look([0], shortlists, settings.num_candidates)
+    else:
+        found = candidates([0], settings.num_candidates, settings.ef_search)
     marks.append(time.perf_counter())
     Rerank(snapshot, query, settings)(found)
     marks.append(time.perf_counter())
@@ -126,7 +132,7 @@ def settings_to_measure(subject: Subject) -> list[Settings]:
     size, in_use = subject.size, subject.in_use
     if subject.snapshot.learned is None:
         return [in_use]
-    settings = {in_use, *(_of(subject, t.num_candidates, t.ef_search) for t in subject.tuned)}
+    settings = {in_use, *(_of(subject, t.num_candidates, t.ef_search, t.shortlist) for t in subject.tuned)}
     beams = BEAMS if subject.has_beam else BEAMS[:1]
     for share in SHARES:
         count = max(round(in_use.num_candidates * share), subject.k)
@@ -138,10 +144,14 @@ def settings_to_measure(subject: Subject) -> list[Settings]:
     return sorted(kept, key=lambda own: (own.num_candidates, own.ef_search))
 
 
-def _of(subject: Subject, num_candidates: int, ef_search: int) -> Settings:
+def _of(subject: Subject, num_candidates: int, ef_search: int, shortlist: int | None = None) -> Settings:
     """So wide, and no wider than there are documents."""
     size = subject.size
-    wide = replace(subject.in_use, num_candidates=num_candidates, ef_search=max(ef_search, num_candidates))
+    in_use = subject.in_use
+    if shortlist is None:  # in the same proportion
+        shortlist = in_use.shortlist * num_candidates // in_use.num_candidates
+    beam = ef_search if shortlist > num_candidates else max(ef_search, num_candidates)
+    wide = replace(in_use, num_candidates=num_candidates, ef_search=beam, shortlist=shortlist)
     return wide.within(size, size)
 
 
@@ -150,11 +160,12 @@ def curve(subject: Subject, settings: list[Settings], timed: list[Timed]) -> lis
     points: list[dict[str, Any]] = []
     for setting, own in zip(settings, timed, strict=True):
         recall, low, high = share(own.found)
-        tuned = [t for t in subject.tuned if _of(subject, t.num_candidates, t.ef_search) == setting]
+        tuned = [t for t in subject.tuned if _of(subject, t.num_candidates, t.ef_search, t.shortlist) == setting]
         points.append(
             {
                 "num_candidates": setting.num_candidates,
                 "ef_search": setting.ef_search,
+                "shortlist": setting.shortlist,
                 "recall": recall,
                 "recall_interval": [low, high],
                 "p50_ms": float(np.percentile(own.milliseconds, 50)),

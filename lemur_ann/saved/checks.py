@@ -13,7 +13,7 @@ from lemur_ann.documents.tokens import MAX_DIM
 
 # Files of formats 1 to 3 have no number, and stay where they are as long as they are in use.
 FILE = re.compile(
-    r"(tokens|documents|deleted|learned|vectors|graph|links)(-[0-9]{6,})?\.(arrow|safetensors|hnsw|bin)", re.ASCII
+    r"(tokens|documents|deleted|learned|vectors|centroids|graph|links)(-[0-9]{6,})?\.(arrow|safetensors|hnsw|bin)", re.ASCII
 )
 MAX_DEPTH = 32
 MAX_COUNT = 2**48
@@ -73,11 +73,11 @@ def _check_learned(manifest: dict[str, Any]) -> None:
         _count(training.get("num_unfamiliar", 0), "num_unfamiliar of training")
         if _count(training["num_rows"], "num_rows of training") > manifest["num_rows"]:
             raise ValueError("its map was learned from more rows than there are")
-    _is(manifest, ("vectors", "tuned", "segments"), list)
+    _is(manifest, ("vectors", "centroids", "tuned", "segments"), list)
     if structure is not None:
         _is(structure, ("files",), dict)
         _count(structure["num_rows"], "num_rows of structure")
-    for entry in (*manifest["segments"], *manifest["vectors"]):
+    for entry in (*manifest["segments"], *manifest["vectors"], *manifest["centroids"]):
         _count(entry["num_rows"], "num_rows of a file")
 
 
@@ -90,6 +90,7 @@ def _check_names(manifest: dict[str, Any]) -> None:
         [entry["file"] for entry in manifest["vectors"]],
         [] if structure is None else list(structure["files"].values()),
         [name for name in (manifest["deleted"], manifest["learned"]) if name is not None],
+        [entry["file"] for entry in manifest["centroids"]],
     ]
     for names in lists:
         for name in names:

@@ -37,7 +37,7 @@ ABSENT = (errno.ENOENT, errno.ENOTDIR, errno.ENAMETOOLONG, errno.ELOOP, errno.EI
 TOKENS = "tokens"  # what the names of token files begin with
 # what files of ours are called, those left by a crash included: whatever has such a name may be deleted
 NAMES = re.compile(
-    r"(tokens|documents|deleted|learned|vectors|graph|links)-(?P<number>\d{6,})\.(arrow|safetensors|hnsw|bin)"
+    r"(tokens|documents|deleted|learned|vectors|centroids|graph|links)-(?P<number>\d{6,})\.(arrow|safetensors|hnsw|bin)"
     r"|\.manifest\.json\..*|\.building-.*"
 )
 # what an index of formats 1 to 3 may name in its manifest

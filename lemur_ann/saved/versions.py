@@ -15,6 +15,7 @@ from lemur_ann import arrays, formats
 from lemur_ann.candidates import CandidateIndex, Structure, Vectors
 from lemur_ann.candidates.kinds import LIBRARIES, kind_of
 from lemur_ann.candidates.library import check_own
+from lemur_ann.candidates.look import Part, SecondLook, checked_part
 from lemur_ann.documents.ids import IdColumn, IdMap
 from lemur_ann.documents.intake import joined_metadata, rows_of
 from lemur_ann.documents.rows import RowSet
@@ -223,6 +224,12 @@ def _learned(
             raise CorruptIndex(f"{folder / part['file']} has a vector that is not finite")
         return vectors
 
+    num_centroids = 0 if encoder.look is None else len(encoder.look.centroids)
+
+    def read_ids(part: dict[str, Any]) -> Part:
+        found = arrays.map_arrays(folder / part["file"])
+        return checked_part(found["ids"], found["offsets"], part["num_rows"], num_centroids, folder / part["file"])
+
     entry = manifest["structure"]
     structure = None if entry is None else known_or(entry["files"]["graph"], read_structure)
     parts = [known_or(part["file"], functools.partial(read_part, part)) for part in manifest["vectors"]]
@@ -231,8 +238,15 @@ def _learned(
     candidates: CandidateIndex = known_or(
         _candidates_key(manifest), lambda: kind.assemble(encoder.dim, structure, parts, asdict(options), scratch)
     )
+    look = None
+    if encoder.look is not None:
+        ids = [known_or(part["file"], functools.partial(read_ids, part)) for part in manifest["centroids"]]
+        look = SecondLook(encoder.look, ids)
+        if look.num_rows != num_rows:
+            raise CorruptIndex(f"{folder} does not have centroids of all of {num_rows} documents")
     tuned = (Tuned(**{**t, "recall_interval": tuple(t["recall_interval"])}) for t in manifest["tuned"])
-    return Learned(options, encoder, candidates, training["num_rows"], tuple(tuned), training.get("num_unfamiliar", 0))
+    unfamiliar = training.get("num_unfamiliar", 0)
+    return Learned(options, encoder, candidates, training["num_rows"], tuple(tuned), unfamiliar, look)
 
 
 def _candidates_key(manifest: dict[str, Any]) -> Any:
@@ -403,6 +417,7 @@ class Writing:
             "segments": self.segments(snapshot),
             **dict.fromkeys(("deleted", "feature_map", "training", "learned", "structure")),
             "vectors": [],
+            "centroids": [],
             "tuned": [],
         }
         deleted = snapshot.deleted
@@ -414,6 +429,7 @@ class Writing:
             manifest |= self.map_of(learned)
             is_new, manifest["structure"] = self.structure_of(learned)
             manifest["vectors"] = [self.part(part) for part in learned.candidates.parts]
+            manifest["centroids"] = [] if learned.look is None else [self.ids(part) for part in learned.look.parts]
             if not is_new:  # else what is mapped from its files takes its place, as with a new map
                 self.objects[_candidates_key(manifest)] = learned.candidates
         return {**manifest, "files": self.files}
@@ -452,6 +468,12 @@ class Writing:
         """Write a part of the vectors if it is new, and give what the manifest says of it."""
         write = functools.partial(arrays.write_arrays, arrays={"vectors": vectors})
         return {"file": self.known(vectors) or self.new("vectors", ".safetensors", write, vectors), "num_rows": len(vectors)}
+
+    def ids(self, part: Part) -> dict[str, Any]:
+        """Write the centroids of some documents if they are new, and give what the manifest says of them."""
+        write = functools.partial(arrays.write_arrays, arrays={"ids": part.ids, "offsets": part.offsets})
+        name = self.known(part) or self.new("centroids", ".safetensors", write, part)
+        return {"file": name, "num_rows": len(part)}
 
 
 def write_version(folder: Folder, snapshot: Snapshot, options: Options, *, number: int = 1) -> dict[str, Any]:

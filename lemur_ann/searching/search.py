@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Iterator, Sequence
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
@@ -100,7 +100,7 @@ def behind_filter(
     seen, wanted, is_open = 0, settings.num_candidates, set(range(len(queries)))
     while is_open and seen < num_matching:
         order = sorted(is_open)
-        found = dict(zip(order, candidates(order, wanted, max(settings.ef_search, wanted)), strict=True))
+        found = dict(zip(order, candidates(order, wanted, settings.ef_search * wanted // settings.num_candidates), strict=True))
         for begin, end in ((0, wanted // 2), (wanted // 2, wanted)) if seen == 0 else ((0, wanted),):
             fresh = [_NOBODY] * len(queries)
             for i in order:
@@ -116,19 +116,39 @@ def behind_filter(
 
 
 class Candidates:
-    """Stage 1: the rows of largest estimate, of some queries of a batch, which are ``encoded``, float32 (num_queries, dim)."""
+    """Stage 1: the rows to rerank, of some queries of a batch, which are ``encoded``, float32 (num_queries, dim).
+
+    They are those of largest estimate; or, where the settings have a shortlist and the map a second look, the best of this
+    by estimate and centroids together.
+    """
 
     def __init__(self, snapshot: Snapshot, queries: QueryBatch, settings: Settings, excluded: RowSet) -> None:
         assert snapshot.learned is not None
-        self._index = snapshot.learned.candidates
-        self._excluded, self._num_threads = excluded, settings.num_threads
+        self._learned = snapshot.learned
+        self._queries, self._settings, self._excluded = queries.as_float32, settings, excluded
         encoder = snapshot.learned.encoder
         self.encoded = encoder.encode_batch(queries.tokens, queries.offsets, num_threads=settings.num_threads)
 
-    def __call__(self, chosen: Iterable[int], num_candidates: int, ef_search: int) -> list[Rows]:
-        """Of the queries with these numbers, best first."""
-        encoded = self.encoded[list(chosen)]
-        return self._index.search(encoded, num_candidates, ef_search, num_threads=self._num_threads, excluded=self._excluded)
+    def __call__(self, chosen: Sequence[int], num_candidates: int, ef_search: int, shortlist: int | None = None) -> list[Rows]:
+        """Of the queries with these numbers, best first; the shortlist grows with them, unless its length is given."""
+        settings = self._settings
+        if shortlist is None:
+            shortlist = settings.shortlist * max(num_candidates, settings.num_candidates) // settings.num_candidates
+        if self._learned.look is None or shortlist < num_candidates:
+            return self.of_largest_estimate(chosen, num_candidates, max(ef_search, num_candidates))
+        return self.second_look(chosen, self.of_largest_estimate(chosen, shortlist, ef_search), num_candidates)
+
+    def second_look(self, chosen: Sequence[int], shortlists: list[Rows], num_candidates: int) -> list[Rows]:
+        """The best of each query's shortlist, and of documents that match a rare token."""
+        look, settings = self._learned.look, self._settings
+        assert look is not None
+        queries = self._queries if len(chosen) == len(self._queries) else self._queries.take(chosen)
+        return look.best(queries, shortlists, num_candidates, num_threads=settings.num_threads, excluded=self._excluded)
+
+    def of_largest_estimate(self, chosen: Sequence[int], count: int, ef_search: int) -> list[Rows]:
+        """So many rows of each of these queries, best first; without a second look these are the candidates."""
+        how: dict[str, Any] = {"num_threads": self._settings.num_threads, "excluded": self._excluded}
+        return self._learned.candidates.search(self.encoded[list(chosen)], count, ef_search, **how)
 
 
 class Rerank:

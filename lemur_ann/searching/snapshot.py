@@ -11,6 +11,7 @@ import pyarrow as pa
 from lemur_ann._core import token_codes
 from lemur_ann.candidates import CandidateIndex
 from lemur_ann.candidates.kinds import kind_of
+from lemur_ann.candidates.look import SecondLook
 from lemur_ann.documents.ids import IdColumn, IdMap
 from lemur_ann.documents.inputs import DocumentBatch
 from lemur_ann.documents.intake import joined_metadata, rows_of
@@ -39,6 +40,7 @@ class Learned:
     num_rows: int  # that there were when it learned, deleted ones included; documents after them are recent
     tuned: tuple[Tuned, ...] = ()
     num_unfamiliar: int = 0  # of the recent ones, deleted ones included: unlike those it learned from
+    look: SecondLook | None = None  # of all rows; None where the map has learned none
 
     def extended(self, new: TokenStore, num_threads: int, task: Task | None = None) -> Learned:
         """With documents at the end."""
@@ -46,13 +48,15 @@ class Learned:
         return replace(
             self,
             candidates=self.candidates.extended(vectors, num_threads=num_threads),
+            look=None if self.look is None else self.look.extended(new, num_threads=num_threads),
             num_unfamiliar=self.num_unfamiliar + self.encoder.num_unfamiliar(new, num_threads=num_threads),
         )
 
     def begun_anew(self, directory: str | None) -> Learned:
         """The same map for other documents; ``directory`` is for temporary files."""
         candidates = kind_of(self.options.candidates).assemble(self.encoder.dim, None, [], asdict(self.options), directory)
-        return replace(self, candidates=candidates, num_rows=0)
+        look = None if self.look is None else SecondLook(self.look.weights, [])
+        return replace(self, candidates=candidates, look=look, num_rows=0)
 
 
 @dataclass(frozen=True, eq=False)
@@ -151,7 +155,8 @@ class Snapshot:
                 builder.add(candidates.take(block), num_threads=num_threads)
                 task.advance(len(block))
             num_rows = int(np.searchsorted(kept, learned.num_rows))
-            learned = replace(learned, candidates=builder.finish(), num_rows=num_rows)
+            look = None if learned.look is None else SecondLook(learned.look.weights, [learned.look.take(kept)])
+            learned = replace(learned, candidates=builder.finish(), look=look, num_rows=num_rows)
         return Snapshot(
             self.store.without(self.deleted.mask, directory),
             IdMap(IdColumn([self.ids.column.take_array(kept)])),
@@ -172,10 +177,12 @@ class Snapshot:
             for chunk in after.store.part(before.num_rows, after.num_rows):
                 store = store.extended(*chunk)
         if learned is not None and after.learned is not None:
-            vectors = after.learned.candidates.take(later)
-            candidates = learned.candidates.extended(vectors, num_threads=num_threads)
             now = after.learned
-            learned = replace(learned, candidates=candidates, tuned=now.tuned, num_unfamiliar=now.num_unfamiliar)
+            candidates = learned.candidates.extended(now.candidates.take(later), num_threads=num_threads)
+            look = learned.look
+            if look is not None and now.look is not None:
+                look = look.with_part(now.look.take(later))
+            learned = replace(learned, candidates=candidates, look=look, tuned=now.tuned, num_unfamiliar=now.num_unfamiliar)
         return Snapshot(store, IdMap(column, deleted), metadata, deleted, learned)
 
 
@@ -206,3 +213,5 @@ def check(snapshot: Snapshot) -> None:
             if not np.isfinite(vectors).all():
                 raise CorruptIndex("a vector of the candidate index is not finite")
         candidates.check()
+        if snapshot.learned.look is not None:
+            snapshot.learned.look.check(snapshot.store)

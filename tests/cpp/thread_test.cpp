@@ -76,8 +76,10 @@ struct Shared {
 
   std::vector<float> weight = random_floats(kWidth * kDim, 7), bias = random_floats(kWidth, 8);
   std::vector<float> norm_weight = random_floats(kWidth, 9), query_map = random_floats(kWidth * kVectorDim, 10);
-  lemur::QueryEncoder encoder{
-      {{weight.data(), kWidth, kDim, bias.data(), norm_weight.data(), bias.data()}}, query_map.data(), kVectorDim, true};
+  lemur::QueryEncoder encoder{{{weight.data(), kWidth, kDim, bias.data(), norm_weight.data(), bias.data()}},
+                              query_map.data(),
+                              kVectorDim,
+                              true};
 
   Shared() {
     lemur::quantise_tokens(view, {codes.data(), scales.data(), sums.data()}, 1);

@@ -24,6 +24,7 @@ CORE = [
         "graph.cpp",
         "int8.cpp",
         "links.cpp",
+        "look.cpp",
         "maxsim.cpp",
         "products.cpp",
         "rerank.cpp",
@@ -58,7 +59,7 @@ def compile_programs(compiler, kernels, flags, folder, programs=PROGRAMS):
     objects = []
     for source in [*CORE, *kernels]:
         objects.append(str(folder / (source.replace("/", "_") + ".o")))
-        own = kernels.get(source, [])
+        own = ["-ffp-contract=off"] if source == "look.cpp" else kernels.get(source, [])
         subprocess.run([*command, *own, "-c", str(ROOT / "cpp/src" / source), "-o", objects[-1]], check=True)
     for name in programs:
         test = str(ROOT / "tests/cpp" / f"{name}.cpp")

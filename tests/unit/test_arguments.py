@@ -477,7 +477,7 @@ def test_what_is_no_number(value, fitted):
         lambda: fitted.health(TOKENS, num_queries=value),
         lambda: fitted.explain(QUERY, 1, k=value),
         lambda: fitted.explain_miss(QUERY, 1, value),
-        lambda: LemurIndex(num_candidates=value),
+        lambda: LemurIndex(num_training_tokens=value),
         lambda: LemurIndex(M=value),
         lambda: TextIndex((len, len), batch_size=value),
     ]

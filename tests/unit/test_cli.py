@@ -96,7 +96,7 @@ def test_tune(workplace):
     assert result.returncode == 0, result.stderr
     assert "recall@5 " in result.stdout
     (tuned,) = LemurIndex.load(workplace / "index").tuned
-    assert f"num_candidates {tuned.num_candidates}, ef_search {tuned.ef_search}: recall@5" in result.stdout
+    assert f"num_candidates {tuned.num_candidates}, ef_search {tuned.ef_search}, shortlist {tuned.shortlist}" in result.stdout
     assert tokens.stat().st_mtime_ns == before, "only the manifest changes"
     result = lemur_ann("evaluate", "index", "queries.parquet", "-k", 5, "--target-recall", 0.8, cwd=workplace)
     assert result.returncode == 0, result.stderr
@@ -118,7 +118,8 @@ def test_health_and_refit(workplace):
     arguments = ["health", "grown", "--queries", "queries.parquet", "-k", 5, "--limit", 20, "--num-candidates", 100]
     result = lemur_ann(*arguments, cwd=workplace)
     assert result.returncode == 0, result.stderr
-    for expected in ("20 queries, given", "older", "recent", "in the exact top 5", "ef_search: 100, 300", "Verdict: "):
+    widths = "ef_search, shortlist: 100, 400, 1000"
+    for expected in ("20 queries, given", "older", "recent", "in the exact top 5", widths, "Verdict: "):
         assert expected in result.stdout
     result = lemur_ann("refit", "grown", "--queries", "training.parquet", "--rank", 31, cwd=workplace)
     assert result.returncode == 0, result.stderr

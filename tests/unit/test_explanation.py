@@ -444,7 +444,8 @@ def walked():
             yield matrix / np.linalg.norm(matrix, axis=1, keepdims=True)
 
     documents, queries = list(matrices(6000)), list(matrices(300))
-    index = LemurIndex(num_features=64, epochs=0, rank=15, num_candidates=20, ef_search=None, M=2, ef_construction=4)
+    poor = {"num_candidates": 20, "ef_search": 20, "shortlist": 0, "M": 2, "ef_construction": 4}
+    index = LemurIndex(num_features=64, epochs=0, rank=15, **poor)
     return index.fit(documents, queries=queries[50:], num_threads=1, progress=False), queries[:30]
 
 
@@ -496,8 +497,23 @@ def test_every_document_of_a_real_sample(demo_index, demo_data):
         for doc_id in demo_index.search(query, k=10, exact=True).ids:
             for how in ({}, {"num_candidates": 12, "ef_search": 12}):
                 stages[check(demo_index, query, doc_id, **how).stage] += 1
-    assert stages.keys() == {"found", "estimate"}
+            wide = {"num_candidates": 12, "ef_search": 12, "shortlist": 0}
+            stages[check(demo_index, query, doc_id, **wide).stage] += 1
+    assert stages.keys() == {"found", "look", "estimate"}
     assert stages["found"] > 100
+
+
+def test_lost_by_the_second_look(walked):
+    """On the shortlist, and behind others that the second look chose."""
+    index, queries = walked
+    stages = Counter()
+    for query in queries:
+        for doc_id in index.search(query, k=5, exact=True).ids.tolist():
+            miss = check(index, query, doc_id, k=5, num_candidates=10, ef_search=100, shortlist=400)
+            stages[miss.stage] += 1
+            if miss.stage == "look":
+                assert "the second look chose 10 candidates before it" in str(miss)
+    assert stages["look"] > 0
 
 
 def test_on_a_device(small_index):

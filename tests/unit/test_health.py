@@ -135,7 +135,9 @@ def test_a_map_that_fits(changing):
     assert health.documents.num_wanted == 600
     low, high = health.documents.recall_interval
     assert low <= health.documents.recall <= high
-    assert str(health).startswith("the map fits\n60 queries; k 10, num_candidates 40, ef_search 100\nall documents: 500, rank")
+    assert str(health).startswith(
+        "the map fits\n60 queries; k 10, num_candidates 40, ef_search 100, shortlist 1000\nall documents: 500, rank"
+    )
     assert "recent" not in str(health)
 
 

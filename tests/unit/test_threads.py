@@ -340,6 +340,7 @@ def test_each_thread_searches_usearch_with_its_own_beam(make_matrices):
     documents, queries = make_matrices(1500, DIM, 1, 2), make_matrices(60, DIM)
     index = learned(LemurIndex(**options("usearch")), documents, queries)
     settings = [{"num_candidates": 5, "ef_search": 5}, {"num_candidates": 5, "ef_search": 200}, {"num_candidates": 60}]
+    settings = [{**own, "shortlist": 0} for own in settings]
     wanted = [[hits.ids.tolist() for hits in index.search(queries, k=5, **setting)] for setting in settings]
     assert wanted[0] != wanted[1]  # the beam matters
 

@@ -23,15 +23,18 @@ def test_finds_what_was_asked_for(tuned_demo, demo_data):
     assert low <= tuned.recall <= high
     assert high > 0.9, "chosen at .9 on queries like these"
     assert tuned.num_candidates < len(index), "not by scoring everything"
-    assert str(tuned).startswith(f"num_candidates {tuned.num_candidates}, ef_search {tuned.ef_search}: recall@10 0.")
-    result = index.evaluate(demo_data.queries, num_candidates=tuned.num_candidates, ef_search=tuned.ef_search)
+    look = f", shortlist {tuned.shortlist}" if tuned.shortlist else ""
+    assert str(tuned).startswith(f"num_candidates {tuned.num_candidates}, ef_search {tuned.ef_search}{look}: recall@10 0.")
+    result = index.evaluate(demo_data.queries, target_recall=0.9)
+    assert (result.num_candidates, result.ef_search) == (tuned.num_candidates, tuned.ef_search)
     assert result.recall > 0.85
 
 
 def test_search_uses_the_least_that_is_enough(tuned_demo, demo_data):
     index, tuned = tuned_demo
     query = demo_data.queries.slice(0, 1)
-    explicit = index.search(query, num_candidates=tuned.num_candidates, ef_search=tuned.ef_search)[0]
+    how = {"num_candidates": tuned.num_candidates, "ef_search": tuned.ef_search, "shortlist": tuned.shortlist}
+    explicit = index.search(query, **how)[0]
     for target, k in ((0.9, 10), (0.5, 10), (0.8, 3)):
         hits = index.search(query, k=k, target_recall=target)[0]
         np.testing.assert_array_equal(hits.ids, explicit.ids[:k])

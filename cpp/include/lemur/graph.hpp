@@ -24,8 +24,9 @@ struct Graph {
   std::int64_t degree = 0;
   const std::int32_t* entries = nullptr;  // where searches may begin: all are looked at
   std::int64_t num_entries = 0;
-  // (num_nodes,): the next row with the same codes, -1 where there is none; or null, where no two have the same. Of such
-  // rows the first alone is linked to, and stands for all: else they would fill each other's links, and a search's view.
+  // (num_nodes,): the next row with the same codes, -1 where there is none; or null, where no two have the same. Of
+  // such rows the first alone is linked to, and stands for all: else they would fill each other's links, and a search's
+  // view.
   const std::int32_t* next_equal = nullptr;
 };
 
@@ -36,7 +37,9 @@ struct CandidateSearch {
   const std::uint8_t* excluded = nullptr;  // (size(),): rows to pass through but never return where not 0; or null
   std::int64_t num_excluded = 0;
   std::int64_t num_candidates = 0;
-  std::int64_t beam = 0;  // rows the search keeps in view, excluded ones and equal ones left out of the count
+  // Rows the search keeps in view, excluded ones and equal ones left out of the count. Where fewer than num_candidates,
+  // the others are the best of all rows that were looked at on the way.
+  std::int64_t beam = 0;
 
   // For each query, (num_queries, dim) float32, its best rows, best first: exactly min(num_candidates, rows that are
   // not excluded) of them each. Throws std::invalid_argument where a link or an entry is not a node, or next_equal does

@@ -56,7 +56,42 @@ struct RaggedView {
   }
 };
 
-// Documents kept in one or more chunks; document i of the collection is found by its chunk's first index.
+// Where documents are that are kept in one or more chunks: document i is found by its chunk's first index.
+class ChunkFirsts {
+ public:
+  struct Place {
+    std::size_t chunk;
+    std::int64_t inside;  // its index there
+  };
+
+  void append(std::int64_t num_documents) {
+    first_.push_back(size_);
+    size_ += num_documents;
+  }
+
+  std::int64_t size() const { return size_; }
+
+  Place find(std::int64_t index) const {
+    if (index < 0 || index >= size_)
+      throw std::out_of_range("document index " + std::to_string(index) + " is outside 0 .. " +
+                              std::to_string(size_ - 1));
+    std::size_t low = 0, high = first_.size() - 1;  // the last chunk whose first index is <= index
+    while (low < high) {
+      const std::size_t middle = (low + high + 1) / 2;
+      if (first_[middle] <= index)
+        low = middle;
+      else
+        high = middle - 1;
+    }
+    return {low, index - first_[low]};
+  }
+
+ private:
+  std::vector<std::int64_t> first_;
+  std::int64_t size_ = 0;
+};
+
+// Documents kept in one or more chunks.
 class DocumentsView {
  public:
   explicit DocumentsView(std::vector<RaggedView> chunks) : chunks_(std::move(chunks)) {
@@ -64,8 +99,7 @@ class DocumentsView {
       if (chunk.tokens.dim != chunks_.front().tokens.dim)
         throw std::invalid_argument("chunks have tokens of dim " + std::to_string(chunks_.front().tokens.dim) +
                                     " and " + std::to_string(chunk.tokens.dim));
-      first_.push_back(size_);
-      size_ += chunk.size;
+      firsts_.append(chunk.size);
     }
   }
 
@@ -74,28 +108,18 @@ class DocumentsView {
     TokenRange range;
   };
 
-  std::int64_t size() const { return size_; }
+  std::int64_t size() const { return firsts_.size(); }
   std::int64_t dim() const { return chunks_.empty() ? 0 : chunks_.front().tokens.dim; }
 
   Document document(std::int64_t index) const {
-    if (index < 0 || index >= size_)
-      throw std::out_of_range("document index " + std::to_string(index) + " is outside 0 .. " +
-                              std::to_string(size_ - 1));
-    std::size_t low = 0, high = chunks_.size() - 1;  // the last chunk whose first index is <= index
-    while (low < high) {
-      const std::size_t middle = (low + high + 1) / 2;
-      if (first_[middle] <= index)
-        low = middle;
-      else
-        high = middle - 1;
-    }
-    return {&chunks_[low], chunks_[low].range(index - first_[low])};
+    const ChunkFirsts::Place place = firsts_.find(index);
+    const RaggedView& chunk = chunks_[place.chunk];
+    return {&chunk, chunk.range(place.inside)};
   }
 
  private:
   std::vector<RaggedView> chunks_;
-  std::vector<std::int64_t> first_;
-  std::int64_t size_ = 0;
+  ChunkFirsts firsts_;
 };
 
 }  // namespace lemur

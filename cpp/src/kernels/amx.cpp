@@ -63,7 +63,11 @@ const KernelTable kAmxKernels = {"amx",
                                  int8_dots<Vnni>,
                                  activate,
                                  normalise,
-                                 widen};
+                                 widen,
+                                 as_bytes,
+                                 update_nearest,
+                                 byte_maxima<Bytes32>,
+                                 match_sums};
 
 }  // namespace lemur
 

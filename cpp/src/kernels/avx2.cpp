@@ -3,6 +3,7 @@
 
 #include <immintrin.h>
 
+#include "lemur/kernels/bytes_x86.hpp"
 #include "lemur/kernels/feature_rows.hpp"
 #include "lemur/kernels/half.hpp"
 #include "lemur/kernels/inner_product.hpp"
@@ -65,9 +66,19 @@ void widen(const std::uint16_t* half, std::int64_t size, float* out) {
 
 }  // namespace
 
-const KernelTable kAvx2Kernels = {
-    "avx2",   update_maxima<Avx2>, products<Avx2>, int8_maxima<Avx2Int8>, int8_document<Avx2Int8>, int8_dots<Avx2Int8>,
-    activate, normalise,           widen};
+const KernelTable kAvx2Kernels = {"avx2",
+                                  update_maxima<Avx2>,
+                                  products<Avx2>,
+                                  int8_maxima<Avx2Int8>,
+                                  int8_document<Avx2Int8>,
+                                  int8_dots<Avx2Int8>,
+                                  activate,
+                                  normalise,
+                                  widen,
+                                  as_bytes,
+                                  update_nearest,
+                                  byte_maxima<Bytes32>,
+                                  match_sums};
 
 }  // namespace lemur
 

@@ -31,7 +31,11 @@ const KernelTable kAvx512Kernels = {"avx512",
                                     int8_dots<Avx512Int8>,
                                     activate,
                                     normalise,
-                                    widen};
+                                    widen,
+                                    as_bytes,
+                                    update_nearest,
+                                    byte_maxima<Bytes32>,
+                                    match_sums};
 
 }  // namespace lemur
 

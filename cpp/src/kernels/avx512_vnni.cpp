@@ -13,7 +13,11 @@ const KernelTable kAvx512VnniKernels = {"avx512_vnni",
                                         int8_dots<Vnni>,
                                         activate,
                                         normalise,
-                                        widen};
+                                        widen,
+                                        as_bytes,
+                                        update_nearest,
+                                        byte_maxima<Bytes32>,
+                                        match_sums};
 
 }  // namespace lemur
 

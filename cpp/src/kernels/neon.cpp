@@ -25,7 +25,11 @@ const KernelTable kNeonKernels = {"neon",
                                   int8_dots<PlainInt8>,
                                   activate,
                                   normalise,
-                                  widen};
+                                  widen,
+                                  as_bytes,
+                                  update_nearest,
+                                  byte_maxima<Bytes16>,
+                                  match_sums};
 
 }  // namespace lemur
 

@@ -20,7 +20,11 @@ const KernelTable kNeonDotprodKernels = {"neon_dotprod",
                                          int8_dots<DotprodInt8>,
                                          activate,
                                          normalise,
-                                         widen};
+                                         widen,
+                                         as_bytes,
+                                         update_nearest,
+                                         byte_maxima<Bytes16>,
+                                         match_sums};
 
 }  // namespace lemur
 

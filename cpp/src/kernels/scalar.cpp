@@ -3,6 +3,7 @@
 #include "lemur/kernels/half.hpp"
 #include "lemur/kernels/inner_product.hpp"
 #include "lemur/kernels/int8_product.hpp"
+#include "lemur/kernels/look_rows.hpp"
 
 namespace lemur {
 namespace {
@@ -49,6 +50,16 @@ struct ScalarInt8 {
   static void store(float* p, float a) { *p = a; }
 };
 
+struct Byte {
+  using type = std::uint8_t;
+  using half = Byte;
+  static constexpr int lanes = 1;
+  static std::uint8_t zero() { return 0; }
+  static std::uint8_t load(const std::uint8_t* p) { return *p; }
+  static std::uint8_t max(std::uint8_t a, std::uint8_t b) { return a > b ? a : b; }
+  static void store(std::uint8_t* p, std::uint8_t a) { *p = a; }
+};
+
 void widen(const std::uint16_t* half, std::int64_t size, float* out) {
   for (std::int64_t i = 0; i < size; ++i) out[i] = half_to_float(half[i]);
 }
@@ -63,6 +74,10 @@ const KernelTable kScalarKernels = {"scalar",
                                     int8_dots<ScalarInt8>,
                                     activate,
                                     normalise,
-                                    widen};
+                                    widen,
+                                    as_bytes,
+                                    update_nearest,
+                                    byte_maxima<Byte>,
+                                    match_sums};
 
 }  // namespace lemur

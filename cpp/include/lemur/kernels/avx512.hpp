@@ -3,6 +3,7 @@
 
 #include <immintrin.h>
 
+#include "lemur/kernels/bytes_x86.hpp"
 #include "lemur/kernels/feature_rows.hpp"
 #include "lemur/kernels/half.hpp"
 #include "lemur/kernels/inner_product.hpp"

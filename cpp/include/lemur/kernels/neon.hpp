@@ -7,6 +7,7 @@
 #include "lemur/kernels/half.hpp"
 #include "lemur/kernels/inner_product.hpp"
 #include "lemur/kernels/int8_product.hpp"
+#include "lemur/kernels/look_rows.hpp"
 
 namespace lemur {
 namespace {
@@ -29,6 +30,16 @@ void widen(const std::uint16_t* half, std::int64_t size, float* out) {
   for (; i + 4 <= size; i += 4) vst1q_f32(out + i, vcvt_f32_f16(vreinterpret_f16_u16(vld1_u16(half + i))));
   for (; i < size; ++i) out[i] = half_to_float(half[i]);
 }
+
+struct Bytes16 {
+  using type = uint8x16_t;
+  using half = Bytes16;
+  static constexpr int lanes = 16;
+  static uint8x16_t zero() { return vdupq_n_u8(0); }
+  static uint8x16_t load(const std::uint8_t* p) { return vld1q_u8(p); }
+  static uint8x16_t max(uint8x16_t a, uint8x16_t b) { return vmaxq_u8(a, b); }
+  static void store(std::uint8_t* p, uint8x16_t a) { vst1q_u8(p, a); }
+};
 
 // An int8 kernel but for its product.
 struct NeonCodes {

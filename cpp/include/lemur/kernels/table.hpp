@@ -82,6 +82,24 @@ struct KernelTable {
 
   // float32 values of `size` IEEE half-precision numbers.
   void (*widen)(const std::uint16_t* half, std::int64_t size, float* out);
+
+  // out[row * width + t] = values[row * width + t] * factors[t], within 0 .. 255 and rounded, a half up.
+  void (*as_bytes)(const float* values, std::int64_t num_rows, std::int64_t width, const float* factors,
+                   std::uint8_t* out);
+
+  // Where values[row * width + t] is above largest[t], takes it there, and nearest[t] = first + row.
+  void (*update_nearest)(const float* values, std::int64_t num_rows, std::int64_t width, std::int32_t first,
+                         float* largest, std::int32_t* nearest);
+
+  // best[t] = the largest of table[row * width + t] over `count` rows, 0 of none; width is a multiple of kPanelTokens.
+  // False where one of them is not below num_rows.
+  bool (*byte_maxima)(const std::uint8_t* table, std::int64_t width, std::int64_t num_rows, const std::uint16_t* rows,
+                      std::int64_t count, std::uint8_t* best);
+
+  // Of a document's token maxima, whole panels: their sum; the sum of z = (64 * maxima[t] - means[t]) * factors[t] /
+  // 2^16, rounded down; and the sum of the squares of the z above 0, which are below 2^12.
+  void (*match_sums)(const std::uint8_t* maxima, std::int64_t width, const std::int16_t* means,
+                     const std::int16_t* factors, std::int64_t* out);
 };
 
 extern const KernelTable kScalarKernels;

@@ -1,0 +1,135 @@
+"""evaluate(relevant=): what users feel, beside exact MaxSim."""
+
+from __future__ import annotations
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from typer.testing import CliRunner
+
+from lemur_ann import LemurIndex
+from lemur_ann.cli import app
+
+POOR = {"num_candidates": 12, "ef_search": 12, "shortlist": 0}
+
+
+@pytest.fixture(scope="module")
+def judged(demo_data):
+    """An index, its queries, and the document that each was written for."""
+    index = LemurIndex(num_features=128, epochs=0).fit(demo_data.documents, queries=demo_data.training_queries)
+    return index, demo_data.queries, demo_data.queries["id"].to_pylist()
+
+
+def by_ir_measures(index, queries, qrels, **how):
+    measures = pytest.importorskip("ir_measures")
+    hits = index.search(queries, k=10, **how)
+    run = [measures.ScoredDoc(str(i), str(d), float(s)) for i, one in enumerate(hits) for d, s in one]
+    judged = [measures.Qrel(str(q), str(d), int(g)) for q, own in qrels.items() for d, g in own.items()]
+    wanted = [measures.Success @ 1, measures.Success @ 10, measures.RR @ 10, measures.nDCG @ 10, measures.R @ 10]
+    found = measures.calc_aggregate(wanted, judged, run)
+    return [found[measure] for measure in wanted]
+
+
+def test_agrees_with_ir_measures(judged):
+    index, queries, written_for = judged
+    random = np.random.default_rng(0)
+    others = index.ids().to_pylist()
+    qrels = {
+        str(i): {own: 3, **{others[j]: int(random.integers(0, 3)) for j in random.integers(0, 600, 3)}}
+        for i, own in enumerate(written_for)
+    }
+    bare = [np.array(matrix, np.float32) for matrix in queries["tokens"].to_pylist()]  # whose names are numbers
+    result = index.evaluate(bare, relevant=qrels, **POOR).relevance
+    assert list(result.measures) == ["success@1", "success@10", "MRR@10", "nDCG@10", "recall of relevant@10"]
+    np.testing.assert_allclose([m.found for m in result.measures.values()], by_ir_measures(index, bare, qrels, **POOR))
+    np.testing.assert_allclose([m.exact for m in result.measures.values()], by_ir_measures(index, bare, qrels, exact=True))
+    for measure in result.measures.values():
+        low, high = measure.loss_interval
+        assert low <= measure.loss <= high
+        assert measure.loss == pytest.approx((measure.exact - measure.found) / measure.exact)
+
+
+def test_every_form_says_the_same(judged, tmp_path):
+    index, queries, written_for = judged
+    names = [f"q{i}" for i in range(len(queries))]
+    table = queries.select(["tokens"]).append_column("id", pa.array(names)).append_column("own", pa.array(written_for))
+    lists = table.append_column("many", pa.array([[own] for own in written_for]))
+    file = tmp_path / "judged.qrels"
+    file.write_text("".join(f"{name} 0 {own} 1\n" for name, own in zip(names, written_for, strict=True)) + "\nother 0 x 1\n")
+    expected = index.evaluate(table, relevant=written_for).relevance
+    assert expected.num_queries == len(queries)
+    for given in (
+        [[own] for own in written_for],
+        [{own} for own in written_for],
+        np.array(written_for, object),
+        pa.array(written_for),
+        pa.chunked_array([pa.array(written_for)]),
+        dict(zip(names, written_for, strict=True)),
+        {name: {own: 1, "nobody": 0} for name, own in zip(names, written_for, strict=True)},
+        "own",
+        "many",
+        str(file),
+        file,
+    ):
+        assert index.evaluate(lists, relevant=given).relevance == expected
+    (batch,) = lists.combine_chunks().to_batches()
+    assert index.evaluate(batch, relevant="many").relevance == expected
+
+
+def test_numbers_as_ids(make_matrices, tmp_path):
+    documents = make_matrices(50)
+    index = LemurIndex().add(documents)
+    (tmp_path / "judged.qrels").write_text("0 0 7 1\n1 0 8 2\n2 0 999 1\n")
+    result = index.evaluate(documents[7:11], k=3, relevant=tmp_path / "judged.qrels").relevance
+    assert (result.num_queries, result.num_without, result.num_unknown) == (3, 1, 1)
+    assert result.measures["success@1"].found == pytest.approx(2 / 3)
+    assert "1 queries have no relevant document" in str(result)
+    assert "1 relevant documents are not in the index" in str(result)
+    assert index.evaluate(documents[7:9], k=3, relevant=np.array([7, 8])).relevance.measures["MRR@3"].found == 1
+
+
+def test_no_difference_is_not_certainty(make_matrices):
+    documents = make_matrices(40)
+    measure = (
+        LemurIndex().add(documents).evaluate(documents[:30], k=1, relevant=list(range(30))).relevance.measures["success@1"]
+    )
+    assert measure.loss == 0
+    assert measure.loss_interval == pytest.approx((-0.1, 0.1))
+
+
+@pytest.mark.parametrize(
+    ("given", "error", "message"),
+    [
+        (["a"], ValueError, "has 1 rows for 3 queries"),
+        ("a word", FileNotFoundError, "no file 'a word', nor a column of the queries, which have id, tokens"),
+        ({"x": "a"}, ValueError, r"names none of the queries: it has \['x'\], they are \['q0', 'q1', 'q2'\]"),
+        ({"a", "b", "c"}, TypeError, "in the order of the queries"),
+        (7, TypeError, "got int"),
+        ([["a"], 1.5, ["b"]], TypeError, "float in row 1"),
+        ({"q0": {"a": "good"}}, TypeError, "the grade 'good' in row 0"),
+    ],
+)
+def test_what_is_refused(make_matrices, given, error, message):
+    index = LemurIndex().add(make_matrices(10), ids=[f"doc {i}" for i in range(10)])
+    tokens = pa.array([m.tolist() for m in make_matrices(3)], pa.list_(pa.list_(pa.float32(), 16)))
+    with pytest.raises(error, match=message):
+        index.evaluate(pa.table({"id": ["q0", "q1", "q2"], "tokens": tokens}), relevant=given)
+
+
+def test_a_bad_line_is_named(make_matrices, tmp_path):
+    index = LemurIndex().add(make_matrices(10))
+    (tmp_path / "judged.qrels").write_text("0 0 1 1\n0 0 2\n")
+    with pytest.raises(ValueError, match="line 2 of .*judged.qrels is '0 0 2', expected"):
+        index.evaluate(make_matrices(1), relevant=tmp_path / "judged.qrels")
+
+
+def test_on_the_command_line(judged, demo_data, tmp_path):
+    index, queries, _ = judged
+    index.save(tmp_path / "index")
+    pq.write_table(queries, tmp_path / "queries.parquet")
+    arguments = ["evaluate", str(tmp_path / "index"), str(tmp_path / "queries.parquet"), "--relevant", "id"]
+    result = CliRunner().invoke(app, [*arguments, "--num-candidates", "12", "--ef-search", "12", "--shortlist", "0"])
+    assert result.exit_code == 0, result.output
+    assert "success@10" in result.output
+    assert "relevance over 50 queries: the search, exact MaxSim, loss (95% interval)" in result.output
