@@ -175,7 +175,7 @@ def main() -> None:
     documents = index.snapshot.store.documents
 
     def ours(ef: int, count: int):
-        return lambda q: index.search(q, k=min(count, 100), num_candidates=count, ef_search=ef, num_threads=1).ids
+        return lambda q: index.search(q, k=min(count, 100), num_candidates=count, ef_search=ef, shortlist=0, num_threads=1).ids
 
     def stock(ef: int, count: int):
         graph.set_ef(ef)

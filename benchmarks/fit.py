@@ -138,7 +138,7 @@ def run(corpus: Path, work: Path, options: dict, share: int, pieces: int, learn_
             index.search(matrices[0], num_threads=1)
             for matrix in matrices:
                 begin = time.perf_counter()
-                hits.append(index.search(matrix, k=10, num_candidates=count, ef_search=ef, num_threads=1).ids)
+                hits.append(index.search(matrix, k=10, num_candidates=count, ef_search=ef, shortlist=0, num_threads=1).ids)
                 ms.append((time.perf_counter() - begin) * 1e3)
             result["graph"].append(
                 {

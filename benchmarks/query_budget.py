@@ -142,7 +142,7 @@ def main() -> None:
     ends = np.array([0, count])
 
     def search(i: int) -> None:
-        index.search(queries[i], num_candidates=count, ef_search=beam, num_threads=1)
+        index.search(queries[i], num_candidates=count, ef_search=beam, shortlist=0, num_threads=1)
 
     for i in range(len(queries)):  # every page in memory
         search(i)

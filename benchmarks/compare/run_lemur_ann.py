@@ -34,7 +34,7 @@ def run(corpus: common.Corpus, work: Path) -> dict:
     in_memory(index)
 
     def search(beam: int, count: int):
-        return lambda query, k: index.search(query, k=k, num_candidates=count, ef_search=beam, num_threads=1).ids
+        return lambda query, k: index.search(query, k=k, num_candidates=count, ef_search=beam, shortlist=0, num_threads=1).ids
 
     settings = {f"ef_search {beam}, {count} candidates": search(beam, count) for beam, count in SETTINGS}
     sizes = {file.name: file.stat().st_size for file in sorted(folder.iterdir())}

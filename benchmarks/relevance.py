@@ -1,0 +1,168 @@
+"""What users feel: how often the answer is among the hits, beside recall and time, against exact MaxSim.
+
+    python benchmarks/relevance.py CORPUS --work DIR [--learn] [--limit N] [--num-queries N] [--deep] [--json FILE]
+
+Query i of the corpus was written for the document whose name it has. Of an index in DIR, which ``--learn`` makes (with the
+default options, from queries_train), the queries of queries_dev are asked one at a time on one thread. success@k says how often
+the document is among the first k, MRR@10 how early. Differences to exact MaxSim are paired: their 95% intervals are those of a
+bootstrap over queries. ``--deep`` measures recall@100 and recall@1000 as well.
+"""
+
+from __future__ import annotations
+
+import os
+
+for pool in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"):
+    os.environ.setdefault(pool, "1")  # of the measurement; the fit sets torch's own number
+
+import argparse
+import json
+import time
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+SETTINGS = (  # num_candidates, ef_search, shortlist
+    (30, 100, 400),
+    (40, 120, 500),
+    (45, 150, 600),
+    (60, 150, 600),
+    (60, 200, 800),
+    (80, 250, 900),
+    (100, 300, 1000),
+    (100, 400, 1000),
+    (120, 400, 1200),
+    (150, 500, 1500),
+    (250, 800, 2000),
+    (120, 150, 0),
+    (250, 300, 0),
+    (800, 1200, 0),
+)
+DEEP = (
+    (300, 400, 1500),
+    (400, 600, 3000),
+    (480, 800, 3000),
+    (600, 800, 4000),
+    (800, 1200, 0),
+    (3000, 3000, 9000),
+    (4000, 4000, 12000),
+)
+MEASURES = ("recall@10", "success@1", "success@10", "MRR@10")
+
+
+def measures(hits: np.ndarray, exact: np.ndarray, wanted: set[int]) -> list[float]:
+    """Of one query, in the order of MEASURES."""
+    places = [place for place, row in enumerate(hits[:10].tolist()) if row in wanted]
+    first = places[0] if places else None
+    recall = float(np.isin(exact[:10], hits).mean())
+    return [recall, float(first == 0), float(first is not None), 0.0 if first is None else 1 / (first + 1)]
+
+
+def interval(difference: np.ndarray, base: float) -> tuple[float, float]:
+    """Of the mean of paired differences over ``base``, 95%."""
+    draws = np.random.default_rng(0).integers(len(difference), size=(2000, len(difference)))
+    means = difference[draws].mean(1) / base
+    return float(np.quantile(means, 0.025)), float(np.quantile(means, 0.975))
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("corpus", type=Path)
+    parser.add_argument("--work", type=Path, required=True)
+    parser.add_argument("--index", type=Path, help="another index of the same documents, by row")
+    parser.add_argument("--learn", action="store_true")
+    parser.add_argument("--learn-from", choices=("queries", "tokens"), default="queries")
+    parser.add_argument("--limit", type=int)
+    parser.add_argument("--num-queries", type=int, default=1600)
+    parser.add_argument("--deep", action="store_true")
+    parser.add_argument("--json", type=Path)
+    arguments = parser.parse_args()
+    import lemur_ann
+    from lemur_ann.documents import read_queries
+
+    documents = pq.read_table(arguments.corpus / "docs.parquet", columns=["id", "tokens"])[: arguments.limit]
+    names = documents.column("id").to_pylist()
+    documents = documents.select(["tokens"]).append_column("id", pa.array(range(len(documents))))
+    folder = arguments.index or arguments.work / f"relevance-{arguments.learn_from}-{len(documents)}"
+    if arguments.learn or not folder.exists():
+        queries = None if arguments.learn_from == "tokens" else arguments.corpus / "queries_train.parquet"
+        begin = time.perf_counter()
+        learned = lemur_ann.LemurIndex().fit(documents, queries, num_threads=2, progress=False)
+        print(f"fit: {time.perf_counter() - begin:.0f} s, {learned.encoder.training['look_found']}")
+        learned.save(folder)
+        del learned
+    del documents
+    rows: dict[str, set[int]] = {}
+    for row, name in enumerate(names):
+        rows.setdefault(name, set()).add(row)
+    asked = pq.read_table(arguments.corpus / "queries_dev.parquet", columns=["id", "tokens"])
+    asked = asked.filter(pa.array([name in rows for name in asked.column("id").to_pylist()]))[: arguments.num_queries]
+    wanted = [rows[name] for name in asked.column("id").to_pylist()]
+    batch = read_queries(asked.select(["tokens"]))
+    queries = [batch.matrix(i) for i in range(len(batch))]
+    index = lemur_ann.LemurIndex.load(folder, verify=False)
+    most = 1000 if arguments.deep else 10
+    known = arguments.work / f"exact-{len(names)}-{len(queries)}-{most}.npy"
+    if not known.exists():
+        np.save(known, np.array([hits.ids for hits in index.search(queries, k=most, exact=True)]))
+    exact = np.load(known)
+    base = np.array([measures(own, own, want) for own, want in zip(exact, wanted, strict=True)])
+    report = [{"name": "exact MaxSim", **dict(zip(MEASURES, base.mean(0).tolist(), strict=True))}]
+    print(f"{len(names)} documents, {len(queries)} queries\n{'exact MaxSim':24}", *(f"{m:.4f}" for m in base.mean(0)))
+    looks = index.snapshot.learned.look is not None
+    tried = [({"k": 10}, "default")]
+    tried += [
+        ({"k": 10, "num_candidates": c, "ef_search": e, "shortlist": s}, f"{c}, {e}, {s}")
+        for c, e, s in SETTINGS
+        if looks or not s
+    ]
+    for how, name in tried:
+        for query in queries[:50]:
+            index.search(query, num_threads=1, **how)
+        found, times = [], []
+        for query in queries:
+            begin = time.perf_counter()
+            hits = index.search(query, num_threads=1, **how)
+            times.append(1e3 * (time.perf_counter() - begin))
+            found.append(np.asarray(hits.ids))
+        own = np.array([measures(f, e, want) for f, e, want in zip(found, exact, wanted, strict=True)])
+        losses = {
+            m: (
+                float((base[:, i] - own[:, i]).mean() / base[:, i].mean()),
+                *interval(base[:, i] - own[:, i], base[:, i].mean()),
+            )
+            for i, m in enumerate(MEASURES)
+            if i >= 2
+        }
+        entry = {"name": name, **dict(zip(MEASURES, own.mean(0).tolist(), strict=True)), "losses": losses}
+        entry |= {"ms": float(np.mean(times)), "p50": float(np.median(times)), "p99": float(np.quantile(times, 0.99))}
+        report.append(entry)
+        lost = ", ".join(f"{m} {100 * a:+.1f}% ({100 * low:+.1f} to {100 * high:+.1f})" for m, (a, low, high) in losses.items())
+        print(
+            f"{name:24}",
+            *(f"{m:.4f}" for m in own.mean(0)),
+            f"{entry['ms']:.3f} ms, p99 {entry['p99']:.2f}; lost: {lost}",
+            flush=True,
+        )
+    for k in (100, 1000) if arguments.deep else ():
+        tried = [({}, "default")] + [
+            ({"num_candidates": c, "ef_search": e, "shortlist": s}, f"{c}, {e}, {s}") for c, e, s in DEEP if c > k
+        ]
+        for how, name in tried:
+            found, times = [], []
+            for query in queries[:200]:
+                begin = time.perf_counter()
+                hits = index.search(query, k=k, num_threads=1, **how)
+                times.append(1e3 * (time.perf_counter() - begin))
+                found.append(np.asarray(hits.ids))
+            recall = float(np.mean([np.isin(e[:k], f).mean() for e, f in zip(exact, found, strict=False)]))
+            report.append({"name": f"k {k}, {name}", f"recall@{k}": recall, "ms": float(np.mean(times))})
+            print(f"k {k}, {name:20} recall {recall:.4f} {np.mean(times):.2f} ms", flush=True)
+    if arguments.json:
+        arguments.json.write_text(json.dumps(report, indent=2))
+
+
+if __name__ == "__main__":
+    main()
