@@ -433,9 +433,8 @@ def test_a_recall_it_was_tuned_for(small_index):
     assert stages.keys() == {"found", "estimate", "score"}
 
 
-@pytest.fixture(scope="module")
-def walked():
-    """Documents enough for searches to walk a graph, which has few links."""
+def walked_through(**options):
+    """Documents enough for searches to walk a graph, which has few links; and queries."""
     random = np.random.default_rng(0)
 
     def matrices(count):
@@ -444,9 +443,14 @@ def walked():
             yield matrix / np.linalg.norm(matrix, axis=1, keepdims=True)
 
     documents, queries = list(matrices(6000)), list(matrices(300))
-    poor = {"num_candidates": 20, "ef_search": 20, "shortlist": 0, "M": 2, "ef_construction": 4}
-    index = LemurIndex(num_features=64, epochs=0, rank=15, **poor)
+    poor = {"num_candidates": 20, "ef_search": None, "M": 2, "ef_construction": 4}
+    index = LemurIndex(num_features=64, epochs=0, rank=15, **poor, **options)
     return index.fit(documents, queries=queries[50:], num_threads=1, progress=False), queries[:30]
+
+
+@pytest.fixture(scope="module")
+def walked():
+    return walked_through(num_centroids=0)
 
 
 @pytest.mark.parametrize("filtered", [False, True])
@@ -503,9 +507,9 @@ def test_every_document_of_a_real_sample(demo_index, demo_data):
     assert stages["found"] > 100
 
 
-def test_lost_by_the_second_look(walked):
+def test_lost_by_the_second_look():
     """On the shortlist, and behind others that the second look chose."""
-    index, queries = walked
+    index, queries = walked_through()
     stages = Counter()
     for query in queries:
         for doc_id in index.search(query, k=5, exact=True).ids.tolist():
