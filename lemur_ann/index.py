@@ -619,8 +619,9 @@ class LemurIndex:
         learned = snapshot.learned
         options, tuned = (self._changes.options_before, ()) if learned is None else (learned.options, learned.tuned)
         looks = learned is not None and learned.look is not None and options.device == "cpu"
+        is_taught = learned is None or learned.encoder.training.get("learned_from") != "document tokens"
         asked = (k, num_candidates, ef_search, target_recall, num_threads)
-        return Settings.of(options, tuned, *asked, shortlist=shortlist, looks=looks)
+        return Settings.of(options, tuned, *asked, shortlist=shortlist, looks=looks, is_taught=is_taught)
 
     def evaluate(
         self,

@@ -30,7 +30,8 @@ def subject_of(
     if size == 0:
         raise ValueError("report needs at least one document, and the index holds none")
     looks = learned is not None and learned.look is not None and options.device == "cpu"
-    in_use = Settings.of(options, (), k, num_threads=threads, looks=looks)
+    is_taught = learned is None or learned.encoder.training.get("learned_from") != "document tokens"
+    in_use = Settings.of(options, (), k, num_threads=threads, looks=looks, is_taught=is_taught)
     if learned is None:  # then a search scores every document
         in_use = replace(in_use, num_candidates=size, ef_search=size)
     return Subject(snapshot, options, read(queries, snapshot.dim, num_queries, random), in_use.within(size, size), k)

@@ -86,9 +86,10 @@ class Settings:
         *,
         shortlist: Any = None,
         looks: bool = False,
+        is_taught: bool = True,
     ) -> Settings:
         """Those that a caller asked for, checked; None leaves a number to ``options``, to what ``tuned`` has for the recall, or
-        to what is usual, with a second look or without.
+        to what is usual, with a second look or without, and of a map that queries taught or not.
 
         Raises:
             TypeError, ValueError: a number out of range, target_recall beside what it stands for, or one not tuned for.
@@ -101,9 +102,14 @@ class Settings:
                 )
             num_candidates, ef_search, shortlist = _tuned_for(tuned, target_recall, k)
         given = options.num_candidates if num_candidates is None else num_candidates
-        count = max(usual_candidates(k, looks=looks) if given is None else validate.positive_int(given, "num_candidates"), k)
+        count = max(
+            usual_candidates(k, looks=looks and is_taught) if given is None else validate.positive_int(given, "num_candidates"),
+            k,
+        )
         listed = options.shortlist if shortlist is None else shortlist
-        listed = usual_shortlist(k, count) if listed is None else validate.integer(listed, "shortlist", least=0)
+        listed = (
+            usual_shortlist(k, count, is_taught=is_taught) if listed is None else validate.integer(listed, "shortlist", least=0)
+        )
         listed = listed if looks and listed > count else 0
         beam = options.ef_search if ef_search is None else ef_search
         if beam is None:  # an index that names its candidates alone means as wide a beam
@@ -130,14 +136,17 @@ def usual_candidates(k: int, *, looks: bool) -> int:
     return max(250, math.ceil(25 * math.pow(k, 0.72)))
 
 
-def usual_shortlist(k: int, num_candidates: int) -> int:
-    """Documents for a second look to choose so many from; 0 where estimates alone do as well."""
-    return max(1000, 2 * num_candidates) if k <= MOST_LOOKED_FOR else 0
+def usual_shortlist(k: int, num_candidates: int, *, is_taught: bool) -> int:
+    """Documents for a second look to choose so many from; 0 where estimates alone do as well.
+
+    Twice as many of a map that learned from document tokens alone, whose estimates tell less.
+    """
+    return max(1000 if is_taught else 2000, 2 * num_candidates) if k <= MOST_LOOKED_FOR else 0
 
 
 def usual_beam(num_candidates: int, shortlist: int) -> int:
     """The beam of a walk for so many."""
-    return max(400, num_candidates) if shortlist else max(300, num_candidates * 6 // 5)
+    return max(400, num_candidates, shortlist * 2 // 5) if shortlist else max(300, num_candidates * 6 // 5)
 
 
 def _tuned_for(tuned: tuple[Tuned, ...], target_recall: Any, k: int) -> tuple[int, int, int]:

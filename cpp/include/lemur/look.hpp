@@ -32,8 +32,8 @@ class Centroids {
   void nearest(const TokenView& tokens, std::uint16_t* out, int num_threads) const;
 
   struct Similarities {
-    std::vector<std::uint8_t> bytes;  // a row of num_panels * 16 for each centroid: 255 is the length of the longest
-                                      // token, 0 all that is not above 0
+    std::vector<std::uint8_t> bytes;    // a row of num_panels * 16 for each centroid: 255 is the length of the longest
+                                        // token, 0 all that is not above 0
     std::vector<std::int32_t> nearest;  // centroid of each token, the first among equals
   };
   void compare(const float* tokens, std::int64_t num_tokens, Similarities& out) const;
