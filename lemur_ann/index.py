@@ -618,8 +618,8 @@ class LemurIndex:
         """How widely to search a snapshot: as its own options say, where the caller does not."""
         learned = snapshot.learned
         options, tuned = (self._changes.options_before, ()) if learned is None else (learned.options, learned.tuned)
-        looks = learned is not None and learned.look is not None and options.device == "cpu"
-        is_taught = learned is None or learned.encoder.training.get("learned_from") != "document tokens"
+        looks = learned is not None and learned.looks
+        is_taught = learned is None or learned.is_taught
         asked = (k, num_candidates, ef_search, target_recall, num_threads)
         return Settings.of(options, tuned, *asked, shortlist=shortlist, looks=looks, is_taught=is_taught)
 

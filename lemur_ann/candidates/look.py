@@ -23,7 +23,7 @@ from lemur_ann.validate import Offsets
 
 NUM_KNOWN = 5  # numbers that are known of a document
 MAX_CENTROIDS = 65_536  # which two bytes can number
-TOKENS_PER_BLOCK = 2**18  # whose centroids are looked for together: between two reports of progress
+TOKENS_PER_BLOCK = 2**18  # whose centroids are looked for together
 ROWS_PER_BLOCK = 1024  # of documents here and there, whose tokens are copied
 RARE_SHARE = 0.6  # documents that match a rare token, for each on the shortlist, at most
 IDS_TO_MERGE = 2**22  # parts with fewer ids may be merged: 8 MiB

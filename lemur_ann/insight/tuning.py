@@ -64,8 +64,7 @@ class Tuner:
         self._num_documents = size = snapshot.num_documents
         self._widest = Settings(min(k, size), size, size, num_threads)
         self._candidates = Candidates(snapshot, queries, self._widest, snapshot.deleted)
-        learned = snapshot.fitted()
-        self._looks = learned.look is not None and learned.options.device == "cpu"
+        self._looks = snapshot.fitted().looks
 
     def choose(self, chosen_on: npt.NDArray[np.int64], target_recall: float, task: Task) -> tuple[int, int, int]:
         """The quickest (num_candidates, ef_search, shortlist) that finds so much of the exact top k on some of the queries."""

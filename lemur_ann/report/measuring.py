@@ -29,8 +29,8 @@ def subject_of(
     num_queries = validate.positive_int(num_queries, "num_queries")
     if size == 0:
         raise ValueError("report needs at least one document, and the index holds none")
-    looks = learned is not None and learned.look is not None and options.device == "cpu"
-    is_taught = learned is None or learned.encoder.training.get("learned_from") != "document tokens"
+    looks = learned is not None and learned.looks
+    is_taught = learned is None or learned.is_taught
     in_use = Settings.of(options, (), k, num_threads=threads, looks=looks, is_taught=is_taught)
     if learned is None:  # then a search scores every document
         in_use = replace(in_use, num_candidates=size, ef_search=size)

@@ -42,6 +42,16 @@ class Learned:
     num_unfamiliar: int = 0  # of the recent ones, deleted ones included: unlike those it learned from
     look: SecondLook | None = None  # of all rows; None where the map has learned none
 
+    @property
+    def looks(self) -> bool:
+        """Whether searches take a second look: on a CPU they do."""
+        return self.look is not None and self.options.device == "cpu"
+
+    @property
+    def is_taught(self) -> bool:
+        """Whether queries, or what is like them, taught the map; and not document tokens alone."""
+        return self.encoder.training.get("learned_from") != "document tokens"
+
     def extended(self, new: TokenStore, num_threads: int, task: Task | None = None) -> Learned:
         """With documents at the end."""
         vectors = self.encoder.encode_store(new, num_threads=num_threads, task=task)
