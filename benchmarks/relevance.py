@@ -4,8 +4,8 @@
 
 Query i of the corpus was written for the document whose name it has. Of an index in DIR, which ``--learn`` makes (with the
 default options, from queries_train), the queries of queries_dev are asked one at a time on one thread. success@k says how often
-the document is among the first k, MRR@10 how early. Differences to exact MaxSim are paired: their 95% intervals are those of a
-bootstrap over queries. ``--deep`` measures recall@100 and recall@1000 as well.
+the document is among the first k, MRR@10 how early. Differences to exact MaxSim are paired: their 95% intervals are those of
+:class:`lemur_ann.insight.relevance.Measure`. ``--deep`` measures recall@100 and recall@1000 as well.
 """
 
 from __future__ import annotations
@@ -49,22 +49,7 @@ DEEP = (
     (3000, 3000, 9000),
     (4000, 4000, 12000),
 )
-MEASURES = ("recall@10", "success@1", "success@10", "MRR@10")
-
-
-def measures(hits: np.ndarray, exact: np.ndarray, wanted: set[int]) -> list[float]:
-    """Of one query, in the order of MEASURES."""
-    places = [place for place, row in enumerate(hits[:10].tolist()) if row in wanted]
-    first = places[0] if places else None
-    recall = float(np.isin(exact[:10], hits).mean())
-    return [recall, float(first == 0), float(first is not None), 0.0 if first is None else 1 / (first + 1)]
-
-
-def interval(difference: np.ndarray, base: float) -> tuple[float, float]:
-    """Of the mean of paired differences over ``base``, 95%."""
-    draws = np.random.default_rng(0).integers(len(difference), size=(2000, len(difference)))
-    means = difference[draws].mean(1) / base
-    return float(np.quantile(means, 0.025)), float(np.quantile(means, 0.975))
+MEASURES = ("success@1", "success@10", "MRR@10")
 
 
 def main() -> None:
@@ -81,6 +66,8 @@ def main() -> None:
     arguments = parser.parse_args()
     import lemur_ann
     from lemur_ann.documents import read_queries
+    from lemur_ann.insight.metrics import recall
+    from lemur_ann.insight.relevance import relevance
 
     documents = pq.read_table(arguments.corpus / "docs.parquet", columns=["id", "tokens"])[: arguments.limit]
     names = documents.column("id").to_pylist()
@@ -108,9 +95,11 @@ def main() -> None:
     if not known.exists():
         np.save(known, np.array([hits.ids for hits in index.search(queries, k=most, exact=True)]))
     exact = np.load(known)
-    base = np.array([measures(own, own, want) for own, want in zip(exact, wanted, strict=True)])
-    report = [{"name": "exact MaxSim", **dict(zip(MEASURES, base.mean(0).tolist(), strict=True))}]
-    print(f"{len(names)} documents, {len(queries)} queries\n{'exact MaxSim':24}", *(f"{m:.4f}" for m in base.mean(0)))
+    top, grades = exact[:, :10].tolist(), [dict.fromkeys(want, 1.0) for want in wanted]
+    base = relevance(top, top, grades, 10, index.snapshot.ids).measures
+    report = [{"name": "exact MaxSim", "recall@10": 1.0, **{name: base[name].exact for name in MEASURES}}]
+    figures = " ".join(f"{base[name].exact:.4f}" for name in MEASURES)
+    print(f"{len(names)} documents, {len(queries)} queries\n{'exact MaxSim':24} 1.0000 {figures}")
     looks = index.snapshot.learned.look is not None
     tried = [({"k": 10}, "default")]
     tried += [
@@ -126,23 +115,18 @@ def main() -> None:
             begin = time.perf_counter()
             hits = index.search(query, num_threads=1, **how)
             times.append(1e3 * (time.perf_counter() - begin))
-            found.append(np.asarray(hits.ids))
-        own = np.array([measures(f, e, want) for f, e, want in zip(found, exact, wanted, strict=True)])
-        losses = {
-            m: (
-                float((base[:, i] - own[:, i]).mean() / base[:, i].mean()),
-                *interval(base[:, i] - own[:, i], base[:, i].mean()),
-            )
-            for i, m in enumerate(MEASURES)
-            if i >= 2
-        }
-        entry = {"name": name, **dict(zip(MEASURES, own.mean(0).tolist(), strict=True)), "losses": losses}
+            found.append(hits.ids.tolist())
+        own = relevance(found, top, grades, 10, index.snapshot.ids).measures
+        entry = {"name": name, "recall@10": recall(found, top), **{m: own[m].found for m in MEASURES}}
+        entry["losses"] = {m: (own[m].loss, *own[m].loss_interval) for m in MEASURES[1:]}
         entry |= {"ms": float(np.mean(times)), "p50": float(np.median(times)), "p99": float(np.quantile(times, 0.99))}
         report.append(entry)
-        lost = ", ".join(f"{m} {100 * a:+.1f}% ({100 * low:+.1f} to {100 * high:+.1f})" for m, (a, low, high) in losses.items())
+        lost = ", ".join(
+            f"{m} {100 * a:+.1f}% ({100 * low:+.1f} to {100 * high:+.1f})" for m, (a, low, high) in entry["losses"].items()
+        )
         print(
             f"{name:24}",
-            *(f"{m:.4f}" for m in own.mean(0)),
+            *(f"{entry[m]:.4f}" for m in ("recall@10", *MEASURES)),
             f"{entry['ms']:.3f} ms, p99 {entry['p99']:.2f}; lost: {lost}",
             flush=True,
         )
