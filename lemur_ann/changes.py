@@ -191,8 +191,7 @@ class Changes:
             now = self.snapshot
             if now.learned is None or now.learned.encoder is not encoder:
                 raise RuntimeError("the index learned another map while it was tuned: tune again")
-            asked = (tuned.target_recall, tuned.k)
-            others = tuple(t for t in now.learned.tuned if (t.target_recall, t.k) != asked)
+            others = tuple(t for t in now.learned.tuned if t.asked != tuned.asked)
             self.publish(replace(now, learned=replace(now.learned, tuned=(*others, tuned))))
 
     # Documents

@@ -83,6 +83,11 @@ NumCandidates = Annotated[
 EfSearch = Annotated[int | None, typer.Option(help="Beam of the graph search. \\[default: the index's own]")]
 Shortlist = Annotated[int | None, typer.Option(help="Documents that a second look chooses candidates from; 0 for none.")]
 TargetRecall = Annotated[float | None, typer.Option(help="Search as 'lemur-ann tune' chose for this recall.")]
+MaxLoss = Annotated[float | None, typer.Option(help="Search as 'lemur-ann tune --relevant' chose for this loss.")]
+Relevant = Annotated[
+    str | None,
+    typer.Option(help="Also measure success, MRR and nDCG: a TREC qrels file, or a column of the queries with ids."),
+]
 Device = Annotated[str | None, typer.Option(help="cpu, cuda or mps. \\[default: the one it was made with]")]
 MemoryLimit = Annotated[str | None, typer.Option(help="What learning should stay below, such as 3GB.")]
 NumQueries = Annotated[int | None, typer.Option(min=1, help="Use this many queries at most, the first of the file.")]
@@ -192,6 +197,7 @@ def search(
     ef_search: EfSearch = None,
     shortlist: Shortlist = None,
     target_recall: TargetRecall = None,
+    max_loss: MaxLoss = None,
     exact: Annotated[bool, typer.Option("--exact", help="Score every document instead.")] = False,
     out: Annotated[Path | None, typer.Option(help="Also write all hits to this Parquet file.")] = None,
     device: Device = None,
@@ -209,6 +215,7 @@ def search(
         ef_search=ef_search,
         shortlist=shortlist,
         target_recall=target_recall,
+        max_loss=max_loss,
         exact=exact,
         num_threads=num_threads,
     )
@@ -238,10 +245,8 @@ def evaluate(
     ef_search: EfSearch = None,
     shortlist: Shortlist = None,
     target_recall: TargetRecall = None,
-    relevant: Annotated[
-        str | None,
-        typer.Option(help="Also measure success, MRR and nDCG: a TREC qrels file, or a column of the queries with ids."),
-    ] = None,
+    max_loss: MaxLoss = None,
+    relevant: Relevant = None,
     run: Annotated[
         Path | None,
         typer.Option(help="Also write the k hits of each query to this TREC run file, for ir-measures, ranx or trec_eval."),
@@ -261,6 +266,7 @@ def evaluate(
         "ef_search": ef_search,
         "shortlist": shortlist,
         "target_recall": target_recall,
+        "max_loss": max_loss,
         "num_threads": num_threads,
     }
     _print_evaluation(index.evaluate(table, relevant=relevant, **how))
@@ -275,15 +281,23 @@ def tune(
     queries: Queries,
     target_recall: Annotated[float, typer.Option(help="Share of the exact top k to find.")] = 0.95,
     k: Annotated[int, typer.Option("-k", "--k", help="Recall of the exact top k.")] = 10,
+    relevant: Annotated[
+        str | None,
+        typer.Option(help="Tune for relevance instead: a TREC qrels file, or a column of the queries with ids."),
+    ] = None,
+    max_loss: Annotated[
+        float | None, typer.Option(help="With --relevant: share of success and MRR to lose. \\[default: 0.01]")
+    ] = None,
     num_queries: NumQueries = None,
     device: Device = None,
     num_threads: NumThreads = None,
 ) -> None:
-    """Choose how to search for a wanted recall, and keep the choice in the saved index: search --target-recall uses it."""
+    """Choose how to search for a wanted recall, or for a wanted share of the relevant answers of exact MaxSim, and keep the
+    choice in the saved index: search --target-recall and --max-loss use it."""
     table = _read(queries)
     table = table if num_queries is None else table[:num_queries]
     with _opened(path, device) as index:
-        tuned = index.tune(table, target_recall, k=k, num_threads=num_threads)
+        tuned = index.tune(table, target_recall, k=k, relevant=relevant, max_loss=max_loss, num_threads=num_threads)
     console.print(str(tuned))
 
 
@@ -352,6 +366,7 @@ def health(
     num_candidates: NumCandidates = None,
     ef_search: EfSearch = None,
     shortlist: Shortlist = None,
+    relevant: Relevant = None,
     device: Device = None,
     num_threads: NumThreads = None,
 ) -> None:
@@ -359,7 +374,7 @@ def health(
     index = lemur_ann.LemurIndex.load(path, device=device)
     table = None if queries is None else _read(queries)
     how: dict[str, Any] = {"num_candidates": num_candidates, "ef_search": ef_search, "shortlist": shortlist}
-    result = index.health(table, k=k, num_queries=num_queries, num_threads=num_threads, **how)
+    result = index.health(table, k=k, num_queries=num_queries, relevant=relevant, num_threads=num_threads, **how)
     _print_health(result)
 
 
@@ -377,6 +392,7 @@ def explain(
     ef_search: Annotated[int | None, typer.Option(help="Of that search, with --miss.")] = None,
     shortlist: Annotated[int | None, typer.Option(help="Of that search, with --miss.")] = None,
     target_recall: Annotated[float | None, typer.Option(help="Of that search, with --miss.")] = None,
+    max_loss: Annotated[float | None, typer.Option(help="Of that search, with --miss.")] = None,
     words: Annotated[
         str | None,
         typer.Option(help="Column, of the queries and of the documents, with the strings of their tokens: list<string>."),
@@ -387,9 +403,9 @@ def explain(
 ) -> None:
     """Say why a document has its score for a query, token by token, and where it stands; or why a search does not find it."""
     how: dict[str, Any] = {"num_candidates": num_candidates, "ef_search": ef_search, "shortlist": shortlist}
-    how["target_recall"] = target_recall
+    how |= {"target_recall": target_recall, "max_loss": max_loss}
     if not miss and any(value is not None for value in how.values()):
-        raise ValueError("--num-candidates, --ef-search, --shortlist and --target-recall go with --miss")
+        raise ValueError("--num-candidates, --ef-search, --shortlist, --target-recall and --max-loss go with --miss")
     if miss and (out is not None or words is not None):
         raise ValueError("--out and --words go without --miss")
     _check_output(out, path, queries)
@@ -485,6 +501,7 @@ def report(
     json: Annotated[Path | None, typer.Option(help="Also write the figures to this JSON file.", dir_okay=False)] = None,
     k: Annotated[int, typer.Option("-k", "--k", help="Recall of the exact top k.")] = 10,
     num_queries: Annotated[int, typer.Option(help="Use this many queries at most, drawn at random.")] = 200,
+    relevant: Relevant = None,
     title: Annotated[str | None, typer.Option(help="Of the page. \\[default: the folder's name]")] = None,
     device: Device = None,
     num_threads: Annotated[int, typer.Option(help="Threads of the searches that are timed.")] = 1,
@@ -497,7 +514,8 @@ def report(
         _check_output(file, path, queries)
     index = lemur_ann.LemurIndex.load(path, device=device)
     name = path.resolve().name if title is None else title
-    made = make_report(index, queries, k=k, num_queries=num_queries, title=name, num_threads=num_threads)
+    how: dict[str, Any] = {"relevant": relevant, "num_threads": num_threads}
+    made = make_report(index, queries, k=k, num_queries=num_queries, title=name, **how)
     made.write(out)
     if json is not None:
         json.write_text(made.json, encoding="utf-8")
@@ -665,6 +683,8 @@ def _print_health(result: Health) -> None:
     console.print(table)
     widths = f"{result.num_candidates}, {result.ef_search}, {result.shortlist}"
     console.print(f"Candidates reranked, ef_search, shortlist: {widths}")
+    if result.relevance is not None:
+        console.print(str(result.relevance), highlight=False, soft_wrap=True)
     if result.queries == "own sample":
         console.print("The map was learned from these queries' tokens, so the figures are optimistic: give --queries.")
     console.print(f"Verdict: {result.verdict}")

@@ -21,7 +21,7 @@ from lemur_ann.insight.evaluation import Evaluation, evaluate
 from lemur_ann.insight.health import Health, health_of
 from lemur_ann.insight.relevance import grades_of
 from lemur_ann.insight.stats import Stats, stats_of
-from lemur_ann.insight.tuning import tune
+from lemur_ann.insight.tuning import checked_target, tune
 from lemur_ann.learning.memory import parse_bytes
 from lemur_ann.notebook import facts
 from lemur_ann.options import Options
@@ -29,6 +29,7 @@ from lemur_ann.progress import Show, progress_lines
 from lemur_ann.saved.directory import Directory
 from lemur_ann.saved.directory import read as read_directory
 from lemur_ann.saved.directory import save as save_directory
+from lemur_ann.searching.scan import scan
 from lemur_ann.searching.searcher import Searcher
 from lemur_ann.searching.settings import Settings, Tuned
 from lemur_ann.searching.snapshot import Snapshot, check
@@ -36,7 +37,6 @@ from lemur_ann.searching.tables import documents_of, hits_table, metadata_of, st
 
 if TYPE_CHECKING:
     from lemur_ann.encoder import LemurEncoder
-    from lemur_ann.insight.case import Case
     from lemur_ann.insight.explanation import Explanation
     from lemur_ann.insight.miss import Miss
 
@@ -48,8 +48,8 @@ class LemurIndex:
     answers by exact MaxSim. Any number of threads may search while others change the index: a search sees it as it was at one
     moment, and changes wait for each other.
 
-    An index made by this call, or by :meth:`load`, is in memory until :meth:`save`. One made by :meth:`open` is on disk, and
-    every change is there for good when the call that made it returns.
+    An index made by this call, or by :meth:`load`, is in memory until :meth:`save`. One made by :meth:`open` is on disk, with
+    every change once the call that made it returns.
 
     Args:
         num_features: width of the learned features; more is more accurate and slower to fit.
@@ -195,7 +195,7 @@ class LemurIndex:
             "candidates": f"{options.num_candidates or 'as usual,'} by {options.candidates}",
             "place": place,
         }
-        return facts("LemurIndex", about | {f"tuned for {t.target_recall:g} at {t.k}": f"{t.recall:.3f}" for t in self.tuned})
+        return facts("LemurIndex", about | {f"tuned for {t.goal}": f"recall {t.recall:.3f}" for t in self.tuned})
 
     @property
     def options(self) -> Options:
@@ -358,10 +358,9 @@ class LemurIndex:
             encoder: a map learned elsewhere, in the place of queries: nothing is learned, the documents are encoded by it and
                 indexed. It fits documents and queries like those it was learned from. An index without documents may have
                 one too, for those that :meth:`add` brings. What options of the index say of learning gives way to it.
-            directory: the folder for the temporary file of a stream's tokens, on a disk with room for all of them; None means
-                the index's own, if it is open on one, else that of Python's ``tempfile``, which on some systems is in memory.
-                Compactions use it too. The file has no name there, and its space is
-                free once the index is gone.
+            directory: the folder for the temporary file of a stream's tokens, which compactions use too, on a disk with room
+                for all of them; None means the index's own, if it is open on one, else that of Python's ``tempfile``, which on
+                some systems is in memory. The file has no name there, and its space is free once the index is gone.
             memory_limit: bytes, or a string such as "3GB", that learning should stay below, the tokens themselves not counted:
                 smaller blocks, training targets in a temporary file, and fewer documents for distillation. None means the usual
                 sizes, about 1.8 GB; docs/architecture.md says of what.
@@ -570,11 +569,12 @@ class LemurIndex:
         ef_search: int | None = None,
         shortlist: int | None = None,
         target_recall: float | None = None,
+        max_loss: float | None = None,
         filter: Any = None,
         exact: bool = False,
         num_threads: int | None = None,
     ) -> Any:
-        """The k documents of highest exact MaxSim score among the candidates.
+        """The k documents of highest exact MaxSim score among the candidates; :meth:`scan` where k is not known beforehand.
 
         Args:
             queries: one query, a matrix (num_tokens, dim) or what is one in lists; or a batch: a sequence of matrices, an array
@@ -584,6 +584,7 @@ class LemurIndex:
             ef_search: beam of the graph search, without a shortlist never below num_candidates; None means the index's own.
             shortlist: documents to choose the candidates from in a second look, 0 for none; None means the index's own.
             target_recall: search as :meth:`tune` chose for this recall, or for a higher one, instead of the three above.
+            max_loss: the same for this loss of relevance, or for a lower one.
             filter: search only documents that it lets through: a pyarrow compute expression over ``id`` and the metadata
                 columns (``pc.field("year") > 2020``); a collection of ids, of which unknown ones count for nothing; or a
                 boolean for each document, in the order of :meth:`ids` (numbers are ids, and 0 and 1 many times are refused).
@@ -597,31 +598,49 @@ class LemurIndex:
 
         Raises:
             ValueError, TypeError: queries of a wrong shape, dtype or dim, without tokens or not finite; k below 1; a
-                target_recall for which the index was not tuned; a filter that does not fit the documents.
+                target_recall or max_loss for which the index was not tuned; a filter that does not fit the documents.
         """
         snapshot = self.snapshot
-        settings = self._settings(snapshot, k, num_candidates, ef_search, target_recall, num_threads, shortlist)
+        settings = self._settings(snapshot, k, num_candidates, ef_search, target_recall, num_threads, shortlist, max_loss)
         exact = validate.boolean(exact, "exact")
         asked = queries_of(queries, snapshot.dim)
         return asked.answered(self._searcher.search(snapshot, asked.batch, settings, filter=filter, exact=exact))
 
-    def _settings(
-        self,
-        snapshot: Snapshot,
-        k: int,
-        num_candidates: int | None = None,
-        ef_search: int | None = None,
-        target_recall: float | None = None,
-        num_threads: int | None = None,
-        shortlist: int | None = None,
-    ) -> Settings:
-        """How widely to search a snapshot: as its own options say, where the caller does not."""
+    def scan(self, query_tokens: Any, *, filter: Any = None, num_threads: int | None = None) -> Iterator[tuple[Any, float]]:
+        """Documents one after the other, best first, as many as are asked for; the first come as from :meth:`search`.
+
+        The further it goes, the more documents are reranked, in the end all: one that is found late, with a higher score than
+        others before it, comes next. It is of one moment, which it holds in memory, with up to 13 bytes a document.
+
+        Args:
+            query_tokens: one query, a matrix (num_tokens, dim).
+            filter, num_threads: as for :meth:`search`.
+
+        Returns:
+            an iterator of (id, exact MaxSim score), which ends after the last document that the filter lets through.
+
+        Example:
+            >>> index = LemurIndex().add([np.eye(4)[:2], np.eye(4)[2:]], ids=["fox", "whale"])
+            >>> next(index.scan(np.eye(4)[:1]))
+            ('fox', 1.0)
+
+        Raises:
+            ValueError, TypeError: a bad query, or a bad filter; at once, and not at the first document.
+        """
+        snapshot, threads = self.snapshot, validate.num_threads(num_threads)
+        asked = queries_of(query_tokens, snapshot.dim)
+        if not asked.is_one:
+            raise ValueError(f"scan takes one query, a matrix (num_tokens, dim), got a batch of {len(asked.batch)}")
+        excluded = self._searcher.excluded(snapshot, filter)
+        return scan(snapshot, asked.batch, lambda k: self._settings(snapshot, k, num_threads=threads), excluded)
+
+    def _settings(self, snapshot: Snapshot, k: int, *asked: Any, **named: Any) -> Settings:
+        """How widely to search a snapshot: as its own options say, where the caller, see :meth:`Settings.of`, does not."""
         learned = snapshot.learned
         options, tuned = (self._changes.options_before, ()) if learned is None else (learned.options, learned.tuned)
         looks = learned is not None and learned.looks
         is_taught = learned is None or learned.is_taught
-        asked = (k, num_candidates, ef_search, target_recall, num_threads)
-        return Settings.of(options, tuned, *asked, shortlist=shortlist, looks=looks, is_taught=is_taught)
+        return Settings.of(options, tuned, k, *asked, **named, looks=looks, is_taught=is_taught)
 
     def evaluate(
         self,
@@ -632,6 +651,7 @@ class LemurIndex:
         ef_search: int | None = None,
         shortlist: int | None = None,
         target_recall: float | None = None,
+        max_loss: float | None = None,
         filter: Any = None,
         relevant: Any = None,
         num_threads: int | None = None,
@@ -641,14 +661,14 @@ class LemurIndex:
 
         Args:
             queries: a batch, as for :meth:`search`; at least one query.
-            k, num_candidates, ef_search, shortlist, target_recall, filter, num_threads: as for :meth:`search`.
+            k, num_candidates, ef_search, shortlist, target_recall, max_loss, filter, num_threads: as for :meth:`search`.
             relevant: also measure success@k, MRR and nDCG beside exact MaxSim's, with paired intervals. For each query an id or
                 a collection of ids; or qrels, {query id: {document id: grade}}; or the path of a TREC qrels file; or the name
                 of a column of the queries. A table's column ``id`` names its queries, others are 0, 1, 2, ....
             progress: as for :meth:`fit`.
         """
         snapshot = self.snapshot
-        settings = self._settings(snapshot, k, num_candidates, ef_search, target_recall, num_threads, shortlist)
+        settings = self._settings(snapshot, k, num_candidates, ef_search, target_recall, num_threads, shortlist, max_loss)
         batch = queries_of(queries, snapshot.dim).batch
         if len(batch) == 0:
             raise ValueError("evaluate needs at least one query, got none")
@@ -663,20 +683,27 @@ class LemurIndex:
         target_recall: float = 0.95,
         k: int = 10,
         *,
+        target: str | None = None,
+        relevant: Any = None,
+        max_loss: float | None = None,
         seed: int = 0,
         num_threads: int | None = None,
         progress: Show = None,
     ) -> Tuned:
-        """Find the quickest search of a wanted recall; :meth:`search` then takes ``target_recall``.
+        """Find the quickest search of a wanted recall or relevance; searches then take ``target_recall`` or ``max_loss``.
 
-        A random half of the queries chooses num_candidates and ef_search, by the exact answers and by the time that searches
-        take here and now; the other half says what recall to expect. The choice is kept, and saved, with the learned map.
+        A random half of the queries chooses, by the exact answers and by the time that searches take here and now; the other
+        half says what to expect. The choice is kept, and saved, with the learned map.
 
         Args:
             queries: a batch, as for :meth:`search`, of queries like those to come that the index did not learn from; some
                 hundred for a narrow interval.
             target_recall: share of the exact MaxSim top k to find, above 0 and at most 1.
             k, num_threads: as for :meth:`search`; tune with the threads to search with.
+            target: "recall", or "relevance": of the ``relevant`` documents that exact MaxSim finds lose no more than
+                ``max_loss``. None means the second where these are given.
+            relevant: as for :meth:`evaluate`, for "relevance"; it takes a thousand queries to tell one percent from two.
+            max_loss: for "relevance", the share of success@k and of MRR@k to lose, above 0 and at most 1; None means 0.01.
             seed: for the halves.
             progress: as for :meth:`fit`.
 
@@ -691,18 +718,16 @@ class LemurIndex:
         self._changes.check_writable()
         snapshot = self.snapshot
         encoder = snapshot.fitted().encoder
-        k, target = validate.positive_int(k, "k"), validate.share(target_recall, "target_recall")
-        threads = validate.num_threads(num_threads)
+        target, max_loss = checked_target(target, relevant, max_loss)
+        wanted: dict[str, Any] = {"target_recall": validate.share(target_recall, "target_recall")}
+        k, threads = validate.positive_int(k, "k"), validate.num_threads(num_threads)
         random = np.random.default_rng(validate.integer(seed, "seed", least=0))
         batch = queries_of(queries, snapshot.dim).batch
-        if len(batch) < 2:
-            raise ValueError(f"tune needs at least two queries, to choose on and to measure on, got {len(batch)}")
-        batch.check_not_zero("queries")
-        if snapshot.num_documents == 0:
-            raise ValueError("tune needs at least one document, and the index holds none")
-        with progress_lines(progress) as lines, self._changes.timed("tune", target_recall=target) as told:
-            tuned = tune(snapshot, batch, target, k, random=random, num_threads=threads, progress=lines)
-            told |= {"num_candidates": tuned.num_candidates, "ef_search": tuned.ef_search}
+        grades = None if target == "recall" else grades_of(relevant, queries, len(batch), snapshot.ids)
+        wanted = wanted if grades is None else {"max_loss": max_loss}
+        with progress_lines(progress) as lines, self._changes.timed("tune", **wanted) as told:
+            tuned = tune(snapshot, batch, k, **wanted, grades=grades, random=random, num_threads=threads, progress=lines)
+            told |= {"num_candidates": tuned.num_candidates, "ef_search": tuned.ef_search, "shortlist": tuned.shortlist}
         self._changes.keep_tuned(encoder, tuned)
         return tuned
 
@@ -714,6 +739,7 @@ class LemurIndex:
         num_candidates: int | None = None,
         ef_search: int | None = None,
         shortlist: int | None = None,
+        relevant: Any = None,
         num_documents: int = 1000,
         num_queries: int = 200,
         seed: int = 0,
@@ -729,6 +755,7 @@ class LemurIndex:
                 takes the query tokens that the map kept, in random groups of 16: the figures are optimistic then (see
                 :class:`Health`), and know nothing of queries that have changed.
             k, num_candidates, ef_search, shortlist, num_threads: as for :meth:`search`.
+            relevant: documents of each query, as for :meth:`evaluate`: it then also says how many of them are lost.
             num_documents: documents sampled for the rank correlation, at most: of all, of the older, and of the recent ones.
             num_queries: queries sampled, at most.
             seed: for the samples.
@@ -744,19 +771,16 @@ class LemurIndex:
         snapshot = self.snapshot
         snapshot.fitted()
         settings = self._settings(snapshot, k, num_candidates, ef_search, None, num_threads, shortlist)
-        num_documents = validate.integer(num_documents, "num_documents", least=2)
-        num_queries = validate.positive_int(num_queries, "num_queries")
         random = np.random.default_rng(validate.integer(seed, "seed", least=0))
-        if snapshot.num_documents == 0:
-            raise ValueError("health needs at least one document, and the index holds none")
         batch = None if queries is None else queries_of(queries, snapshot.dim).batch
-        if batch is not None and len(batch) == 0:
-            raise ValueError("health needs at least one query, got none; queries=None takes the map's own sample")
-        if batch is not None:
-            batch.check_not_zero("queries")
         sizes = {"num_documents": num_documents, "num_queries": num_queries}
+        grades = None
+        if relevant is not None:
+            if batch is None:
+                raise TypeError("relevant= goes with queries=, and queries is None")
+            grades = grades_of(relevant, queries, len(batch), snapshot.ids)
         with progress_lines(progress) as lines:
-            return health_of(snapshot, batch, settings, **sizes, random=random, progress=lines)
+            return health_of(snapshot, batch, settings, **sizes, grades=grades, random=random, progress=lines)
 
     def explain(
         self,
@@ -788,11 +812,12 @@ class LemurIndex:
             KeyError: there is no such document.
             ValueError, TypeError: a bad query, or more or fewer strings than tokens.
         """
+        from lemur_ann.insight.case import Case
         from lemur_ann.insight.explanation import explain
 
         snapshot = self.snapshot
         settings = self._settings(snapshot, k, num_threads=num_threads)
-        case = self._case(snapshot, query_tokens, doc_id, settings)
+        case = Case.of(snapshot, self._searcher, query_tokens, doc_id, settings)
         return explain(case, query_words=query_words, document_words=document_words)
 
     def explain_miss(
@@ -805,6 +830,7 @@ class LemurIndex:
         ef_search: int | None = None,
         shortlist: int | None = None,
         target_recall: float | None = None,
+        max_loss: float | None = None,
         filter: Any = None,
         num_threads: int | None = None,
     ) -> Miss:
@@ -815,7 +841,7 @@ class LemurIndex:
         Args:
             query_tokens: one query, a matrix (num_tokens, dim).
             doc_id: the id of the document.
-            k, num_candidates, ef_search, shortlist, target_recall, filter, num_threads: of that search, as for :meth:`search`.
+            k, num_candidates, ef_search, shortlist, target_recall, max_loss, filter, num_threads: of that search.
 
         Returns:
             :class:`~lemur_ann.insight.miss.Miss`; print it, or search again with its ``settings``.
@@ -824,26 +850,15 @@ class LemurIndex:
             KeyError: there is no such document, or no longer.
             ValueError, TypeError: a bad query, or bad settings.
         """
+        from lemur_ann.insight.case import Case
         from lemur_ann.insight.miss import explain_miss
 
         snapshot = self.snapshot
-        settings = self._settings(snapshot, k, num_candidates, ef_search, target_recall, num_threads, shortlist)
-        case = self._case(snapshot, query_tokens, doc_id, settings, filter)
+        settings = self._settings(snapshot, k, num_candidates, ef_search, target_recall, num_threads, shortlist, max_loss)
+        case = Case.of(snapshot, self._searcher, query_tokens, doc_id, settings, filter)
         asked: dict[str, Any] = {"num_candidates": num_candidates, "ef_search": ef_search, "shortlist": shortlist}
-        asked |= {"target_recall": target_recall, "filter": filter}
+        asked |= {"target_recall": target_recall, "max_loss": max_loss, "filter": filter}
         return explain_miss(case, asked)
-
-    def _case(self, snapshot: Snapshot, query_tokens: Any, doc_id: Any, settings: Settings, filter: Any = None) -> Case:
-        from lemur_ann.insight.case import Case
-
-        return Case.of(
-            snapshot,
-            query_tokens,
-            doc_id,
-            excluded=self._searcher.excluded(snapshot, filter),
-            device_search=self._searcher.device_search(snapshot),
-            settings=settings,
-        )
 
     # Keeping it
 

@@ -15,6 +15,7 @@ from lemur_ann.documents.rows import Rows, RowSet
 from lemur_ann.events import cached_property
 from lemur_ann.insight.estimates import all_estimates, place_of, ranks_by_estimate
 from lemur_ann.searching.search import Candidates, exact_scores, search
+from lemur_ann.searching.searcher import Searcher
 from lemur_ann.searching.settings import Settings
 from lemur_ann.searching.snapshot import Snapshot
 
@@ -37,8 +38,10 @@ class Case:
     settings: Settings  # of the search in question
 
     @classmethod
-    def of(cls, snapshot: Snapshot, query_tokens: Any, doc_id: Any, **where: Any) -> Case:
-        """Checked; ``where`` are the other fields."""
+    def of(
+        cls, snapshot: Snapshot, searcher: Searcher, query_tokens: Any, doc_id: Any, settings: Settings, filter: Any = None
+    ) -> Case:
+        """Checked; a ``filter`` is as a search takes it."""
         row = int(snapshot.ids.find(ids_of([doc_id]))[0])
         if not is_single_query(query_tokens):
             raise TypeError(
@@ -46,7 +49,8 @@ class Case:
                 "of a batch, explain one query at a time"
             )
         query = queries_of(query_tokens, snapshot.store.dim).batch.as_float32
-        return cls(snapshot, query, plain_id(doc_id), row, **where)
+        excluded, device_search = searcher.excluded(snapshot, filter), searcher.device_search(snapshot)
+        return cls(snapshot, query, plain_id(doc_id), row, excluded, device_search, settings)
 
     @property
     def num_threads(self) -> int:

@@ -8,9 +8,10 @@ from typing import TYPE_CHECKING
 import numpy as np
 import numpy.typing as npt
 
-from lemur_ann import _core
+from lemur_ann import _core, validate
 from lemur_ann.documents.inputs import QueryBatch, directions_of, to_offsets
 from lemur_ann.insight import metrics
+from lemur_ann.insight.relevance import Grades, Relevance, relevance_of_rows
 from lemur_ann.learning.familiarity import are_many
 from lemur_ann.progress import Progress
 from lemur_ann.searching.search import Candidates, exact_scores
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
     from lemur_ann.encoder import LemurEncoder
 
 LOW_RECALL = 0.9
+MAX_LOST = 0.05  # of the answers that exact MaxSim finds
 LOWER_RECALL = 0.05  # on recent documents than on older ones
 LOWER_CORRELATION = 0.1
 MANY_BEYOND = 0.05  # of the documents, beyond the radius
@@ -97,6 +99,7 @@ class Health:
 
         relative_length: the median length of the queries' tokens over that of those the map was learned from, where the map's
             features depend on it: maps of older versions that were learned from tokens of other lengths than 1. Else 1.
+        relevance: what searches lose of the relevant documents that exact MaxSim finds, where these were given.
 
     ``str(health)`` is the verdict and a few lines of figures.
     """
@@ -113,6 +116,7 @@ class Health:
     num_unfamiliar: int = 0
     relative_length: float = 1.0
     shortlist: int = 0
+    relevance: Relevance | None = None
 
     @property
     def share_recent(self) -> float:
@@ -130,6 +134,8 @@ class Health:
         - More than 0.05 of the documents are beyond the radius, and the candidates come from a graph: every search looks at all
           of these.
         - Recall on all documents is below 0.9 with its whole interval.
+        - Relevant documents were given, and more than 0.05 of those that exact MaxSim has in its top k are lost, with the whole
+          interval.
         - Query tokens are more than 1.25 times as long as those the map was learned from, or as short, and its features depend
           on that.
         - At least 16 recent documents, and a tenth of them, are unlike those the map learned from. Only queries for such
@@ -156,6 +162,12 @@ class Health:
         if self.documents.recall_interval is not None and self.documents.recall_interval[1] < LOW_RECALL:
             found.append(
                 f"recall is {self.documents.recall:.2f}: raise num_candidates or ef_search, or refit with queries like these"
+            )
+        success = None if self.relevance is None else self.relevance.measures.get(f"success@{self.k}")
+        if success is not None and success.loss_interval[0] > MAX_LOST:
+            found.append(
+                f"{success.loss:.0%} of the relevant answers of exact MaxSim are lost: raise num_candidates or shortlist, "
+                "tune(relevant=...), or refit with queries like these"
             )
         if not 1 / MAX_RELATIVE_LENGTH <= self.relative_length <= MAX_RELATIVE_LENGTH:
             found.append(
@@ -189,6 +201,8 @@ class Health:
         ]
         if self.recent.num_documents:
             lines += [f"older: {self.older}", f"recent ({self.share_recent:.1%}): {self.recent}"]
+        if self.relevance is not None:
+            lines.append(str(self.relevance))
         return "\n".join(lines)
 
 
@@ -206,24 +220,40 @@ def health_of(
     *,
     num_documents: int,
     num_queries: int,
+    grades: list[Grades] | None,
     random: np.random.Generator,
     progress: Progress,
 ) -> Health:
-    """Compare what the map says with the exact scores; the snapshot has learned a map and holds documents.
+    """Compare what the map says with the exact scores; the snapshot has learned a map.
 
     Args:
         snapshot, settings: what is searched, and how.
-        queries: at least one; of more than ``num_queries`` a sample. None takes the map's own sample of query tokens.
+        queries: of more than ``num_queries`` a sample. None takes the map's own sample of query tokens.
         num_documents, num_queries: as in :meth:`lemur_ann.LemurIndex.health`.
+        grades: of each query the relevant documents, if they are known.
         random: for the samples.
         progress: where to report.
+
+    Raises:
+        ValueError, TypeError: no query, or no document, or numbers out of range.
     """
     assert snapshot.learned is not None
+    num_documents = validate.integer(num_documents, "num_documents", least=2)
+    num_queries = validate.positive_int(num_queries, "num_queries")
     learned, live = snapshot.learned, snapshot.live
+    if len(live) == 0:
+        raise ValueError("health needs at least one document, and the index holds none")
     if queries is None:
         asked = own_queries(learned.encoder.targets.sample_tokens, num_queries, random).as_float32
+    elif len(queries) == 0:
+        raise ValueError("health needs at least one query, got none; queries=None takes the map's own sample")
     else:
-        asked = queries.sample(num_queries, random).as_float32.without_zero_rows
+        queries.check_not_zero("queries")
+        chosen = np.arange(len(queries))
+        if num_queries < len(queries):
+            chosen = np.sort(random.choice(len(queries), num_queries, replace=False))
+        asked = queries.take(chosen.tolist()).as_float32.without_zero_rows
+        grades = None if grades is None else [grades[i] for i in chosen]
     task = progress.task("queries", len(asked))
     split = int(np.searchsorted(live, learned.num_rows))
     parts = [_Part(rows, learned.candidates, num_documents, random) for rows in (live, live[:split], live[split:])]
@@ -232,8 +262,11 @@ def health_of(
     if settings.num_candidates < snapshot.num_documents:
         found = candidates(range(len(asked)), settings.num_candidates, settings.ef_search)
     every_score = exact_scores(snapshot, asked, settings.num_threads, snapshot.deleted)
+    tops, hits = [], []
     for query, scores, own in zip(candidates.encoded, every_score, found, strict=True):
         top = _core.top_k(scores, settings.k)
+        tops.append(top)
+        hits.append(own[np.lexsort((own, -scores[own]))[: settings.k]])
         is_found = np.isin(top, own)
         for part in parts:
             part.count(query, scores, top, is_found)
@@ -252,6 +285,7 @@ def health_of(
         num_unfamiliar=learned.num_unfamiliar,
         relative_length=_relative_length(learned.encoder, asked),
         shortlist=settings.shortlist,
+        relevance=None if grades is None else relevance_of_rows(snapshot, hits, tops, grades, settings.k),
     )
 
 

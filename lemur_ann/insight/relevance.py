@@ -15,7 +15,9 @@ import pyarrow as pa
 
 from lemur_ann.documents.ids import IdMap, plain_id
 from lemur_ann.documents.inputs import ids_of
+from lemur_ann.documents.rows import Rows
 from lemur_ann.insight.run_files import query_ids
+from lemur_ann.searching.snapshot import Snapshot
 
 Grades = dict[Any, float]  # of one query: documents that are relevant, and how much
 
@@ -121,6 +123,12 @@ def relevance(
         num_without=len(grades) - len(rows),
         num_unknown=sum(doc_id not in known for own in grades for doc_id in own),
     )
+
+
+def relevance_of_rows(snapshot: Snapshot, found: list[Rows], exact: list[Rows], grades: list[Grades], k: int) -> Relevance:
+    """The same of rows."""
+    named = ([snapshot.ids.column.take(rows).tolist() for rows in own] for own in (found, exact))
+    return relevance(next(named), next(named), grades, k, snapshot.ids)
 
 
 def _values(hits: Sequence[Any], grades: Grades, k: int) -> list[float]:

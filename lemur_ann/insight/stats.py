@@ -80,9 +80,7 @@ def stats_of(snapshot: Snapshot) -> Stats:
     if learned is not None:
         parts["candidates"] = memory.part(learned.candidates.arrays)
         if learned.look is not None:
-            parts["token centroids"] = memory.part(
-                [array for part in learned.look.parts for array in (part.ids, part.offsets)]
-            )
+            parts["token centroids"] = memory.part([array for part in learned.look.parts for array in (part.ids, part.offsets)])
         parts["learned map"] = memory.part(list(learned.encoder.arrays().values()), learned.encoder.packed_bytes)
     parts["ids"] = memory.part(_buffers(ids.column.array), ids.size_of_rows)
     if snapshot.metadata is not None:

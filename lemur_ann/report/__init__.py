@@ -53,6 +53,7 @@ def report(
     *,
     k: int = 10,
     num_queries: int = 200,
+    relevant: Any = None,
     title: str | None = None,
     text_column: str = "text",
     num_threads: int = 1,
@@ -70,6 +71,8 @@ def report(
             come that the index did not learn from. Columns ``text`` and ``id`` name them on the page.
         k: recall is of the exact top k.
         num_queries: queries to measure with, at most; of more, a random sample.
+        relevant: the relevant documents of each query, as for :meth:`lemur_ann.LemurIndex.evaluate`: the page then also shows
+            success, MRR and nDCG beside those of exact MaxSim.
         title: of the page; None names the number of documents.
         text_column: the metadata column to show missed documents by, where there is one.
         num_threads: threads of the searches that are timed; exact scores are computed with all cores.
@@ -82,5 +85,6 @@ def report(
     """
     plots.check_installed()
     random = np.random.default_rng(validate.integer(seed, "seed", least=0))
-    subject = subject_of(index, queries, k=k, num_queries=num_queries, num_threads=num_threads, random=random)
+    sizes = {"k": k, "num_queries": num_queries, "num_threads": num_threads}
+    subject = subject_of(index, queries, **sizes, relevant=relevant, random=random)
     return Report(figures(subject, title=title, text_column=text_column, random=random, progress=progress))

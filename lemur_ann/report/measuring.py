@@ -18,7 +18,14 @@ from lemur_ann.searching.settings import Settings
 
 
 def subject_of(
-    index: LemurIndex, queries: Any, *, k: int, num_queries: int, num_threads: int, random: np.random.Generator
+    index: LemurIndex,
+    queries: Any,
+    *,
+    k: int,
+    num_queries: int,
+    num_threads: int,
+    relevant: Any,
+    random: np.random.Generator,
 ) -> Subject:
     """The index as it is now, and at most so many of the queries; checked."""
     options, snapshot = index.options, index.snapshot
@@ -34,7 +41,8 @@ def subject_of(
     in_use = Settings.of(options, (), k, num_threads=threads, looks=looks, is_taught=is_taught)
     if learned is None:  # then a search scores every document
         in_use = replace(in_use, num_candidates=size, ef_search=size)
-    return Subject(snapshot, options, read(queries, snapshot.dim, num_queries, random), in_use.within(size, size), k)
+    chosen, grades = read(queries, snapshot, num_queries, relevant, random)
+    return Subject(snapshot, options, chosen, in_use.within(size, size), k, grades)
 
 
 def figures(
@@ -62,6 +70,7 @@ def figures(
         "k": subject.k,
         "in_use": next(point for point in points if point["in_use"]),
         "exact_p50_ms": float(np.median(exact_ms)),
+        "relevance": searches.relevance(exact),
         "curve": points,
         "time_of_a_query": time_of_a_query,
         "estimates": findings.estimates(subject, exact, random),

@@ -28,6 +28,7 @@ def page(data: Data) -> str:
     """The whole document."""
     sections = [
         _curve(data),
+        _relevance(data),
         _time(data),
         _estimates(data),
         _training(data),
@@ -218,6 +219,29 @@ def _curve(data: Data) -> str:
     beside = _table("The quickest settings", head, short, text=(4,), marked=in_use)
     body = _pair(_figure(plots.curve(points, k, data["exact_p50_ms"]), table, legend), beside)
     return _section("curve", "Recall and latency", text, body)
+
+
+def _relevance(data: Data) -> str:
+    found = data["relevance"]
+    if found is None:
+        return ""
+    text = (
+        f"Of {_count(found['num_queries'], 'query', 'queries')} with a relevant document, with the setting in use and by "
+        "exact MaxSim; <em>success</em> is the share of queries with a relevant document among so many hits. Recall can be "
+        "high where answers are lost: they are few among the neighbours."
+    )
+    rows = [
+        (
+            name,
+            share(own["found"]),
+            share(own["exact"]),
+            f"{own['loss']:+.1%}",
+            TO.join(f"{v:+.1%}" for v in own["loss_interval"]),
+        )
+        for name, own in found["measures"].items()
+    ]
+    table = _table("Relevance", ("measure", "search", "exact", "lost", "95% interval"), rows, text=(0,))
+    return _section("relevance", "Relevant documents", text, table)
 
 
 def _time(data: Data) -> str:

@@ -226,7 +226,10 @@ def point_tip(point: Mapping[str, Any], k: int) -> str:
 def marks_of(point: Mapping[str, Any], k: int) -> list[str]:
     """What is special about a setting, in a report of recall@k."""
     tuned = [
-        f"tuned for {own['target_recall']:g}" + ("" if own["k"] == k else f" at k {own['k']}") for own in point["tuned_for"]
+        ("tuned for " if own["max_loss"] is None else "tuned for a loss of ")
+        + f"{own['target_recall'] if own['max_loss'] is None else own['max_loss']:g}"
+        + ("" if own["k"] == k else f" at k {own['k']}")
+        for own in point["tuned_for"]
     ]
     return [*(["in use"] if point["in_use"] else []), *tuned]
 

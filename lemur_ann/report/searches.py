@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -13,6 +13,7 @@ import numpy.typing as npt
 from lemur_ann.documents.inputs import queries_of
 from lemur_ann.insight import metrics
 from lemur_ann.insight.evaluation import timed_search
+from lemur_ann.insight.relevance import relevance
 from lemur_ann.progress import Progress
 from lemur_ann.report.subject import Subject, Truth
 from lemur_ann.searching.search import Candidates, Rerank
@@ -77,6 +78,16 @@ class Searches:
         exactly = Timed([np.ones(len(ids), np.bool_) for ids in wanted], exact_ms.tolist())
         timed = [Timed(found[own], took[own].tolist()) if own in took else exactly for own in settings]
         return timed, exactly.milliseconds
+
+    def relevance(self, truths: list[Truth]) -> dict[str, Any] | None:
+        """What searches with the setting in use find of the relevant documents, and exact ones; None where none are known."""
+        subject = self._subject
+        if subject.grades is None:
+            return None
+        ids = subject.snapshot.ids
+        hits = self._searcher.search(subject.snapshot, subject.queries.batch, subject.in_use)
+        exact = [ids.column.take(truth.top).tolist() for truth in truths]
+        return asdict(relevance([own.ids.tolist() for own in hits], exact, subject.grades, subject.k, ids))
 
     def time_of_a_query(self, lines: Progress) -> dict[str, Any] | None:
         """Median milliseconds of a whole search with the setting in use, and of its stages, one after the other.
@@ -172,7 +183,7 @@ def curve(subject: Subject, settings: list[Settings], timed: list[Timed]) -> lis
                 "p95_ms": float(np.percentile(own.milliseconds, 95)),
                 "exact": setting.num_candidates == subject.size,
                 "in_use": setting == subject.in_use,
-                "tuned_for": [{"target_recall": t.target_recall, "k": t.k} for t in tuned],
+                "tuned_for": [{"target_recall": t.target_recall, "max_loss": t.max_loss, "k": t.k} for t in tuned],
             }
         )
     points.sort(key=lambda point: (point["p50_ms"], -point["recall"]))

@@ -13,6 +13,7 @@ from lemur_ann import _core, validate
 from lemur_ann.documents.inputs import QueryBatch, is_single_query, read_queries, to_offsets
 from lemur_ann.documents.rows import Rows
 from lemur_ann.documents.sources import opened, record_batches
+from lemur_ann.insight.relevance import Grades, grades_of
 from lemur_ann.options import Options
 from lemur_ann.progress import Task
 from lemur_ann.searching.search import exact_scores
@@ -57,6 +58,7 @@ class Subject:
         queries: at least one.
         in_use: how the index searches by itself, with as many threads as are to be timed; no wider than there are documents.
         k: recall is of the exact top k, of all documents where there are fewer.
+        grades: of each query the relevant documents; None where they are not known.
     """
 
     snapshot: Snapshot
@@ -64,6 +66,7 @@ class Subject:
     queries: Queries
     in_use: Settings
     k: int
+    grades: list[Grades] | None = None
 
     @property
     def size(self) -> int:
@@ -102,8 +105,11 @@ def shortened(text: str) -> str:
     return line if len(line) <= MAX_CHARACTERS else line[: MAX_CHARACTERS - 1].rstrip() + "…"
 
 
-def read(queries: Any, dim: int | None, count: int, random: np.random.Generator) -> Queries:
-    """At most ``count`` of the queries, in their order, with their texts and ids where they are Arrow data that has any."""
+def read(
+    queries: Any, snapshot: Snapshot, count: int, relevant: Any, random: np.random.Generator
+) -> tuple[Queries, list[Grades] | None]:
+    """At most ``count`` of the queries, in their order, with their texts and ids where they are Arrow data that has any; and
+    the relevant documents of each, where they are given."""
     queries = [queries] if is_single_query(queries) else opened(queries)
     columns: dict[str, list[Any]] = {}
     batches = record_batches(queries)
@@ -111,9 +117,10 @@ def read(queries: Any, dim: int | None, count: int, random: np.random.Generator)
         parts = list(batches)
         queries = pa.Table.from_batches(parts) if parts else []
         columns = {name: queries.column(name).to_pylist() for name in ("text", "id") if parts and name in parts[0].schema.names}
-    batch = read_queries(queries, dim=dim)
+    batch = read_queries(queries, dim=snapshot.dim)
     if len(batch) == 0:
         raise ValueError("report needs at least one query, got none")
+    grades = None if relevant is None else grades_of(relevant, queries, len(batch), snapshot.ids)
     rows = np.arange(len(batch))
     if count < len(batch):
         rows = np.sort(random.choice(len(batch), count, replace=False))
@@ -121,7 +128,8 @@ def read(queries: Any, dim: int | None, count: int, random: np.random.Generator)
     tokens = np.ascontiguousarray(np.concatenate(matrices), dtype=np.float32)
     chosen = {name: [values[i] for i in rows.tolist()] for name, values in columns.items()}
     sample = QueryBatch(tokens, to_offsets([len(matrix) for matrix in matrices]))
-    return Queries(sample, rows, len(batch), chosen.get("text"), chosen.get("id"))
+    found = Queries(sample, rows, len(batch), chosen.get("text"), chosen.get("id"))
+    return found, None if grades is None else [grades[i] for i in rows.tolist()]
 
 
 def truths(subject: Subject, random: np.random.Generator, task: Task) -> list[Truth]:

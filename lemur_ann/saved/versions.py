@@ -244,9 +244,19 @@ def _learned(
         look = SecondLook(encoder.look, ids)
         if look.num_rows != num_rows:
             raise CorruptIndex(f"{folder} does not have centroids of all of {num_rows} documents")
-    tuned = (Tuned(**{**t, "recall_interval": tuple(t["recall_interval"])}) for t in manifest["tuned"])
+    tuned = map(_as_tuned, manifest["tuned"])
     unfamiliar = training.get("num_unfamiliar", 0)
     return Learned(options, encoder, candidates, training["num_rows"], tuple(tuned), unfamiliar, look)
+
+
+def _as_tuned(told: dict[str, Any]) -> Tuned:
+    intervals: dict[str, Any] = {name: tuple(told[name]) for name in ("recall_interval", "loss_interval") if name in told}
+    return Tuned(**{**told, **intervals})
+
+
+def _told(tuned: Tuned) -> dict[str, Any]:
+    """Without what older versions have no name for, where it says nothing; target_recall they ask for."""
+    return {name: value for name, value in asdict(tuned).items() if value is not None or name == "target_recall"}
 
 
 def _candidates_key(manifest: dict[str, Any]) -> Any:
@@ -440,7 +450,7 @@ class Writing:
         return {
             "feature_map": encoder.feature_weights.config,
             "training": {**encoder.training, "num_rows": learned.num_rows, "num_unfamiliar": learned.num_unfamiliar},
-            "tuned": [asdict(tuned) for tuned in learned.tuned],
+            "tuned": [_told(tuned) for tuned in learned.tuned],
             "learned": self.known(encoder)
             or self.new("learned", ".safetensors", lambda path: arrays.write_arrays(path, encoder.arrays())),
         }

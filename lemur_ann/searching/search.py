@@ -108,7 +108,7 @@ def behind_filter(
             new = rerank(fresh)
             for i in sorted(is_open):
                 known[i] = np.concatenate([known[i], fresh[i]])
-                best[i] = _merged(best[i], new[i], k)
+                best[i] = merged(best[i], new[i], k)
                 if end == wanted and np.isin(best[i][0], new[i][0]).sum() <= FEW * k:
                     is_open.remove(i)
         seen, wanted = wanted, min(MORE * wanted, num_matching)
@@ -176,7 +176,8 @@ class Rerank:
         return [(rows[i, :count], scores[i, :count]) for i, count in enumerate(counts.tolist())]
 
 
-def _merged(one: Scored, other: Scored, k: int) -> Scored:
+def merged(one: Scored, other: Scored, k: int) -> Scored:
+    """The best k of both, equal ones by ascending row."""
     rows, scores = np.concatenate([one[0], other[0]]), np.concatenate([one[1], other[1]])
     order = np.lexsort((rows, -scores))[:k]
     return rows[order], scores[order]

@@ -10,6 +10,7 @@ from lemur_ann import validate
 from lemur_ann.options import Options
 
 MOST_LOOKED_FOR = 200  # hits
+GROWTH = 0.72  # power of k with which the documents to rerank grow
 
 
 @dataclass(frozen=True)
@@ -17,14 +18,18 @@ class Tuned:
     """What :meth:`lemur_ann.LemurIndex.tune` chose.
 
     Attributes:
-        target_recall, k: what was asked for: the share of the exact MaxSim top k that a search finds.
+        target_recall, k: what was asked for: the share of the exact MaxSim top k that a search finds. The first is None where
+            ``max_loss`` was asked for.
         num_candidates, ef_search, shortlist: how to search for it; shortlist is 0 for a search without a second look.
         recall: what this found on queries that it was not chosen on.
         recall_interval: its 95% confidence interval over queries, by :func:`lemur_ann.insight.metrics.share_found`.
         num_queries: how many queries these were; as many were used to choose.
+        max_loss: what was asked for instead: the share of success@k and of MRR@k that exact MaxSim has and a search may lose.
+        loss, loss_interval: the larger of the two losses on the same queries as ``recall``, and its paired 95% interval, see
+            :class:`lemur_ann.insight.relevance.Measure`; None without ``max_loss``.
     """
 
-    target_recall: float
+    target_recall: float | None
     k: int
     num_candidates: int
     ef_search: int
@@ -32,27 +37,55 @@ class Tuned:
     recall_interval: tuple[float, float]
     num_queries: int
     shortlist: int = 0
+    max_loss: float | None = None
+    loss: float | None = None
+    loss_interval: tuple[float, float] | None = None
 
     def __post_init__(self) -> None:
         for name in ("k", "num_candidates", "ef_search", "num_queries"):
             validate.integer(getattr(self, name), name, least=1, most=2**31)
         validate.integer(self.shortlist, "shortlist", least=0, most=2**31)
-        for share in (self.target_recall, self.recall, *self.recall_interval):
-            if (
-                isinstance(share, bool) or not isinstance(share, (int, float)) or not -1e-9 <= share <= 1 + 1e-9
-            ):  # but for rounding
-                raise ValueError(f"a recall must be from 0 to 1, got {share!r}")
-        low, high = self.recall_interval
-        if not low <= high:
-            raise ValueError(f"an interval must ascend, got {self.recall_interval}")
+        if (self.target_recall is None) == (self.max_loss is None):
+            raise ValueError("it is tuned for a target_recall or for a max_loss, one of the two")
+        if len({value is None for value in (self.max_loss, self.loss, self.loss_interval)}) > 1:
+            raise ValueError("max_loss, loss and loss_interval go together")
+        asked = [share for share in (self.target_recall, self.max_loss) if share is not None]
+        for share in (*asked, self.recall, *self.recall_interval):
+            if not _is_number(share) or not -1e-9 <= share <= 1 + 1e-9:  # but for rounding
+                raise ValueError(f"a share must be from 0 to 1, got {share!r}")
+        loss_interval = self.loss_interval or (0.0, 0.0)
+        if not all(map(_is_number, (self.loss or 0.0, *loss_interval))):
+            raise ValueError(f"a loss must be a number, got {self.loss!r} in {self.loss_interval!r}")
+        for low, high in (self.recall_interval, loss_interval):
+            if not low <= high:
+                raise ValueError(f"an interval must ascend, got {(low, high)}")
+
+    @property
+    def asked(self) -> tuple[float | None, float | None, int]:
+        """target_recall, max_loss and k: a later choice for the same takes the place of this."""
+        return self.target_recall, self.max_loss, self.k
+
+    @property
+    def goal(self) -> str:
+        """What was asked for, in words."""
+        share = f"{self.target_recall:g}" if self.max_loss is None else f"a loss of {self.max_loss:g}"
+        return f"{share} at k {self.k}"
 
     def __str__(self) -> str:
         low, high = self.recall_interval
         look = f", shortlist {self.shortlist}" if self.shortlist else ""
+        lost = ""
+        if self.loss is not None and self.loss_interval is not None:
+            least, most = self.loss_interval
+            lost = f", {self.loss:.1%} of the relevance of exact MaxSim lost ({least:.1%} to {most:.1%})"
         return (
             f"num_candidates {self.num_candidates}, ef_search {self.ef_search}{look}: recall@{self.k} {self.recall:.3f} "
-            f"(95% interval {low:.3f} to {high:.3f}, {self.num_queries} queries it was not chosen on)"
+            f"(95% interval {low:.3f} to {high:.3f}, {self.num_queries} queries it was not chosen on){lost}"
         )
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
 
 
 @dataclass(frozen=True)
@@ -83,24 +116,29 @@ class Settings:
         ef_search: Any = None,
         target_recall: Any = None,
         num_threads: Any = None,
-        *,
         shortlist: Any = None,
+        max_loss: Any = None,
+        *,
         looks: bool = False,
         is_taught: bool = True,
     ) -> Settings:
-        """Those that a caller asked for, checked; None leaves a number to ``options``, to what ``tuned`` has for the recall, or
-        to what is usual, with a second look or without, and of a map that queries taught or not.
+        """Those that a caller asked for, checked; None leaves a number to ``options``, to what ``tuned`` has for the recall or
+        the loss, or to what is usual, with a second look or without, and of a map that queries taught or not.
 
         Raises:
-            TypeError, ValueError: a number out of range, target_recall beside what it stands for, or one not tuned for.
+            TypeError, ValueError: a number out of range, target_recall or max_loss beside what it stands for, or one not tuned
+                for.
         """
         k = validate.positive_int(k, "k")
-        if target_recall is not None:
+        if target_recall is not None and max_loss is not None:
+            raise TypeError("target_recall= and max_loss= each choose how to search; pass one of them")
+        if target_recall is not None or max_loss is not None:
+            name = "max_loss" if target_recall is None else "target_recall"
             if num_candidates is not None or ef_search is not None or shortlist is not None:
-                raise TypeError(
-                    "target_recall= takes the place of num_candidates=, ef_search= and shortlist=; pass one or the other"
-                )
-            num_candidates, ef_search, shortlist = _tuned_for(tuned, target_recall, k)
+                raise TypeError(f"{name}= takes the place of num_candidates=, ef_search= and shortlist=; pass one or the other")
+            num_candidates, ef_search, shortlist = _tuned_for(
+                tuned, name, max_loss if target_recall is None else target_recall, k
+            )
         given = options.num_candidates if num_candidates is None else num_candidates
         count = max(
             usual_candidates(k, looks=looks and is_taught) if given is None else validate.positive_int(given, "num_candidates"),
@@ -132,8 +170,8 @@ class Settings:
 def usual_candidates(k: int, *, looks: bool) -> int:
     """Documents to rerank for k hits. They hold .97 of the exact top k, as measured up to k = 1,000, and more of the top 10."""
     if looks and k <= MOST_LOOKED_FOR:
-        return max(120, math.ceil(22 * math.pow(k, 0.72)))
-    return max(250, math.ceil(25 * math.pow(k, 0.72)))
+        return max(120, math.ceil(22 * math.pow(k, GROWTH)))
+    return max(250, math.ceil(25 * math.pow(k, GROWTH)))
 
 
 def usual_shortlist(k: int, num_candidates: int, *, is_taught: bool) -> int:
@@ -149,14 +187,18 @@ def usual_beam(num_candidates: int, shortlist: int) -> int:
     return max(400, num_candidates, shortlist * 2 // 5) if shortlist else max(300, num_candidates * 6 // 5)
 
 
-def _tuned_for(tuned: tuple[Tuned, ...], target_recall: Any, k: int) -> tuple[int, int, int]:
-    """(num_candidates, ef_search, shortlist) of the least that was tuned for this recall."""
-    target = validate.share(target_recall, "target_recall")
-    enough = [t for t in tuned if t.target_recall >= target and t.k >= k]
+def _tuned_for(tuned: tuple[Tuned, ...], name: str, asked: Any, k: int) -> tuple[int, int, int]:
+    """(num_candidates, ef_search, shortlist) of the least that was tuned for this ``target_recall`` or ``max_loss``."""
+    share = validate.share(asked, name)
+    # how much is asked of a search: more recall, or less loss
+    sign = 1 if name == "target_recall" else -1
+    like = [(sign * value, t) for t in tuned if (value := getattr(t, name)) is not None]
+    enough = [(t.k, value, i) for i, (value, t) in enumerate(like) if value >= sign * share and t.k >= k]
     if not enough:
-        known = ", ".join(f"{t.target_recall} at k {t.k}" for t in tuned) or "nothing yet"
+        known = ", ".join(f"{sign * value} at k {t.k}" for value, t in like) or "nothing yet"
+        how = f"{share}" if name == "target_recall" else f"relevant=..., max_loss={share}"
         raise ValueError(
-            f"the index is not tuned for target_recall {target} at k {k}, but for: {known}; call tune(queries, {target}, k={k})"
+            f"the index is not tuned for {name} {share} at k {k}, but for: {known}; call tune(queries, {how}, k={k})"
         )
-    best = min(enough, key=lambda t: (t.k, t.target_recall))
+    best = like[min(enough)[2]][1]
     return best.num_candidates, best.ef_search, best.shortlist

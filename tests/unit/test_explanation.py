@@ -8,6 +8,7 @@ import re
 import subprocess
 import sys
 from collections import Counter
+from dataclasses import replace
 
 import numpy as np
 import pyarrow.compute as pc
@@ -20,6 +21,7 @@ from lemur_ann.demo import demo_encoder
 from lemur_ann.insight.case import Case
 from lemur_ann.insight.miss import explain_miss
 from lemur_ann.searching.device import DeviceSearch
+from lemur_ann.searching.searcher import Searcher
 from lemur_ann.searching.settings import Settings
 
 QUERY = np.array([[1, 0, 0], [0, 2, 0]], np.float32)
@@ -530,8 +532,7 @@ def test_on_a_device(small_index):
     stages = Counter()
     for query in queries[:10]:
         for doc_id in index.search(query, k=5, exact=True).ids:
-            where = {"excluded": snapshot.deleted, "device_search": device, "settings": Settings(5, 6, 6, 1)}
-            case = Case.of(snapshot, query, doc_id, **where)
+            case = replace(Case.of(snapshot, Searcher(), query, doc_id, Settings(5, 6, 6, 1)), device_search=device)
             miss = explain_miss(case, {})
             stages[miss.stage] += 1
             if miss.stage == "estimate":

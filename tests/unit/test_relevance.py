@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -133,3 +135,97 @@ def test_on_the_command_line(judged, demo_data, tmp_path):
     assert result.exit_code == 0, result.output
     assert "success@10" in result.output
     assert "relevance over 50 queries: the search, exact MaxSim, loss (95% interval)" in result.output
+
+
+def test_tune_for_relevance(judged, tmp_path):
+    index, queries, written_for = judged
+    index.save(tmp_path / "index")
+    with LemurIndex.open(tmp_path / "index") as own:
+        loose = own.tune(queries, relevant="id", max_loss=0.3, num_threads=1)
+        tight = own.tune(queries, relevant=written_for, target="relevance", num_threads=1)
+        assert (loose.target_recall, loose.max_loss, tight.max_loss) == (None, 0.3, 0.01)
+        for tuned in (loose, tight):
+            low, high = tuned.loss_interval
+            assert low <= tuned.loss <= high
+            assert tuned.num_queries == len(queries) // 2
+        assert tight.loss < 0.1
+        assert "of the relevance of exact MaxSim lost" in str(tight)
+        plain = own.tune(queries, 0.9, num_threads=1)
+        assert plain.loss is plain.max_loss is None
+    again = LemurIndex.load(tmp_path / "index")
+    assert again.tuned == (loose, tight, plain)
+    assert "tuned for a loss of 0.01 at k 10" in again._repr_html_()
+    how = {"num_candidates": tight.num_candidates, "ef_search": tight.ef_search, "shortlist": tight.shortlist}
+    for loss, k in ((0.01, 10), (0.2, 10), (0.02, 3)):
+        wanted = again.search(queries[:5], **how)
+        for hits, own in zip(again.search(queries[:5], k=k, max_loss=loss), wanted, strict=True):
+            assert hits.ids.tolist() == own.ids[:k].tolist()
+    assert again.evaluate(queries, max_loss=0.3).num_candidates == loose.num_candidates
+    with pytest.raises(ValueError, match=r"not tuned for max_loss 0\.005 at k 10, but for: 0\.3 at k 10, 0\.01 at k 10"):
+        again.search(queries, max_loss=0.005)
+    with pytest.raises(TypeError, match="max_loss= takes the place of"):
+        again.search(queries, max_loss=0.01, shortlist=3)
+    with pytest.raises(TypeError, match="pass one of them"):
+        again.search(queries, max_loss=0.01, target_recall=0.9)
+    assert again.explain_miss(np.array(queries["tokens"][0].as_py()), written_for[0], max_loss=0.01).settings is not None
+
+
+def test_tune_for_relevance_refuses_what_says_nothing(judged):
+    index, queries, written_for = judged
+    with pytest.raises(TypeError, match="needs relevant="):
+        index.tune(queries, target="relevance")
+    with pytest.raises(TypeError, match="go with target='relevance'"):
+        index.tune(queries, max_loss=0.01)
+    with pytest.raises(TypeError, match="go with target='relevance'"):
+        index.tune(queries, target="recall", relevant=written_for)
+    with pytest.raises(ValueError, match="'recall' or 'relevance', got 'speed'"):
+        index.tune(queries, target="speed")
+    with pytest.raises(ValueError, match="max_loss must be above 0 and at most 1"):
+        index.tune(queries, relevant=written_for, max_loss=0)
+    with pytest.raises(ValueError, match="has a relevant document in its exact top k"):
+        index.tune(queries, relevant=[[] for _ in written_for])
+    assert index.tuned == ()
+
+
+def test_health_says_what_is_lost(judged):
+    index, queries, written_for = judged
+    health = index.health(queries, relevant="id", num_queries=50)
+    assert health.relevance.num_queries == 50
+    assert "relevance over 50 queries" in str(health)
+    assert not any("relevant answers" in problem for problem in health.problems)
+    expected = index.evaluate(queries, relevant=written_for, **POOR).relevance
+    poor = index.health(queries, relevant=written_for, num_queries=len(queries), **POOR)
+    assert poor.relevance == expected
+    is_bad = expected.measures["success@10"].loss_interval[0] > 0.05
+    assert any("relevant answers of exact MaxSim are lost" in problem for problem in poor.problems) == is_bad
+    with pytest.raises(TypeError, match="goes with queries="):
+        index.health(relevant=written_for)
+
+
+def test_a_report_shows_it(judged):
+    pytest.importorskip("matplotlib")
+    from lemur_ann.report import report
+
+    index, queries, _ = judged
+    made = report(index, queries, relevant="id", num_queries=40)
+    measures = made.data["relevance"]["measures"]
+    assert set(measures) == {"success@1", "success@10", "MRR@10", "nDCG@10", "recall of relevant@10"}
+    assert "Relevant documents" in made.html
+    assert json.loads(made.json)["relevance"]["num_queries"] == 40
+    assert "Relevant documents" not in report(index, queries, num_queries=5).html
+
+
+def test_commands_tune_for_it(judged, tmp_path):
+    index, queries, _ = judged
+    index.save(tmp_path / "index")
+    pq.write_table(queries, tmp_path / "queries.parquet")
+    paths = [str(tmp_path / "index"), str(tmp_path / "queries.parquet")]
+    result = CliRunner().invoke(app, ["tune", *paths, "--relevant", "id", "--max-loss", "0.2"])
+    assert result.exit_code == 0, result.output
+    assert "of the relevance" in result.output.replace("\n", " ")
+    result = CliRunner().invoke(app, ["evaluate", *paths, "--max-loss", "0.2", "--relevant", "id"])
+    assert result.exit_code == 0, result.output
+    assert "success@10" in result.output
+    result = CliRunner().invoke(app, ["health", paths[0], "--queries", paths[1], "--relevant", "id"])
+    assert result.exit_code == 0, result.output
+    assert "success@10" in result.output
