@@ -332,7 +332,7 @@ class LemurDocumentStore:
             query: a text, for the query encoder.
             filters: in Haystack's filter language.
             top_k: how many at most; 0 finds none.
-            **search_options: num_candidates, ef_search, target_recall, exact, num_threads, as for
+            **search_options: num_candidates, ef_search, shortlist, target_recall, max_loss, exact, num_threads, as for
                 :meth:`lemur_ann.LemurIndex.search`.
 
         Raises:
@@ -393,7 +393,7 @@ class LemurRetriever:
         filters: which documents to search, unless a run says otherwise.
         top_k: how many to find, at least 1, unless a run says otherwise.
         filter_policy: whether filters of a run replace those above, or are merged with them.
-        search_options: num_candidates, ef_search, target_recall, exact, num_threads, as for
+        search_options: num_candidates, ef_search, shortlist, target_recall, max_loss, exact, num_threads, as for
             :meth:`lemur_ann.LemurIndex.search`.
 
     Raises:

@@ -52,7 +52,7 @@ class LemurVectorStore(VectorStore):  # type: ignore[misc,unused-ignore]
     ``metadata``. Other columns of an index made elsewhere are metadata too, where they are not null.
 
     The asynchronous methods do the same in LangChain's thread pool. Searches take the options of
-    :meth:`lemur_ann.LemurIndex.search`: num_candidates, ef_search, target_recall, exact, num_threads.
+    :meth:`lemur_ann.LemurIndex.search`: num_candidates, ef_search, shortlist, target_recall, max_loss, exact, num_threads.
 
     A ``filter`` is one of these:
 

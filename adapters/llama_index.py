@@ -167,7 +167,7 @@ class LemurVectorStore(BasePydanticVectorStore):  # type: ignore[misc,unused-ign
         Args:
             query: with ``query_str``, and where wanted ``node_ids`` (empty means all, as ``VectorStoreIndex.as_retriever``
                 means it), ``doc_ids`` (empty means none) and ``filters``, which limit the search together.
-            **kwargs: num_candidates, ef_search, target_recall, exact, num_threads, as for
+            **kwargs: num_candidates, ef_search, shortlist, target_recall, max_loss, exact, num_threads, as for
                 :meth:`lemur_ann.LemurIndex.search`; a retriever passes on its ``vector_store_kwargs``.
 
         Returns:
@@ -307,7 +307,7 @@ class LemurRetriever(BaseRetriever):  # type: ignore[misc,unused-ignore]
         similarity_top_k: how many nodes to return.
         filter: as for :meth:`lemur_ann.LemurIndex.search`: ids, or a pyarrow expression such as ``pc.field("year") > 2020``.
         callback_manager, object_map, objects, verbose: LlamaIndex's own.
-        **how: num_candidates, ef_search, target_recall, exact, num_threads, as for the same.
+        **how: num_candidates, ef_search, shortlist, target_recall, max_loss, exact, num_threads, as for the same.
     """
 
     def __init__(

@@ -54,7 +54,8 @@ class LemurIndex(Base):  # type: ignore[misc,unused-ignore]
         training_queries_embeddings: embeddings of queries like those to come, and not those to measure with, to learn from.
         fit_at: number of documents at which an addition also learns, where there are training queries; None leaves that to
             :meth:`fit`.
-        num_candidates, ef_search, num_threads: of this object's searches, as for :meth:`lemur_ann.LemurIndex.search`.
+        num_candidates, ef_search, shortlist, num_threads: of this object's searches, as for
+            :meth:`lemur_ann.LemurIndex.search`.
         device: where to learn and to search; None means the device that the index was made with, at first the CPU.
         read_only: search an index that another process may be changing, in the version of now; see
             :meth:`lemur_ann.LemurIndex.refresh`.
@@ -84,6 +85,7 @@ class LemurIndex(Base):  # type: ignore[misc,unused-ignore]
         fit_at: int | None = 20_000,
         num_candidates: int | None = None,
         ef_search: int | None = None,
+        shortlist: int | None = None,
         num_threads: int | None = None,
         device: str | None = None,
         read_only: bool = False,
@@ -93,7 +95,8 @@ class LemurIndex(Base):  # type: ignore[misc,unused-ignore]
             raise ValueError("override=True begins anew, and read_only=True never writes: pass one of them")
         self.path = _path(index_folder, index_name)
         self.search_options: dict[str, Any]
-        self.search_options = {"num_candidates": num_candidates, "ef_search": ef_search, "num_threads": num_threads}
+        self.search_options = {"num_candidates": num_candidates, "ef_search": ef_search, "shortlist": shortlist}
+        self.search_options["num_threads"] = num_threads
         self.fit_at = fit_at
         self._training_queries = training_queries_embeddings
         if override:

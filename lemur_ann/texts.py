@@ -143,7 +143,7 @@ class TextIndex:
         Args:
             queries: a string, or a sequence of them.
             k: how many to return, at least 1.
-            **how: filter, num_candidates, ef_search, target_recall, exact, num_threads, as for
+            **how: filter, num_candidates, ef_search, shortlist, target_recall, max_loss, exact, num_threads, as for
                 :meth:`lemur_ann.LemurIndex.search`.
 
         Returns:
@@ -158,6 +158,10 @@ class TextIndex:
                 "index.search takes token embeddings"
             )
         return self.index.search(self._queries(strings, Task()), k, **how)
+
+    def scan(self, query: str, **how: Any) -> Iterator[tuple[Any, float]]:
+        """Documents one after the other, best first: :meth:`lemur_ann.LemurIndex.scan`, with filter and num_threads."""
+        return self.index.scan(self._query(query), **how)
 
     def explain(self, query: str, doc_id: Any, *, k: int = 10, num_threads: int | None = None) -> Explanation:
         """Why a document has its score for a query, with the words of both where the encoder names its tokens.
@@ -191,7 +195,7 @@ class TextIndex:
         Args:
             query: a string.
             doc_id, k: as for :meth:`lemur_ann.LemurIndex.explain_miss`.
-            **how: num_candidates, ef_search, target_recall, filter, num_threads, of that search.
+            **how: num_candidates, ef_search, shortlist, target_recall, max_loss, filter, num_threads, of that search.
 
         Returns:
             :class:`~lemur_ann.insight.miss.Miss`; print it, or search again: ``texts.search(query, **miss.settings)``.

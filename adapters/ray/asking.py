@@ -55,6 +55,7 @@ def searching(
     allow_partial: bool = False,
     num_candidates: int | None = None,
     ef_search: int | None = None,
+    shortlist: int | None = None,
     target_recall: float | None = None,
     exact: bool = False,
     num_threads: int | None = None,
@@ -73,8 +74,8 @@ def searching(
         if shards.place is None:  # which cannot know what columns have come since it was pickled
             answers = yield Calls(actors, "schema", dict.fromkeys(shards.any_replica, ()), timeout=timeout)
             columns = Columns.of_all(answers.values()).schema
-    how = {"num_candidates": num_candidates, "ef_search": ef_search, "target_recall": target_recall}
-    how |= {"exact": exact, "num_threads": num_threads}
+    how: dict[str, Any] = {"num_candidates": num_candidates, "ef_search": ef_search, "target_recall": target_recall}
+    how |= {"shortlist": shortlist, "exact": exact, "num_threads": num_threads}
     tokens, offsets = asked.batch.tokens, asked.batch.offsets
     shared = ray.put(tokens) if tokens.nbytes > BYTES_TO_SHARE else tokens
     arguments: Arguments = {

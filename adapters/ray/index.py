@@ -491,6 +491,7 @@ class ShardedLemurIndex:
         *,
         num_candidates: int | None = None,
         ef_search: int | None = None,
+        shortlist: int | None = None,
         target_recall: float | None = None,
         filter: Any = None,
         exact: bool = False,
@@ -502,7 +503,7 @@ class ShardedLemurIndex:
 
         Args:
             queries, k, filter, exact: as for :meth:`lemur_ann.LemurIndex.search`.
-            num_candidates, ef_search, target_recall: of each shard; None means the index's own.
+            num_candidates, ef_search, shortlist, target_recall: of each shard; None means the index's own.
             num_threads: of each shard; None means what the index was opened with.
             timeout: seconds to wait for all shards, those that are being started again included; None means the index's own.
             allow_partial: answer with what has come by then, and name the shards that are missing.
@@ -516,7 +517,7 @@ class ShardedLemurIndex:
             Overloaded: ``max_pending`` searches wait for a shard already.
         """
         how: dict[str, Any] = {"num_candidates": num_candidates, "ef_search": ef_search, "target_recall": target_recall}
-        how |= {"filter": filter, "exact": exact, "num_threads": num_threads, "timeout": timeout}
+        how |= {"shortlist": shortlist, "filter": filter, "exact": exact, "num_threads": num_threads, "timeout": timeout}
         return run(searching(self._shards, self._hedge_after, queries, k, allow_partial=allow_partial, **how))
 
     async def asearch(self, queries: Any, k: int = 10, **how: Any) -> Any:
