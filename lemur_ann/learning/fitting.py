@@ -92,7 +92,7 @@ def fit_map(
     job.clock = Clock()  # the caller's encoder is no stage of learning
     sizes = plan(options, queries.tokens.shape[1], len(live), len(queries.tokens), memory_limit)
     unseen = queries.take(())
-    if look is None and learned_from != "document tokens":
+    if look is None:
         queries, unseen = _held_back(job, queries)
     pool, held_out = _split(job, queries)
     feature_map, training = _trained_features(job, pool, held_out, start, sizes, directory)
@@ -172,7 +172,7 @@ def _queries_to_learn_from(
     if queries is None or len(queries) == 0:
         learned_from = "document tokens"
         warn_caller(NO_QUERIES_WARNING)
-        queries = pseudo_queries.from_tokens(job.store, job.live, job.options.num_training_tokens, job.random)
+        queries = pseudo_queries.from_tokens(job.store, job.live, job.random)
     return queries, learned_from
 
 

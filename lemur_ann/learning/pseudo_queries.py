@@ -17,7 +17,7 @@ from lemur_ann.progress import Progress
 NUM_SENTENCES = 8192
 SENTENCES_PER_CALL = 256
 MIN_WORDS, MAX_WORDS = 3, 40
-TOKENS_PER_QUERY = 32
+TOKENS_PER_QUERY, NUM_DOCUMENTS = 32, 4096  # as many tokens as are drawn from
 
 
 def from_sentences(
@@ -69,10 +69,9 @@ def sentences(text: str) -> list[str]:
     return found
 
 
-def from_tokens(store: TokenStore, live: npt.NDArray[np.int64], num_tokens: int, random: np.random.Generator) -> QueryBatch:
-    """Queries made of random tokens of one document each."""
-    count = max(num_tokens // TOKENS_PER_QUERY, 1)
-    chosen = live if count >= len(live) else np.sort(random.choice(live, count, replace=False))
+def from_tokens(store: TokenStore, live: npt.NDArray[np.int64], random: np.random.Generator) -> QueryBatch:
+    """Queries made of random tokens of one document each: they teach the map little, and the second look nearly all."""
+    chosen = live if len(live) <= NUM_DOCUMENTS else np.sort(random.choice(live, NUM_DOCUMENTS, replace=False))
     matrices = []
     for index in chosen:
         tokens = store[int(index)]

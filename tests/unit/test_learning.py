@@ -378,10 +378,11 @@ def test_few_queries_do_not_break_the_reduction(rng):
     assert np.all(np.isfinite(reduced_by(reduction, weights)))
 
 
-def test_pseudo_queries_come_from_one_document_each(make_matrices):
+def test_pseudo_queries_come_from_one_document_each(make_matrices, monkeypatch):
     matrices = make_matrices(20, high=60)
     store = TokenStore([(np.concatenate(matrices), np.concatenate([[0], np.cumsum([len(m) for m in matrices])]))])
-    batch = pseudo_queries.from_tokens(store, np.arange(20), 320, np.random.default_rng(0))
+    monkeypatch.setattr(pseudo_queries, "NUM_DOCUMENTS", 10)
+    batch = pseudo_queries.from_tokens(store, np.arange(20), np.random.default_rng(0))
     assert len(batch) == 10
     for i in range(10):
         query = batch.tokens[batch.offsets[i] : batch.offsets[i + 1]]

@@ -105,12 +105,23 @@ def test_without_one(demo_data):
     assert small.encoder.look is None
 
 
-def test_document_tokens_do_not_teach_it(demo_data):
+def test_document_tokens_teach_it_where_there_are_no_queries(demo_data):
     with pytest.warns(UserWarning, match="Pass queries="):
         index = LemurIndex(num_features=64, epochs=0).fit(demo_data.documents)
-    for learned, given in zip(
-        (index.encoder.look.hidden, index.encoder.look.bias, index.encoder.look.output), UNLEARNED, strict=True
-    ):
+    assert index.encoder.training["learned_from"] == "document tokens"
+    assert index.encoder.look.hidden.shape == (32, 5)
+    found = index.encoder.training["look_found"]
+    assert found["learned"] >= found["unlearned"]
+    how = {"num_candidates": 30, "ef_search": 100}
+    with_it = index.evaluate(demo_data.queries, shortlist=200, **how).recall
+    assert with_it > index.evaluate(demo_data.queries, shortlist=0, **how).recall
+
+
+def test_where_nothing_can_teach_it_a_line_ranks(demo_data):
+    tokens = [np.array(matrix[:1], np.float32) for matrix in demo_data.training_queries["tokens"].to_pylist()]
+    index = LemurIndex(num_features=64, epochs=0).fit(demo_data.documents, queries=tokens)  # of one token each
+    look = index.encoder.look
+    for learned, given in zip((look.hidden, look.bias, look.output), UNLEARNED, strict=True):
         np.testing.assert_array_equal(learned, given)
 
 
