@@ -25,7 +25,7 @@ NUM_KNOWN = 5  # numbers that are known of a document
 MAX_CENTROIDS = 65_536  # which two bytes can number
 TOKENS_PER_BLOCK = 2**18  # whose centroids are looked for together
 ROWS_PER_BLOCK = 1024  # of documents here and there, whose tokens are copied
-RARE_SHARE = 0.6  # documents that match a rare token, for each on the shortlist, at most
+RARE_SHARE = 1.5  # documents that match a rare token, for each on the shortlist, at most: they cost less than a wider walk
 IDS_TO_MERGE = 2**22  # parts with fewer ids may be merged: 8 MiB
 
 Ids = npt.NDArray[np.uint16]

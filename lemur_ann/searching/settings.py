@@ -183,7 +183,7 @@ def usual_shortlist(k: int, num_candidates: int, is_taught: bool) -> int:
 
 def usual_beam(num_candidates: int, shortlist: int) -> int:
     """The beam of a walk for so many."""
-    return max(400, num_candidates, shortlist * 2 // 5) if shortlist else max(300, num_candidates * 6 // 5)
+    return max(300, num_candidates, shortlist * 3 // 10) if shortlist else max(300, num_candidates * 6 // 5)
 
 
 def _tuned_for(tuned: tuple[Tuned, ...], name: str, asked: Any, k: int) -> tuple[int, int, int]:
