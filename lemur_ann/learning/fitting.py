@@ -52,10 +52,10 @@ MIN_LOOK_DOCUMENTS = 500  # of fewer a search reranks nearly all
 LOOK_SHORTLIST = 1000  # of each of these queries
 
 NO_QUERIES_WARNING = (
-    "fit() has no queries and learns from document tokens, which finds far fewer of the right candidates: on 10,093 "
-    "documents, candidate recall of the exact top 10 among 100 candidates fell from .99 to .58. Pass queries= with token "
-    "embeddings from the query encoder, of any queries like those to come (a few thousand are plenty); or encode_query=, your "
-    "query encoder, which is then given sentences of the documents' own texts."
+    "fit() has no queries and learns from document tokens: searches are wider, take about twice as long, and find fewer of the "
+    "exact top k: .76 of the top 10 of 60,558 documents, where a map that learned from queries found .99. Pass queries= with "
+    "token embeddings from the query encoder, of any queries like those to come (a few thousand are plenty); or encode_query=, "
+    "your query encoder, which is then given sentences of the documents' own texts."
 )
 
 
