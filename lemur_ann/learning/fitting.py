@@ -10,6 +10,7 @@
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -49,6 +50,7 @@ DISTILLATION_SHARE, MAX_DISTILLATION_QUERIES = 0.05, 256  # of these, held out f
 LOOK_SHARE, MAX_LOOK_QUERIES = 0.1, 512  # of the queries, held back from the map for the second look
 FEW_LOOK_QUERIES, MIN_LOOK_QUERIES = 40, 30  # as many of a few hundred, and too few to learn from
 MIN_LOOK_DOCUMENTS = 500  # of fewer a search reranks nearly all
+TOKEN_QUERIES = 0.25  # made of document tokens, for each of these
 LOOK_SHORTLIST = 1000  # of each of these queries
 
 NO_QUERIES_WARNING = (
@@ -102,6 +104,8 @@ def fit_map(
         reduced = _distilled(job, reduced, training.target_std)
     look_found: dict[str, float] = {}
     if look is None:
+        if learned_from != "document tokens" and len(unseen):
+            unseen = _with_token_queries(job, unseen)
         look, look_found = _second_look(job, reduced, solver.feature_map, unseen)
     radius = radius_for(reduced.documents)
     some = _choose(live, NUM_DOCUMENTS, job.random)
@@ -186,6 +190,18 @@ def _held_back(job: _Job, queries: QueryBatch) -> tuple[QueryBatch, QueryBatch]:
         return queries, queries.take(())
     order = job.random.permutation(len(queries))
     return queries.take(np.sort(order[count:]).tolist()), queries.take(np.sort(order[:count]).tolist())
+
+
+def _with_token_queries(job: _Job, unseen: QueryBatch) -> QueryBatch:
+    """With queries made of document tokens at the end.
+
+    The exact top 10 of a real query has many documents that match all its tokens a little, and few that match some exactly.
+    The answer is often one of these, so that they must not be drowned.
+    """
+    count = math.ceil(TOKEN_QUERIES * len(unseen))
+    more = pseudo_queries.from_tokens(job.store, job.live, job.random, count).as_float32.without_zero_rows
+    tokens = np.concatenate([unseen.as_float32.tokens, more.tokens])
+    return QueryBatch(tokens, np.concatenate([unseen.offsets, more.offsets[1:] + unseen.offsets[-1]]))
 
 
 def _split(job: _Job, queries: QueryBatch) -> tuple[npt.NDArray[Any], npt.NDArray[Any]]:

@@ -69,9 +69,15 @@ def sentences(text: str) -> list[str]:
     return found
 
 
-def from_tokens(store: TokenStore, live: npt.NDArray[np.int64], random: np.random.Generator) -> QueryBatch:
-    """Queries made of random tokens of one document each: they teach the map little, and the second look nearly all."""
-    chosen = live if len(live) <= NUM_DOCUMENTS else np.sort(random.choice(live, NUM_DOCUMENTS, replace=False))
+def from_tokens(
+    store: TokenStore, live: npt.NDArray[np.int64], random: np.random.Generator, count: int | None = None
+) -> QueryBatch:
+    """Queries made of random tokens of one document each, ``count`` at most; None means NUM_DOCUMENTS.
+
+    They teach the map little, but the second look what a match of rare tokens is worth.
+    """
+    count = NUM_DOCUMENTS if count is None else count
+    chosen = live if len(live) <= count else np.sort(random.choice(live, count, replace=False))
     matrices = []
     for index in chosen:
         tokens = store[int(index)]
