@@ -60,6 +60,7 @@ class Lesson:
 
     queries: QueryBatch | None = None
     asked: tuple[Any, Any] | None = None  # queries and offsets as a caller passed them, not read yet
+    kept_from: str | None = None  # what the map learned from that kept these queries, where one did
     encode_query: Callable[[list[str]], Any] | None = None
     text_column: str = "text"
     resume: bool = False  # train on from the features of the map there is
@@ -164,6 +165,8 @@ class Changes:
                 raise ValueError("refit needs at least one document, and the index holds none")
             else:
                 lesson.queries = _queries_to_refit(old, queries, query_offsets, base.store.dim)
+                if queries is None:
+                    lesson.kept_from = old.encoder.training.get("learned_from")
                 if queries is None and changed.num_centroids == old.options.num_centroids:
                     lesson.look = old.encoder.look
             del queries
@@ -374,6 +377,8 @@ def learned(base: Snapshot, options: Options, lesson: Lesson, progress: Progress
             memory_limit=lesson.memory_limit,
             directory=lesson.directory,
         )
+        if lesson.kept_from is not None:  # a map of tokens that another kept is of what that one was of
+            parts.training["learned_from"] = lesson.kept_from
         encoder = LemurEncoder.of(parts)
         lesson.queries = None  # the graph takes their place in memory
     return _indexed(base, options, encoder, encoded, lesson, progress)

@@ -279,7 +279,7 @@ def evaluate(
 def tune(
     path: IndexDir,
     queries: Queries,
-    target_recall: Annotated[float, typer.Option(help="Share of the exact top k to find.")] = 0.95,
+    target_recall: Annotated[float | None, typer.Option(help="Share of the exact top k to find. \\[default: 0.95]")] = None,
     k: Annotated[int, typer.Option("-k", "--k", help="Recall of the exact top k.")] = 10,
     relevant: Annotated[
         str | None,
@@ -366,6 +366,8 @@ def health(
     num_candidates: NumCandidates = None,
     ef_search: EfSearch = None,
     shortlist: Shortlist = None,
+    target_recall: TargetRecall = None,
+    max_loss: MaxLoss = None,
     relevant: Relevant = None,
     device: Device = None,
     num_threads: NumThreads = None,
@@ -374,6 +376,7 @@ def health(
     index = lemur_ann.LemurIndex.load(path, device=device)
     table = None if queries is None else _read(queries)
     how: dict[str, Any] = {"num_candidates": num_candidates, "ef_search": ef_search, "shortlist": shortlist}
+    how |= {"target_recall": target_recall, "max_loss": max_loss}
     result = index.health(table, k=k, num_queries=num_queries, relevant=relevant, num_threads=num_threads, **how)
     _print_health(result)
 

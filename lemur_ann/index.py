@@ -19,9 +19,9 @@ from lemur_ann.events import event
 from lemur_ann.hits import Hits
 from lemur_ann.insight.evaluation import Evaluation, evaluate
 from lemur_ann.insight.health import Health, health_of
-from lemur_ann.insight.relevance import grades_of
+from lemur_ann.insight.relevance import judged
 from lemur_ann.insight.stats import Stats, stats_of
-from lemur_ann.insight.tuning import checked_target, tune
+from lemur_ann.insight.tuning import checked_goal, tune
 from lemur_ann.learning.memory import parse_bytes
 from lemur_ann.notebook import facts
 from lemur_ann.options import Options
@@ -607,7 +607,8 @@ class LemurIndex:
         return asked.answered(self._searcher.search(snapshot, asked.batch, settings, filter=filter, exact=exact))
 
     def scan(self, query_tokens: Any, *, filter: Any = None, num_threads: int | None = None) -> Iterator[tuple[Any, float]]:
-        """Documents one after the other, best first, as many as are asked for; the first come as from :meth:`search`.
+        """Documents one after the other, best first, as many as are asked for; the first come as from :meth:`search`, and
+        behind a filter from a wider one.
 
         The further it goes, the more documents are reranked, in the end all: one that is found late, with a higher score than
         others before it, comes next. It is of one moment, which it holds in memory, with up to 13 bytes a document.
@@ -669,18 +670,17 @@ class LemurIndex:
         """
         snapshot = self.snapshot
         settings = self._settings(snapshot, k, num_candidates, ef_search, target_recall, num_threads, shortlist, max_loss)
-        batch = queries_of(queries, snapshot.dim).batch
+        batch, grades = judged(queries, relevant, snapshot)
         if len(batch) == 0:
             raise ValueError("evaluate needs at least one query, got none")
         batch.check_not_zero("queries")
-        grades = None if relevant is None else grades_of(relevant, queries, len(batch), snapshot.ids)
         with progress_lines(progress) as lines:
             return evaluate(snapshot, batch, settings, self._searcher, filter, lines, grades)
 
     def tune(
         self,
         queries: Any,
-        target_recall: float = 0.95,
+        target_recall: float | None = None,
         k: int = 10,
         *,
         target: str | None = None,
@@ -698,7 +698,7 @@ class LemurIndex:
         Args:
             queries: a batch, as for :meth:`search`, of queries like those to come that the index did not learn from; some
                 hundred for a narrow interval.
-            target_recall: share of the exact MaxSim top k to find, above 0 and at most 1.
+            target_recall: for "recall", the share of the exact MaxSim top k to find, above 0 and at most 1; None means 0.95.
             k, num_threads: as for :meth:`search`; tune with the threads to search with.
             target: "recall", or "relevance": of the ``relevant`` documents that exact MaxSim finds lose no more than
                 ``max_loss``. None means the second where these are given.
@@ -718,15 +718,12 @@ class LemurIndex:
         self._changes.check_writable()
         snapshot = self.snapshot
         encoder = snapshot.fitted().encoder
-        target, max_loss = checked_target(target, relevant, max_loss)
-        wanted: dict[str, Any] = {"target_recall": validate.share(target_recall, "target_recall")}
+        goal = checked_goal(target_recall, target, relevant, max_loss)
         k, threads = validate.positive_int(k, "k"), validate.num_threads(num_threads)
         random = np.random.default_rng(validate.integer(seed, "seed", least=0))
-        batch = queries_of(queries, snapshot.dim).batch
-        grades = None if target == "recall" else grades_of(relevant, queries, len(batch), snapshot.ids)
-        wanted = wanted if grades is None else {"max_loss": max_loss}
-        with progress_lines(progress) as lines, self._changes.timed("tune", **wanted) as told:
-            tuned = tune(snapshot, batch, k, **wanted, grades=grades, random=random, num_threads=threads, progress=lines)
+        batch, grades = judged(queries, relevant, snapshot)
+        with progress_lines(progress) as lines, self._changes.timed("tune", **goal) as told:
+            tuned = tune(snapshot, batch, k, **goal, grades=grades, random=random, num_threads=threads, progress=lines)
             told |= {"num_candidates": tuned.num_candidates, "ef_search": tuned.ef_search, "shortlist": tuned.shortlist}
         self._changes.keep_tuned(encoder, tuned)
         return tuned
@@ -739,6 +736,8 @@ class LemurIndex:
         num_candidates: int | None = None,
         ef_search: int | None = None,
         shortlist: int | None = None,
+        target_recall: float | None = None,
+        max_loss: float | None = None,
         relevant: Any = None,
         num_documents: int = 1000,
         num_queries: int = 200,
@@ -754,7 +753,7 @@ class LemurIndex:
             queries: a batch, as for :meth:`search`, of queries like those of today that the index did not learn from. None
                 takes the query tokens that the map kept, in random groups of 16: the figures are optimistic then (see
                 :class:`Health`), and know nothing of queries that have changed.
-            k, num_candidates, ef_search, shortlist, num_threads: as for :meth:`search`.
+            k, num_candidates, ef_search, shortlist, target_recall, max_loss, num_threads: as for :meth:`search`.
             relevant: documents of each query, as for :meth:`evaluate`: it then also says how many of them are lost.
             num_documents: documents sampled for the rank correlation, at most: of all, of the older, and of the recent ones.
             num_queries: queries sampled, at most.
@@ -770,15 +769,12 @@ class LemurIndex:
         """
         snapshot = self.snapshot
         snapshot.fitted()
-        settings = self._settings(snapshot, k, num_candidates, ef_search, None, num_threads, shortlist)
+        settings = self._settings(snapshot, k, num_candidates, ef_search, target_recall, num_threads, shortlist, max_loss)
         random = np.random.default_rng(validate.integer(seed, "seed", least=0))
-        batch = None if queries is None else queries_of(queries, snapshot.dim).batch
+        if queries is None and relevant is not None:
+            raise TypeError("relevant= goes with queries=, and queries is None")
+        batch, grades = (None, None) if queries is None else judged(queries, relevant, snapshot)
         sizes = {"num_documents": num_documents, "num_queries": num_queries}
-        grades = None
-        if relevant is not None:
-            if batch is None:
-                raise TypeError("relevant= goes with queries=, and queries is None")
-            grades = grades_of(relevant, queries, len(batch), snapshot.ids)
         with progress_lines(progress) as lines:
             return health_of(snapshot, batch, settings, **sizes, grades=grades, random=random, progress=lines)
 

@@ -111,7 +111,8 @@ def explain_miss(case: Case, asked: dict[str, Any]) -> Miss:
         stage = "graph" if estimate_rank is not None and estimate_rank <= listed else "estimate"
     changed = _changes_that_find(case, 0 if is_out else len(reranked))
     settings = {"k": k, **given, **changed}
-    if changed and settings.pop("target_recall", None) is not None:
+    tuned = [settings.pop(name, None) for name in ("target_recall", "max_loss")] if changed else []
+    if any(value is not None for value in tuned):
         widths = {name: getattr(case.settings, name) for name in ("num_candidates", "ef_search", "shortlist")}
         settings = {**widths, **settings}
     return Miss(

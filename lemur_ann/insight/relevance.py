@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from os import PathLike
 from pathlib import Path
@@ -14,8 +14,9 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from lemur_ann.documents.ids import IdMap, plain_id
-from lemur_ann.documents.inputs import ids_of
+from lemur_ann.documents.inputs import QueryBatch, ids_of, is_single_query, queries_of
 from lemur_ann.documents.rows import Rows
+from lemur_ann.documents.sources import opened, record_batches
 from lemur_ann.insight.run_files import query_ids
 from lemur_ann.searching.snapshot import Snapshot
 
@@ -33,8 +34,9 @@ class Measure:
         found, exact: of the search, and of exact MaxSim.
         loss: (exact - found) / exact; 0 where exact is 0.
         loss_interval: its 95% interval over queries, paired: percentiles of a bootstrap (B. Efron and R. J. Tibshirani, An
-            Introduction to the Bootstrap, 1993) over the queries' differences, with a fixed seed. Where no query differs it is
-            3 / n over exact on both sides (J. A. Hanley and A. Lippman-Hand, JAMA 249, 1983).
+            Introduction to the Bootstrap, 1993) over the queries' differences, with a fixed seed. Where all differ alike it is
+            3 / n over exact on both sides, 1 at most (J. A. Hanley and A. Lippman-Hand, JAMA 249, 1983); where exact is 0, -1
+            to 1: nothing is known.
     """
 
     found: float
@@ -72,6 +74,26 @@ class Relevance:
         return "\n".join(lines)
 
 
+def judged(queries: Any, relevant: Any, snapshot: Snapshot) -> tuple[QueryBatch, list[Grades] | None]:
+    """Queries, and for each its relevant documents, which are None where they are not given; checked."""
+    if relevant is not None:
+        queries = with_columns(queries)
+    batch = queries_of(queries, snapshot.dim).batch
+    return batch, None if relevant is None else grades_of(relevant, queries, len(batch), snapshot.ids)
+
+
+def with_columns(queries: Any) -> Any:
+    """Queries that have columns as an Arrow table, so that they can be read again; others as they are."""
+    if is_single_query(queries):
+        return queries
+    queries = opened(queries)
+    batches = record_batches(queries)
+    if batches is None:
+        return list(queries) if isinstance(queries, Iterator) else queries
+    parts = list(batches)
+    return pa.Table.from_batches(parts) if parts else []
+
+
 def grades_of(relevant: Any, queries: Any, num_queries: int, ids: IdMap) -> list[Grades]:
     """For each query its relevant documents, by ids of the index's kind.
 
@@ -79,7 +101,7 @@ def grades_of(relevant: Any, queries: Any, num_queries: int, ids: IdMap) -> list
         relevant: for each query an id or a collection of ids, in their order; or a mapping from query ids to such, or to
             {document id: grade}; or the name of a column of the queries that holds ids or lists of them; or the path of a TREC
             qrels file.
-        queries: as the caller passed them: a table's column ``id`` names them, else 0, 1, 2, ....
+        queries: by :func:`with_columns`: a table's column ``id`` names them, else 0, 1, 2, ....
         num_queries: how many they are.
         ids: those of the documents.
 
@@ -87,7 +109,7 @@ def grades_of(relevant: Any, queries: Any, num_queries: int, ids: IdMap) -> list
         ValueError, TypeError: it is none of these, or of other queries.
         OSError: the file cannot be read.
     """
-    table = _as_table(queries)
+    table = queries if isinstance(queries, pa.Table) else None
     if isinstance(relevant, str) and table is not None and relevant in table.column_names:
         relevant = table.column(relevant).to_pylist()
     elif isinstance(relevant, (str, PathLike)):
@@ -106,7 +128,12 @@ def grades_of(relevant: Any, queries: Any, num_queries: int, ids: IdMap) -> list
         if len(per_query) != num_queries:
             raise ValueError(f"relevant= has {len(per_query)} rows for {num_queries} queries, expected one for each")
     is_number = pa.types.is_integer(ids.column.type)
-    return [_grades(value, is_number, row) for row, value in enumerate(per_query)]
+    grades = [_grades(value, is_number, row) for row, value in enumerate(per_query)]
+    named = [doc_id for own in grades for doc_id in own]
+    if named and not any(doc_id in ids for doc_id in named):
+        some = ids.column.take(np.arange(min(len(ids.column), 3))).tolist()
+        raise ValueError(f"relevant= names no document of the index: it has {named[:3]}, the index {some}")
+    return grades
 
 
 def relevance(
@@ -143,22 +170,16 @@ def _values(hits: Sequence[Any], grades: Grades, k: int) -> list[float]:
 
 def _measure(found: npt.NDArray[np.float64], exact: npt.NDArray[np.float64]) -> Measure:
     difference, base = exact - found, float(exact.mean())
-    if base == 0:
-        return Measure(float(found.mean()), base, 0.0, (0.0, 0.0))
-    if difference.any():
+    if base == 0:  # nothing could be lost, and nothing is known
+        return Measure(float(found.mean()), base, 0.0, (-1.0, 1.0))
+    loss = float(difference.mean()) / base
+    if np.ptp(difference) > 0:
         draws = np.random.default_rng(0).integers(len(difference), size=(DRAWS, len(difference)))
         low, high = np.quantile(difference[draws].mean(axis=1), (0.025, 0.975)) / base
     else:
-        high = min(FEW_ZEROS / len(difference), 1.0) / base
-        low = -high
-    return Measure(float(found.mean()), base, float(difference.mean()) / base, (float(low), float(high)))
-
-
-def _as_table(queries: Any) -> pa.Table | None:
-    """Queries that have columns."""
-    if isinstance(queries, pa.RecordBatch):
-        return pa.Table.from_batches([queries])
-    return queries if isinstance(queries, pa.Table) else None
+        spread = min(FEW_ZEROS / len(difference) / base, 1.0)
+        low, high = loss - spread, min(loss + spread, 1.0)
+    return Measure(float(found.mean()), base, loss, (float(low), float(high)))
 
 
 def _rows_of(relevant: Any) -> list[Any]:
@@ -188,6 +209,10 @@ def _grades(value: Any, is_number: bool, row: int) -> Grades:
             number = float(grade)
         except (TypeError, ValueError):
             raise TypeError(f"relevant= has the grade {grade!r} in row {row}, expected a number") from None
+        if not math.isfinite(number) or isinstance(doc_id, bool):
+            raise ValueError(
+                f"relevant= has {doc_id!r}: {grade!r} in row {row}, expected the id of a document and a finite grade"
+            )
         if number > 0:
             own[_as_kind(plain_id(doc_id), is_number)] = number
     return own

@@ -20,7 +20,8 @@ from lemur_ann.searching.search import Candidates, Rerank, exact_scores
 from lemur_ann.searching.settings import Settings, Tuned
 from lemur_ann.searching.snapshot import Snapshot
 
-MAX_LOSS = 0.01
+RECALL, MAX_LOSS = 0.95, 0.01
+MIN_ANSWERS = 10  # that can be lost, of the queries to choose on
 FIRST_BEAM = 32
 BEAM_STEP = math.sqrt(2.0)
 MAX_TIMED_QUERIES = 100
@@ -43,17 +44,22 @@ class Goal:
     share: float
 
 
-def checked_target(target: Any, relevant: Any, max_loss: Any) -> tuple[str, float]:
-    """What to tune for, "recall" or "relevance", and the loss of the latter."""
+def checked_goal(target_recall: Any, target: Any, relevant: Any, max_loss: Any) -> dict[str, float]:
+    """What to tune for: a target_recall, or a max_loss of relevance."""
     if target is None:
         target = "recall" if relevant is None else "relevance"
     if target not in ("recall", "relevance"):
         raise ValueError(f"target must be 'recall' or 'relevance', got {target!r}")
-    if target == "relevance" and relevant is None:
-        raise TypeError("target='relevance' needs relevant=, the relevant documents of each query, as evaluate takes them")
-    if target == "recall" and (relevant is not None or max_loss is not None):
-        raise TypeError("relevant= and max_loss= go with target='relevance', and target is 'recall'")
-    return target, MAX_LOSS if max_loss is None else validate.share(max_loss, "max_loss")
+    if relevant is None and (target == "relevance" or max_loss is not None):
+        name = "target='relevance'" if max_loss is None else "max_loss="
+        raise TypeError(f"{name} needs relevant=, the relevant documents of each query, as evaluate takes them")
+    if target == "recall":
+        if relevant is not None:
+            raise TypeError("relevant= goes with target='relevance', and target is 'recall'")
+        return {"target_recall": validate.share(RECALL if target_recall is None else target_recall, "target_recall")}
+    if target_recall is not None:
+        raise TypeError("target_recall= is for recall, and relevant= tunes for relevance: pass max_loss= in its place")
+    return {"max_loss": validate.share(MAX_LOSS if max_loss is None else max_loss, "max_loss")}
 
 
 def tune(
@@ -138,10 +144,11 @@ def _of_relevance(
         place = next((place for place, doc_id in enumerate(ids) if doc_id in grades[i]), None)
         if place is not None:
             rows[i], ranks[i] = exact[i][place : place + 1], np.array([1.0 / (1 + place)])
-    if not any(map(len, rows)):
+    num_answers = sum(map(len, rows))
+    if num_answers < MIN_ANSWERS:
         raise ValueError(
-            "no query of the half to choose on has a relevant document in its exact top k, so that nothing can be lost: pass "
-            "more queries, a larger k, or look at what relevant= names"
+            f"of the half of the queries to choose on, {num_answers} have a relevant document in their exact top k, expected "
+            f"{MIN_ANSWERS} at least: pass more queries, a larger k, or look at what relevant= names"
         )
     return [Goal(rows, [np.ones(len(own)) for own in ranks], 1.0 - max_loss), Goal(rows, ranks, 1.0 - max_loss)]
 

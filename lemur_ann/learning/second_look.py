@@ -59,7 +59,7 @@ def learn_centroids(
     count = min(count, len(directions))
     if count == 0:
         return np.empty((0, dim), np.float32)
-    centroids = directions[random.choice(len(directions), count, replace=False)].astype(np.float32)
+    centroids, _ = directions_of(directions[random.choice(len(directions), count, replace=False)])  # of float16, not quite 1
     for _ in range(ROUNDS):
         coded, sums = _core.Centroids(centroids), np.zeros((count, dim), np.float32)
         for begin in range(0, len(directions), TOKENS_PER_BLOCK):

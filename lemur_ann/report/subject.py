@@ -12,8 +12,7 @@ import pyarrow as pa
 from lemur_ann import _core, validate
 from lemur_ann.documents.inputs import QueryBatch, is_single_query, read_queries, to_offsets
 from lemur_ann.documents.rows import Rows
-from lemur_ann.documents.sources import opened, record_batches
-from lemur_ann.insight.relevance import Grades, grades_of
+from lemur_ann.insight.relevance import Grades, grades_of, with_columns
 from lemur_ann.options import Options
 from lemur_ann.progress import Task
 from lemur_ann.searching.search import exact_scores
@@ -110,13 +109,10 @@ def read(
 ) -> tuple[Queries, list[Grades] | None]:
     """At most ``count`` of the queries, in their order, with their texts and ids where they are Arrow data that has any; and
     the relevant documents of each, where they are given."""
-    queries = [queries] if is_single_query(queries) else opened(queries)
+    queries = [queries] if is_single_query(queries) else with_columns(queries)
     columns: dict[str, list[Any]] = {}
-    batches = record_batches(queries)
-    if batches is not None:
-        parts = list(batches)
-        queries = pa.Table.from_batches(parts) if parts else []
-        columns = {name: queries.column(name).to_pylist() for name in ("text", "id") if parts and name in parts[0].schema.names}
+    if isinstance(queries, pa.Table):
+        columns = {name: queries.column(name).to_pylist() for name in ("text", "id") if name in queries.column_names}
     batch = read_queries(queries, dim=snapshot.dim)
     if len(batch) == 0:
         raise ValueError("report needs at least one query, got none")

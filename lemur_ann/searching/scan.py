@@ -27,7 +27,13 @@ def scan(
     reranks documents that none before it did, and yields the best of all that were reranked and not yielded. The last one
     reranks what is left.
     """
-    query = query.as_float32.without_zero_rows
+    query = QueryBatch(query.tokens.copy(), query.offsets).as_float32.without_zero_rows  # the caller may use the array again
+    return _stages(snapshot, query, widths, excluded)
+
+
+def _stages(
+    snapshot: Snapshot, query: QueryBatch, widths: Callable[[int], Settings], excluded: RowSet
+) -> Iterator[tuple[Any, float]]:
     num_rows, num_matching = len(excluded), len(excluded) - excluded.count
     if num_matching == 0 or len(query.tokens) == 0:
         return

@@ -148,7 +148,7 @@ def test_tune_for_relevance(judged, tmp_path):
             low, high = tuned.loss_interval
             assert low <= tuned.loss <= high
             assert tuned.num_queries == len(queries) // 2
-        assert tight.loss < 0.1
+        assert own.evaluate(queries, relevant="id", max_loss=0.01).relevance.measures["success@10"].loss < 0.2
         assert "of the relevance of exact MaxSim lost" in str(tight)
         plain = own.tune(queries, 0.9, num_threads=1)
         assert plain.loss is plain.max_loss is None
@@ -174,17 +174,67 @@ def test_tune_for_relevance_refuses_what_says_nothing(judged):
     index, queries, written_for = judged
     with pytest.raises(TypeError, match="needs relevant="):
         index.tune(queries, target="relevance")
-    with pytest.raises(TypeError, match="go with target='relevance'"):
+    with pytest.raises(TypeError, match="max_loss= needs relevant="):
         index.tune(queries, max_loss=0.01)
-    with pytest.raises(TypeError, match="go with target='relevance'"):
+    with pytest.raises(TypeError, match="target_recall= is for recall"):
+        index.tune(queries, 0.5, relevant=written_for)
+    with pytest.raises(TypeError, match="goes with target='relevance'"):
         index.tune(queries, target="recall", relevant=written_for)
     with pytest.raises(ValueError, match="'recall' or 'relevance', got 'speed'"):
         index.tune(queries, target="speed")
     with pytest.raises(ValueError, match="max_loss must be above 0 and at most 1"):
         index.tune(queries, relevant=written_for, max_loss=0)
-    with pytest.raises(ValueError, match="has a relevant document in its exact top k"):
-        index.tune(queries, relevant=[[] for _ in written_for])
+    for few in ([[] for _ in written_for], [own if i < 5 else [] for i, own in enumerate(written_for)]):
+        with pytest.raises(ValueError, match="have a relevant document in their exact top k, expected 10 at least"):
+            index.tune(queries, relevant=few)
     assert index.tuned == ()
+
+
+def test_relevance_of_nothing_is_not_certain(judged):
+    index, queries, written_for = judged
+    for wrong in ("text", ["nobody"] * len(written_for)):
+        with pytest.raises(ValueError, match="names no document of the index"):
+            index.evaluate(queries, relevant=wrong)
+    for grade in (float("inf"), float("nan")):
+        with pytest.raises(ValueError, match="a finite grade"):
+            index.evaluate(queries, relevant=[{own: grade} for own in written_for])
+    one = index.evaluate(queries, relevant=[None] * (len(written_for) - 1) + [written_for[-1]]).relevance
+    for measure in one.measures.values():
+        low, high = measure.loss_interval
+        assert -1 <= low <= measure.loss <= high <= 1
+        assert high - low >= 1
+
+
+def test_queries_in_any_form_have_their_names(judged):
+    """A frame's column names its queries as a table's does, whatever their order."""
+    polars, pandas = pytest.importorskip("polars"), pytest.importorskip("pandas")
+    index, queries, written_for = judged
+    order = np.random.default_rng(0).permutation(len(written_for))
+    table = pa.table({"id": pa.array(order), "own": written_for, "tokens": queries["tokens"]})
+    qrels = {int(name): own for name, own in zip(order, written_for, strict=True)}
+    expected = index.evaluate(table, relevant=written_for).relevance
+    frame = pandas.DataFrame(
+        {"id": order, "own": written_for, "tokens": [np.array(m, np.float32) for m in table["tokens"].to_pylist()]}
+    )
+    for form in (lambda: polars.from_arrow(table), lambda: table.to_reader(), lambda: frame):
+        for relevant in (qrels, "own"):
+            assert index.evaluate(form(), relevant=relevant).relevance == expected
+            assert index.health(form(), relevant=relevant, num_queries=1000).relevance.num_queries == len(written_for)
+    assert (
+        index.evaluate((m for m in [*map(np.array, table["tokens"].to_pylist())]), relevant=written_for).relevance == expected
+    )
+
+
+def test_a_miss_at_tuned_widths_names_settings_that_a_search_takes(judged, tmp_path):
+    index, queries, _ = judged
+    index.save(tmp_path / "index")
+    own = LemurIndex.load(tmp_path / "index")
+    own.tune(queries, relevant="id", max_loss=0.3, num_threads=1)
+    query = np.array(queries["tokens"][0].as_py(), np.float32)
+    last = own.search(query, k=len(own), exact=True).ids[300]
+    miss = own.explain_miss(query, last, max_loss=0.3)
+    assert last in own.search(query, **miss.settings).ids
+    assert own.health(queries, max_loss=0.3).num_candidates == own.tuned[0].num_candidates
 
 
 def test_health_says_what_is_lost(judged):

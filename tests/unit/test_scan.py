@@ -116,3 +116,11 @@ def test_bad_arguments_are_refused_at_once(index, demo_data):
         index.scan(tokens_of(demo_data.queries, 0), filter="year > 3")
     with pytest.raises(ValueError, match="num_threads"):
         index.scan(tokens_of(demo_data.queries, 0), num_threads=0)
+
+
+def test_the_array_of_a_query_may_be_used_again(index, demo_data):
+    buffer = tokens_of(demo_data.queries, 0)
+    expected = list(itertools.islice(index.scan(buffer.copy()), 50))
+    hits = index.scan(buffer)
+    buffer[:] = 0
+    assert list(itertools.islice(hits, 50)) == expected

@@ -186,3 +186,14 @@ def test_arrow_batches_of_queries(looked, demo_data):
     table = pa.Table.from_batches(demo_data.queries.select(["tokens"]).to_batches(max_chunksize=7))
     one_by_one = [looked.search(table.slice(i, 1), k=5, shortlist=200)[0].ids.tolist() for i in range(10)]
     assert [hits.ids.tolist() for hits in looked.search(table[:10], k=5, shortlist=200)] == one_by_one
+
+
+def test_a_refit_from_kept_tokens_is_of_what_the_map_was_of(demo_data):
+    with pytest.warns(UserWarning, match="Pass queries="):
+        index = LemurIndex(num_features=64, epochs=0).fit(demo_data.documents)
+    index.refit()
+    assert index.encoder.training["learned_from"] == "document tokens"
+    assert index.evaluate(demo_data.queries).num_candidates == 600
+    index.refit(demo_data.training_queries)
+    assert index.encoder.training["learned_from"] == "queries"
+    assert index.evaluate(demo_data.queries).num_candidates == 120
