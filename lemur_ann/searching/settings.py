@@ -10,6 +10,7 @@ from lemur_ann import validate
 from lemur_ann.options import Options
 
 MOST_LOOKED_FOR = 200  # hits
+MEASURED_DOCUMENTS, SIZE_GROWTH = 60_000, 0.3  # up to so many the widths stay, then grow with a power of their number
 GROWTH = 0.72  # power of k with which the documents to rerank grow
 
 
@@ -121,9 +122,11 @@ class Settings:
         *,
         looks: bool = False,
         is_taught: bool = True,
+        num_documents: int = 0,
     ) -> Settings:
         """Those that a caller asked for, checked; None leaves a number to ``options``, to what ``tuned`` has for the recall or
-        the loss, or to what is usual, with a second look or without, and of a map that queries taught or not.
+        the loss, or to what is usual among so many documents, with a second look or without, of a map that queries taught or
+        not.
 
         Raises:
             TypeError, ValueError: a number out of range, target_recall or max_loss beside what it stands for, or one not tuned
@@ -141,11 +144,15 @@ class Settings:
             )
         given = options.num_candidates if num_candidates is None else num_candidates
         count = max(
-            usual_candidates(k, looks, is_taught) if given is None else validate.positive_int(given, "num_candidates"),
+            usual_candidates(k, looks, is_taught, num_documents)
+            if given is None
+            else validate.positive_int(given, "num_candidates"),
             k,
         )
         listed = options.shortlist if shortlist is None else shortlist
-        listed = usual_shortlist(k, count, is_taught) if listed is None else validate.integer(listed, "shortlist", least=0)
+        if listed is None:
+            listed = usual_shortlist(k, count, is_taught, num_documents)
+        listed = validate.integer(listed, "shortlist", least=0)
         listed = listed if looks and listed > count else 0
         beam = options.ef_search if ef_search is None else ef_search
         if beam is None:  # an index that names its candidates alone means as wide a beam
@@ -165,20 +172,28 @@ class Settings:
         )
 
 
-def usual_candidates(k: int, looks: bool, is_taught: bool) -> int:
+def times_wider(num_documents: int) -> float:
+    """Than among MEASURED_DOCUMENTS or fewer: more documents have more that are nearly as good."""
+    return math.pow(max(num_documents / MEASURED_DOCUMENTS, 1.0), SIZE_GROWTH)
+
+
+def usual_candidates(k: int, looks: bool, is_taught: bool, num_documents: int = 0) -> int:
     """Documents to rerank for k hits: with a second look or without, of a map that queries taught or document tokens alone.
 
     They hold .97 of the exact top k, as measured up to k = 1,000, and more of the top 10. Five times as many do where the map
     knows no queries: it has the answers early, and their neighbours late.
     """
+    wider = times_wider(num_documents)
     if looks and k <= MOST_LOOKED_FOR:
-        return (1 if is_taught else 5) * max(120, math.ceil(22 * math.pow(k, GROWTH)))
-    return max(250, math.ceil(25 * math.pow(k, GROWTH)))
+        usual = (1 if is_taught else 5) * max(120, math.ceil(22 * math.pow(k, GROWTH)))
+        return round(math.sqrt(wider) * usual)  # most of the rest is for the shortlist
+    return round(wider * max(250, math.ceil(25 * math.pow(k, GROWTH))))
 
 
-def usual_shortlist(k: int, num_candidates: int, is_taught: bool) -> int:
+def usual_shortlist(k: int, num_candidates: int, is_taught: bool, num_documents: int = 0) -> int:
     """Documents for a second look to choose so many from; 0 where estimates alone do as well."""
-    return max(1000 if is_taught else 2000, 2 * num_candidates) if k <= MOST_LOOKED_FOR else 0
+    usual = round(times_wider(num_documents) * (1000 if is_taught else 2000))
+    return max(usual, 2 * num_candidates) if k <= MOST_LOOKED_FOR else 0
 
 
 def usual_beam(num_candidates: int, shortlist: int) -> int:

@@ -6,6 +6,8 @@ import numpy as np
 import pytest
 
 from lemur_ann import LemurIndex, NotFitted
+from lemur_ann.options import Options
+from lemur_ann.searching.settings import Settings
 
 
 @pytest.fixture(scope="module")
@@ -92,3 +94,20 @@ def test_bad_arguments(small_index):
         index.search(queries[0], target_recall=0.9, ef_search=10)
     with pytest.raises(NotFitted):
         LemurIndex().tune(queries)
+
+
+def test_widths_follow_the_number_of_documents():
+    """At 300,000 documents the widths of 60,000 found .937 of the top 10, these .962."""
+
+    def usual(**how):
+        own = Settings.of(Options(), (), 10, **how)
+        return own.num_candidates, own.ef_search, own.shortlist
+
+    assert usual(looks=True) == usual(looks=True, num_documents=60_000) == (120, 300, 1000)
+    assert usual(looks=True, num_documents=300_000) == (153, 486, 1621)
+    assert usual(looks=True, num_documents=300_000, is_taught=False) == (764, 972, 3241)
+    assert usual(num_documents=300_000) == (405, 486, 0)
+    ascending = [usual(looks=True, num_documents=10**power) for power in range(3, 10)]
+    assert ascending == sorted(ascending)
+    named = Settings.of(Options(num_candidates=50, shortlist=70), (), 10, looks=True, num_documents=10**8)
+    assert (named.num_candidates, named.shortlist) == (50, 70)
