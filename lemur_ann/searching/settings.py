@@ -152,7 +152,8 @@ class Settings:
         listed = options.shortlist if shortlist is None else shortlist
         if listed is None:
             listed = usual_shortlist(k, count, is_taught, num_documents)
-        listed = validate.integer(listed, "shortlist", least=0)
+        else:
+            listed = validate.integer(listed, "shortlist", least=0)
         listed = listed if looks and listed > count else 0
         beam = options.ef_search if ef_search is None else ef_search
         if beam is None:  # an index that names its candidates alone means as wide a beam
