@@ -226,8 +226,7 @@ def point_tip(point: Mapping[str, Any], k: int) -> str:
 def marks_of(point: Mapping[str, Any], k: int) -> list[str]:
     """What is special about a setting, in a report of recall@k."""
     tuned = [
-        ("tuned for " if own["max_loss"] is None else "tuned for a loss of ")
-        + f"{own['target_recall'] if own['max_loss'] is None else own['max_loss']:g}"
+        (f"tuned for a loss of {own['max_loss']:g}" if "max_loss" in own else f"tuned for {own['target_recall']:g}")
         + ("" if own["k"] == k else f" at k {own['k']}")
         for own in point["tuned_for"]
     ]

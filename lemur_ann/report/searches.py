@@ -18,7 +18,7 @@ from lemur_ann.progress import Progress
 from lemur_ann.report.subject import Subject, Truth
 from lemur_ann.searching.search import Candidates, Rerank
 from lemur_ann.searching.searcher import Searcher
-from lemur_ann.searching.settings import Settings
+from lemur_ann.searching.settings import Settings, Tuned
 
 ROUNDS = 2  # of all timings, some time apart; of each query the quicker counts, since what else the machine does only adds
 SHARES = (1 / 8, 1 / 4, 1 / 2, 1, 2, 4, 8)  # of the candidates in use: the settings of the curve
@@ -183,7 +183,7 @@ def curve(subject: Subject, settings: list[Settings], timed: list[Timed]) -> lis
                 "p95_ms": float(np.percentile(own.milliseconds, 95)),
                 "exact": setting.num_candidates == subject.size,
                 "in_use": setting == subject.in_use,
-                "tuned_for": [{"target_recall": t.target_recall, "max_loss": t.max_loss, "k": t.k} for t in tuned],
+                "tuned_for": [_goal(t) for t in tuned],
             }
         )
     points.sort(key=lambda point: (point["p50_ms"], -point["recall"]))
@@ -192,6 +192,11 @@ def curve(subject: Subject, settings: list[Settings], timed: list[Timed]) -> lis
         point["quickest"] = point["recall"] > best  # no other finds as much in less time
         best = max(best, point["recall"])
     return points
+
+
+def _goal(tuned: Tuned) -> dict[str, Any]:
+    asked = {"target_recall": tuned.target_recall, "max_loss": tuned.max_loss, "k": tuned.k}
+    return {name: value for name, value in asked.items() if value is not None}
 
 
 def share(found: Sequence[npt.NDArray[np.bool_]]) -> tuple[float, float, float]:

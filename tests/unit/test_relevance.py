@@ -279,3 +279,16 @@ def test_commands_tune_for_it(judged, tmp_path):
     result = CliRunner().invoke(app, ["health", paths[0], "--queries", paths[1], "--relevant", "id"])
     assert result.exit_code == 0, result.output
     assert "success@10" in result.output
+
+
+def test_a_report_marks_what_was_tuned_for_relevance(judged, tmp_path):
+    pytest.importorskip("matplotlib")
+    from lemur_ann.report import report
+
+    index, queries, _ = judged
+    index.save(tmp_path / "index")
+    own = LemurIndex.load(tmp_path / "index")
+    own.tune(queries, relevant="id", max_loss=0.3, num_threads=1)
+    made = report(own, queries, num_queries=5)
+    assert [p["tuned_for"] for p in made.data["curve"] if p["tuned_for"]] == [[{"max_loss": 0.3, "k": 10}]]
+    assert "tuned for a loss of 0.3" in made.html
