@@ -639,9 +639,7 @@ class LemurIndex:
         """How widely to search a snapshot: as its own options say, where the caller, see :meth:`Settings.of`, does not."""
         learned = snapshot.learned
         options, tuned = (self._changes.options_before, ()) if learned is None else (learned.options, learned.tuned)
-        named["looks"] = learned is not None and learned.looks
-        named["is_taught"] = learned is None or learned.is_taught
-        return Settings.of(options, tuned, k, *asked, **named, num_documents=snapshot.num_documents)
+        return Settings.of(options, tuned, k, *asked, **(named | snapshot.searched))
 
     def evaluate(
         self,

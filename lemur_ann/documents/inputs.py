@@ -81,9 +81,7 @@ class QueryBatch:
 
     def sample(self, count: int, random: np.random.Generator) -> QueryBatch:
         """At most ``count`` of the queries, in their order."""
-        if count >= len(self):
-            return self
-        return self.take(np.sort(random.choice(len(self), count, replace=False)).tolist())
+        return self if count >= len(self) else self.take(sampled(len(self), count, random).tolist())
 
     def take(self, chosen: Sequence[int]) -> QueryBatch:
         """Some of the queries, by their numbers."""
@@ -101,6 +99,11 @@ class Asked:
     def answered(self, found: Any) -> Any:
         """What was found of each query, in the form of the question: of one query its own alone."""
         return found[0] if self.is_one else found
+
+
+def sampled(size: int, count: int, random: np.random.Generator) -> npt.NDArray[np.int64]:
+    """At most ``count`` of the numbers below ``size``, ascending."""
+    return np.arange(size) if count >= size else np.sort(random.choice(size, count, replace=False))
 
 
 def directions_of(tokens: Tokens) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]]:

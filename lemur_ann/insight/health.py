@@ -9,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from lemur_ann import _core, validate
-from lemur_ann.documents.inputs import QueryBatch, directions_of, to_offsets
+from lemur_ann.documents.inputs import QueryBatch, directions_of, sampled, to_offsets
 from lemur_ann.insight import metrics
 from lemur_ann.insight.relevance import Grades, Relevance, relevance_of_rows
 from lemur_ann.learning.familiarity import are_many
@@ -249,9 +249,7 @@ def health_of(
         raise ValueError("health needs at least one query, got none; queries=None takes the map's own sample")
     else:
         queries.check_not_zero("queries")
-        chosen = np.arange(len(queries))
-        if num_queries < len(queries):
-            chosen = np.sort(random.choice(len(queries), num_queries, replace=False))
+        chosen = sampled(len(queries), num_queries, random)
         asked = queries.take(chosen.tolist()).as_float32.without_zero_rows
         grades = None if grades is None else [grades[i] for i in chosen]
     task = progress.task("queries", len(asked))

@@ -36,10 +36,7 @@ def subject_of(
     num_queries = validate.positive_int(num_queries, "num_queries")
     if size == 0:
         raise ValueError("report needs at least one document, and the index holds none")
-    looks = learned is not None and learned.looks
-    is_taught = learned is None or learned.is_taught
-    of: dict[str, Any] = {"looks": looks, "is_taught": is_taught, "num_documents": size}
-    in_use = Settings.of(options, (), k, num_threads=threads, **of)
+    in_use = Settings.of(options, (), k, num_threads=threads, **snapshot.searched)
     if learned is None:  # then a search scores every document
         in_use = replace(in_use, num_candidates=size, ef_search=size)
     chosen, grades = read(queries, snapshot, num_queries, relevant, random)

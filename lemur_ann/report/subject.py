@@ -10,7 +10,7 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from lemur_ann import _core, validate
-from lemur_ann.documents.inputs import QueryBatch, is_single_query, read_queries, to_offsets
+from lemur_ann.documents.inputs import QueryBatch, is_single_query, read_queries, sampled, to_offsets
 from lemur_ann.documents.rows import Rows
 from lemur_ann.insight.relevance import Grades, grades_of, with_columns
 from lemur_ann.options import Options
@@ -117,9 +117,7 @@ def read(
     if len(batch) == 0:
         raise ValueError("report needs at least one query, got none")
     grades = None if relevant is None else grades_of(relevant, queries, len(batch), snapshot.ids)
-    rows = np.arange(len(batch))
-    if count < len(batch):
-        rows = np.sort(random.choice(len(batch), count, replace=False))
+    rows = sampled(len(batch), count, random)
     matrices = [batch.matrix(i) for i in rows.tolist()]
     tokens = np.ascontiguousarray(np.concatenate(matrices), dtype=np.float32)
     chosen = {name: [values[i] for i in rows.tolist()] for name, values in columns.items()}

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass, replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pyarrow as pa
@@ -106,6 +106,16 @@ class Snapshot:
         if self.learned is None:
             raise NotFitted("the index has no learned map yet: call fit(documents, queries=...) first")
         return self.learned
+
+    @property
+    def searched(self) -> dict[str, Any]:
+        """What its usual widths depend on, by the names of :meth:`lemur_ann.searching.settings.Settings.of`."""
+        learned = self.learned
+        return {
+            "looks": learned is not None and learned.looks,
+            "is_taught": learned is None or learned.is_taught,
+            "num_documents": self.num_documents,
+        }
 
     @property
     def num_rows(self) -> int:
