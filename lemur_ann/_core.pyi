@@ -112,12 +112,38 @@ class SecondLook:
         Each query's best of its own shortlist and num_rare documents of rare centroids at most, by a network of weights (hidden, 5), (hidden,) and (hidden,), best first, (num_queries, count), and how many of them count.
         """
 
-class Documents:
+class Codec:
+    """Tokens as a centroid's number and 1, 2 or 4 bits a component."""
+
+    def __init__(self, centroids: Annotated[NDArray[numpy.float32], dict(shape=(None, None), order='C', device='cpu', writable=False)], token_map: Annotated[NDArray[numpy.float32], dict(shape=(None, None), order='C', device='cpu', writable=False)], query_map: Annotated[NDArray[numpy.float32], dict(shape=(None, None), order='C', device='cpu', writable=False)], unit: float, bits: int) -> None: ...
+
+    @property
+    def num_bytes(self) -> int:
+        """Of a token's codes."""
+
+    def encode(self, tokens: numpy.typing.NDArray[Any], centroids: numpy.typing.NDArray[numpy.uint16], num_threads: int) -> tuple[numpy.typing.NDArray[numpy.uint8], numpy.typing.NDArray[numpy.int16], numpy.typing.NDArray[numpy.float32]]:
+        """
+        Codes (num_tokens, num_bytes) of tokens with these centroids, their scales, and the tokens' lengths.
+        """
+
+    def decode(self, codes: numpy.typing.NDArray[numpy.uint8], centroids: numpy.typing.NDArray[numpy.uint16], scales: numpy.typing.NDArray[numpy.int16], lengths: numpy.typing.NDArray[numpy.float16] | None) -> numpy.typing.NDArray[numpy.float32]:
+        """The tokens that codes stand for, (num_tokens, dim)."""
+
+class SmallDocuments:
     """
-    Documents in one or more chunks of (tokens, offsets), and what token_codes gave for the tokens of each, read where they lie.
+    Documents as small codes, in parts of (codes, centroids, scales, lengths or None, offsets), read where they lie.
     """
 
-    def __init__(self, chunks: Sequence[tuple[numpy.typing.NDArray[Any], numpy.typing.NDArray[numpy.int64]]], codes: Sequence[tuple[numpy.typing.NDArray[numpy.int8], numpy.typing.NDArray[numpy.float32], numpy.typing.NDArray[numpy.int32]]] = ()) -> None: ...
+    def __init__(self, codec: Codec, parts: Sequence[tuple[numpy.typing.NDArray[numpy.uint8], numpy.typing.NDArray[numpy.uint16], numpy.typing.NDArray[numpy.int16], numpy.typing.NDArray[numpy.float16] | None, numpy.typing.NDArray[numpy.int64]]]) -> None: ...
+
+    def __len__(self) -> int: ...
+
+class Documents:
+    """
+    Documents in one or more chunks of (tokens, offsets), and what token_codes gave for the tokens of each, or small codes of all documents, read where they lie. Without chunks, of small codes alone.
+    """
+
+    def __init__(self, chunks: Sequence[tuple[numpy.typing.NDArray[Any], numpy.typing.NDArray[numpy.int64]]], codes: Sequence[tuple[numpy.typing.NDArray[numpy.int8], numpy.typing.NDArray[numpy.float32], numpy.typing.NDArray[numpy.int32]]] = (), small: SmallDocuments | None = None) -> None: ...
 
     def __len__(self) -> int: ...
 

@@ -22,9 +22,11 @@ HEADER_BYTES = 2**24  # that are read at most: ours have a hundred for each arra
 DTYPES = {
     "I8": np.int8,
     "U8": np.uint8,
+    "I16": np.int16,
     "U16": np.uint16,
     "I32": np.int32,
     "I64": np.int64,
+    "F16": np.float16,
     "F32": np.float32,
     "F64": np.float64,
 }

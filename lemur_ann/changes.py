@@ -21,11 +21,11 @@ import pyarrow as pa
 from lemur_ann import validate
 from lemur_ann.candidates.kinds import kind_of
 from lemur_ann.candidates.look import LookWeights, SecondLook
+from lemur_ann.documents.coded_store import CodedStore
 from lemur_ann.documents.inputs import QueryBatch, read_queries
 from lemur_ann.documents.intake import take_in
 from lemur_ann.documents.rows import Rows
 from lemur_ann.documents.sources import opened
-from lemur_ann.documents.tokens import TokenStore
 from lemur_ann.encoder import LemurEncoder
 from lemur_ann.events import after_fork, log, timed
 from lemur_ann.learning import learned_parts
@@ -62,10 +62,11 @@ class Lesson:
     asked: tuple[Any, Any] | None = None  # queries and offsets as a caller passed them, not read yet
     kept_from: str | None = None  # what the map learned from that kept these queries, where one did
     encode_query: Callable[[list[str]], Any] | None = None
-    text_column: str = "text"
+    text_column: str | None = "text"
     resume: bool = False  # train on from the features of the map there is
     encoder: LemurEncoder | None = None
     look: LookWeights | None = None  # to go on with, where there are no queries to learn another from
+    codes: LookWeights | None = None  # whose centroids and codes stay
     num_threads: int = 1
     memory_limit: int | None = None
     directory: str | None = None
@@ -138,7 +139,8 @@ class Changes:
             dim = None if lesson.encoder is None else lesson.encoder.token_dim
             empty = Snapshot.empty(coded=self.snapshot.store.coded)
             taken, _ = self._joined(empty, documents, dim, lesson.num_threads, progress, replaces=False)
-            self.publish(replace(taken, learned=learned(taken, self.options, lesson, progress)))
+            new = learned(taken, self.options, lesson, progress)
+            self.publish(replace(taken, learned=new, store=new.kept(taken.store)))
 
     def fit_stored(self, lesson: Lesson, progress: Progress) -> None:
         """A map for the documents there are, which go on changing meanwhile."""
@@ -169,6 +171,10 @@ class Changes:
                     lesson.kept_from = old.encoder.training.get("learned_from")
                 if queries is None and changed.num_centroids == old.options.num_centroids:
                     lesson.look = old.encoder.look
+                if old.keeps_codes_alone:
+                    if changed.num_centroids != old.options.num_centroids:
+                        raise ValueError("num_centroids stays as it is where codes alone are kept, which are made with them")
+                    lesson.codes = old.encoder.look
             del queries
             self._adopt(base, beginnings, learned(base, changed, lesson, progress), lesson)
 
@@ -179,10 +185,50 @@ class Changes:
             if self.beginnings != beginnings:
                 check_map(new.encoder, now.store.dim)
                 new, first = new.begun_anew(lesson.directory), 0
-            later = TokenStore(now.store.part(first, now.num_rows), coded=now.store.coded)
+            later = now.store.slice(first, now.num_rows)
             if len(later):
                 new = new.extended(later, num_threads)
-            self.publish(replace(now, learned=new))
+            self.publish(replace(now, learned=new, store=new.kept(now.store)))
+
+    def recode(self, changed: dict[str, Any], num_threads: int, progress: Progress) -> None:
+        """Other codes of the tokens, or codes alone, for the documents there are, which go on changing meanwhile."""
+        with self.rebuilding, self.timed("recode", **changed):
+            beginnings, base = self.beginnings, self.snapshot
+            options = replace(self.options, **changed)
+            if isinstance(base.store, CodedStore):
+                check_smaller(self.options, options)
+            if options == self.options:
+                return
+            task = progress.task("recode", base.num_rows)
+            store = base.store.recoded(options.keeps_int8, self.temporary())
+            if base.learned is None:
+                with self.writing:
+                    before, self.options_before = self.options_before, options
+                    try:
+                        later = self.snapshot.store.slice(base.num_rows, self.snapshot.num_rows)
+                        later = later.recoded(options.keeps_int8, self.temporary())
+                        self.publish(replace(self.snapshot, store=store.joined(later)))
+                    except BaseException:
+                        self.options_before = before
+                        raise
+                return
+            encoder = coding(base.learned.encoder, base, options)
+            new = base.learned.recoded(store, options, encoder, num_threads)
+            task.advance(base.num_rows)
+            with self.writing:
+                now = self.snapshot
+                assert now.learned is not None
+                new = replace(new, candidates=now.learned.candidates, num_unfamiliar=now.learned.num_unfamiliar)
+                if self.beginnings != beginnings:
+                    self.publish(
+                        replace(now, learned=new, store=Snapshot.empty(coded=options.keeps_int8).store).begun_anew(None)
+                    )
+                    return
+                later = now.store.slice(base.num_rows, now.num_rows).recoded(options.keeps_int8, self.temporary())
+                if len(later) and new.look is not None:
+                    new = replace(new, look=new.look.extended(later, num_threads=num_threads))
+                kept = new.kept(store) if new.keeps_codes_alone else store.joined(later)
+                self.publish(replace(now, learned=new, store=kept))
 
     def keep_tuned(self, encoder: LemurEncoder, tuned: Tuned) -> None:
         """Beside the map that it was tuned for, in the place of what was tuned for the same before.
@@ -295,7 +341,7 @@ class Changes:
             except BaseException:
                 self._show(self.directory.snapshot)  # what is on disk: an interrupt may have come after the fact
                 raise
-        _ = snapshot.store.documents  # made now rather than by the next search
+        _ = snapshot.documents  # made now rather than by the next search
         self._show(snapshot)
 
     def _begin_anew(self, snapshot: Snapshot) -> None:
@@ -359,7 +405,7 @@ def learned(base: Snapshot, options: Options, lesson: Lesson, progress: Progress
             rank=given.dim - 1,
             target_precision=given.targets.precision,
         )
-        encoder = given.copy(options)
+        encoder = coding(given.copy(options), base, options)
     else:
         start = base.learned.encoder.feature_map if lesson.resume and base.learned is not None else None
         parts, encoded = learned_parts(
@@ -372,6 +418,7 @@ def learned(base: Snapshot, options: Options, lesson: Lesson, progress: Progress
             text_column=lesson.text_column,
             start=start,
             look=lesson.look,
+            codes=lesson.codes,
             num_threads=lesson.num_threads,
             progress=progress,
             memory_limit=lesson.memory_limit,
@@ -379,7 +426,7 @@ def learned(base: Snapshot, options: Options, lesson: Lesson, progress: Progress
         )
         if lesson.kept_from is not None:  # a map of tokens that another kept is of what that one was of
             parts.training["learned_from"] = lesson.kept_from
-        encoder = LemurEncoder.of(parts)
+        encoder = coding(LemurEncoder.of(parts), base, options)
         lesson.queries = None  # the graph takes their place in memory
     return _indexed(base, options, encoder, encoded, lesson, progress)
 
@@ -406,9 +453,39 @@ def _indexed(
     seconds["candidates"] = time.perf_counter() - begin
     begin, look = time.perf_counter(), None
     if encoder.look is not None:
-        look = SecondLook(encoder.look, []).extended(base.store, num_threads=num_threads)
+        look = SecondLook(encoder.look, [], options.small_bits).extended(base.store, num_threads=num_threads)
         seconds["centroids of documents"] = time.perf_counter() - begin
     return Learned(options, encoder, candidates, base.num_rows, look=look)
+
+
+def coding(encoder: LemurEncoder, base: Snapshot, options: Options) -> LemurEncoder:
+    """The same map with what small codes are made with, if options ask for such and an older version learned it without.
+
+    Raises:
+        ValueError: it has no centroids, to which they are relative.
+    """
+    look = encoder.look
+    if not options.small_bits or (look is not None and look.codes is not None):
+        return encoder
+    if look is None:
+        raise ValueError(
+            f"token_codes={options.token_codes!r} are relative to centroids, and the map was learned without any: "
+            "refit(num_centroids=None) learns them"
+        )
+    from lemur_ann.learning.codes import learn_codes
+
+    sample = encoder.targets.sample_tokens * np.sqrt(encoder.token_weights)[:, None]
+    codes = learn_codes(base.store, base.live, look.centroids, sample, options.seed)
+    return encoder.copy(options, look=replace(look, codes=codes))
+
+
+def check_smaller(now: Options, wanted: Options) -> None:
+    """ValueError where codes would have to tell more than those that are kept alone."""
+    if wanted.keep_tokens != "none" or not 0 < wanted.small_bits <= now.small_bits:
+        raise ValueError(
+            f"tokens are not kept, only codes {now.token_codes!r} of them: they can become smaller, and not "
+            f"token_codes={wanted.token_codes!r} with keep_tokens={wanted.keep_tokens!r}; make the index anew from the tokens"
+        )
 
 
 def changed_options(old: Learned, options: dict[str, Any], *, resume: bool) -> Options:
@@ -418,7 +495,8 @@ def changed_options(old: Learned, options: dict[str, Any], *, resume: bool) -> O
         TypeError: an option that there is not.
         ValueError: ``resume``, and the features of the old map are not such as training goes on from.
     """
-    known = [field.name for field in fields(Options) if field.name != "token_codes"]  # which the store has or has not
+    kept = "token_codes", "keep_tokens"  # which the store has or has not
+    known = [field.name for field in fields(Options) if field.name not in kept]
     unknown = [name for name in options if name not in known]
     if unknown:
         raise TypeError(f"refit got unknown options {', '.join(unknown)}; expected any of {', '.join(known)}")

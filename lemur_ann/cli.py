@@ -26,6 +26,7 @@ from lemur_ann.errors import CorruptIndex
 from lemur_ann.insight import run_files
 from lemur_ann.insight.evaluation import Evaluation
 from lemur_ann.insight.health import Health, MapFit
+from lemur_ann.insight.tuning import MAX_LOSS
 from lemur_ann.options import Options
 from lemur_ann.progress import progress_lines
 from lemur_ann.saved import storage
@@ -288,6 +289,7 @@ def tune(
     max_loss: Annotated[
         float | None, typer.Option(help="With --relevant: share of success and MRR to lose. \\[default: 0.01]")
     ] = None,
+    codes: Annotated[bool, typer.Option("--codes", help="Measure instead what small codes of tokens lose.")] = False,
     num_queries: NumQueries = None,
     device: Device = None,
     num_threads: NumThreads = None,
@@ -296,6 +298,13 @@ def tune(
     choice in the saved index: search --target-recall and --max-loss use it."""
     table = _read(queries)
     table = table if num_queries is None else table[:num_queries]
+    if codes:
+        if target_recall is not None:
+            raise ValueError("--codes goes with --max-loss, and not with --target-recall")
+        index = lemur_ann.LemurIndex.load(path, device=device, verify=False)
+        loss = MAX_LOSS if max_loss is None else max_loss
+        console.print(str(index.tune_codes(table, k, relevant=relevant, max_loss=loss, num_threads=num_threads)))
+        return
     with _opened(path, device) as index:
         tuned = index.tune(table, target_recall, k=k, relevant=relevant, max_loss=max_loss, num_threads=num_threads)
     console.print(str(tuned))
@@ -329,6 +338,22 @@ def delete(
         if ids_from is not None:
             named = open_path(ids_from).to_table(columns=["id"]).column("id")
         console.print(f"{index.delete(named):,} documents deleted, {len(index):,} left")
+
+
+@app.command()
+def recode(
+    path: IndexDir,
+    token_codes: Annotated[str, typer.Argument(help="int8, int4, int2, int1, or none.")],
+    keep_tokens: Annotated[
+        str | None, typer.Option(help="exact, or none: codes alone are kept, for ever. \\[default: as it is]")
+    ] = None,
+    num_threads: NumThreads = None,
+) -> None:
+    """Keep other codes of the tokens, or codes alone; tune --codes says what they lose."""
+    with _opened(path) as index:
+        codes = None if token_codes == "none" else token_codes
+        index.recode(codes, keep_tokens=keep_tokens, num_threads=num_threads)
+    console.print(str(lemur_ann.LemurIndex.load(path, verify=False).stats()))
 
 
 @app.command()

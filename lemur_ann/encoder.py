@@ -338,7 +338,7 @@ class LemurEncoder:
         offsets: Any = None,
         query_offsets: Any = None,
         encode_query: Callable[[list[str]], Any] | None = None,
-        text_column: str = "text",
+        text_column: str | None = "text",
         directory: str | PathLike[str] | None = None,
         memory_limit: int | str | None = None,
         num_threads: int | None = None,
@@ -387,9 +387,10 @@ class LemurEncoder:
         """What was learned, put together."""
         return cls(**vars(parts))
 
-    def copy(self, options: Options) -> LemurEncoder:
-        """The same map for an index with these options, on its device; arrays are shared."""
-        return LemurEncoder.from_arrays(self.arrays(), self.feature_weights.config, copy.deepcopy(self.training), options)
+    def copy(self, options: Options, look: LookWeights | None = None) -> LemurEncoder:
+        """The same map for an index with these options, on its device, or with another ``look``; arrays are shared."""
+        arrays = self.arrays() | ({} if look is None else look.arrays)
+        return LemurEncoder.from_arrays(arrays, self.feature_weights.config, copy.deepcopy(self.training), options)
 
     @classmethod
     def from_arrays(

@@ -141,6 +141,10 @@ def learned_map(arrays: Arrays, config: dict[str, Any]) -> Arrays:
     _check_arrays(arrays, MAP, sizes)
     if "centroids" in arrays:
         _check_arrays(arrays, LOOK, {"dim": sizes["dim"], "known": NUM_KNOWN})
+        if CODES.keys() & arrays.keys():
+            _check_arrays(arrays, CODES, {"dim": sizes["dim"]})
+            if not arrays["codes.unit"][0] > 0:
+                raise CorruptIndex("the learned map has a unit of codes that is not above 0")
         if len(arrays["centroids"]) > MAX_CENTROIDS:
             raise CorruptIndex(f"the learned map has {len(arrays['centroids'])} centroids, expected {MAX_CENTROIDS} at most")
     if not float(arrays["radius"][0]) > 0:
@@ -172,6 +176,11 @@ LOOK = {
     "look.hidden": ("<f4", "num_hidden", "known"),
     "look.bias": ("<f4", "num_hidden"),
     "look.output": ("<f4", "num_hidden"),
+}
+CODES = {
+    "codes.token_map": ("<f4", "dim", "dim"),
+    "codes.query_map": ("<f4", "dim", "dim"),
+    "codes.unit": ("<f4", 1),
 }
 STEPS = {  # whose projection does not lead to the rank yet
     "projection": ("<f4", "num_sample_tokens", "width"),

@@ -23,6 +23,7 @@ class Hits:
     Attributes:
         ids: the caller's document ids, shape (num_hits,): int64, or object holding ``str``.
         scores: exact MaxSim scores, float32, shape (num_hits,), higher is better.
+        exact: whether they are those of the documents' tokens; False where codes alone are kept, whose scores they are then.
 
     ``for doc_id, score in hits`` and ``len(hits)`` work too.
 
@@ -34,6 +35,7 @@ class Hits:
 
     ids: npt.NDArray[Any]
     scores: npt.NDArray[np.float32]
+    exact: bool = True
 
     def __len__(self) -> int:
         return len(self.ids)

@@ -14,6 +14,7 @@ from lemur_ann.candidates.look import MAX_CENTROIDS
 # More than these nobody has a use for. Memory and time follow from them, and they come from a file of anyone's too.
 MAX_FEATURES, MAX_TRAINING, MAX_STEPS = 65_536, 2**31, 10**7
 MAX_M, MAX_EF_CONSTRUCTION = 512, 10_000
+SMALL_BITS = {"int4": 4, "int2": 2, "int1": 1}  # a component, of small codes
 
 
 @dataclass(frozen=True)
@@ -30,6 +31,7 @@ class Options:
     rank: int | None = 255
     distillation_steps: int | None = None
     token_codes: str | None = "int8"
+    keep_tokens: str = "exact"
     candidates: str = "hnsw"
     candidates_options: dict[str, Any] | None = None
     num_centroids: int | None = None
@@ -73,8 +75,19 @@ class Options:
             self._set("compact_at", validate.share(self.compact_at, "compact_at"))
         if self.target_precision not in ("int8", "float32"):
             raise ValueError(f"target_precision must be 'int8' or 'float32', got {self.target_precision!r}")
-        if self.token_codes not in (None, "int8"):
-            raise ValueError(f"token_codes must be 'int8' or None, got {self.token_codes!r}")
+        if self.token_codes not in (None, "int8", *SMALL_BITS):
+            raise ValueError(f"token_codes must be 'int8', 'int4', 'int2', 'int1' or None, got {self.token_codes!r}")
+        if self.small_bits and self.num_centroids == 0:
+            raise ValueError(f"token_codes={self.token_codes!r} are relative to centroids, and num_centroids=0 has none")
+        if self.keep_tokens not in ("exact", "none"):
+            raise ValueError(f"keep_tokens must be 'exact' or 'none', got {self.keep_tokens!r}")
+        if self.keep_tokens == "none" and not self.small_bits:
+            raise ValueError(
+                "keep_tokens='none' keeps small codes alone: token_codes must be 'int4', 'int2' or 'int1', got "
+                f"{self.token_codes!r}"
+            )
+        if self.keep_tokens == "none" and self.device != "cpu":
+            raise ValueError(f"keep_tokens='none' is searched on the processor: device must be 'cpu', got {self.device!r}")
         check_kind(self.candidates)
         if self.candidates_options is not None and not isinstance(self.candidates_options, dict):
             raise TypeError(f"candidates_options must be a dict, got {type(self.candidates_options).__name__}")
@@ -94,6 +107,16 @@ class Options:
         """distillation_steps, or its default: none where features are random."""
         default = 1000 if self.epochs else 0
         return default if self.distillation_steps is None else self.distillation_steps
+
+    @property
+    def keeps_int8(self) -> bool:
+        """Whether int8 codes of all tokens are kept beside them."""
+        return self.token_codes == "int8"
+
+    @property
+    def small_bits(self) -> int:
+        """Bits a component of small codes; 0 where none are kept."""
+        return SMALL_BITS.get(self.token_codes or "", 0)
 
     def _set(self, name: str, value: Any) -> None:
         """A plain Python value, which JSON can hold, in a frozen instance."""

@@ -31,4 +31,4 @@ def merged(
     parts = [part for part in parts if len(part[0])] or parts[:1] or [(np.empty(0, np.int64), np.empty(0, np.float32))]
     ids, scores = (np.concatenate(arrays) for arrays in zip(*parts, strict=True))
     best = np.argsort(-scores, kind="stable")[:k]
-    return ShardedHits(ids[best], scores[best], missing_shards)
+    return ShardedHits(ids[best], scores[best], missing_shards=missing_shards)

@@ -304,7 +304,7 @@ class ShardedLemurIndex:
         offsets: Any = None,
         query_offsets: Any = None,
         encode_query: Callable[[list[str]], Any] | None = None,
-        text_column: str = "text",
+        text_column: str | None = "text",
         encoder: LemurEncoder | None = None,
         num_learning_documents: int = 60_000,
         resume: bool = False,

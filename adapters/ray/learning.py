@@ -24,7 +24,7 @@ DOCUMENTS_PER_CALL = 512
 # what a map is learned with; other options are of the index that uses it
 LEARNING = {
     *("num_features", "epochs", "num_training_tokens", "num_training_documents", "num_sample_tokens", "target_precision"),
-    *("ridge", "rank", "distillation_steps", "device", "seed"),
+    *("ridge", "rank", "distillation_steps", "num_centroids", "device", "seed"),
 }
 
 

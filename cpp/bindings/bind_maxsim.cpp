@@ -12,6 +12,7 @@
 #include <vector>
 
 #include "array_args.hpp"
+#include "bind_codec.hpp"
 #include "lemur/int8.hpp"
 #include "lemur/maxsim.hpp"
 #include "lemur/rerank.hpp"
@@ -26,8 +27,13 @@ using Chunk = std::pair<AnyMatrix, Int64Vector>;
 // Documents in the caller's buffers, which stay alive with this object.
 class Documents {
  public:
-  Documents(std::vector<Chunk> chunks, std::vector<CodesOfTokens> codes)
-      : chunks_(std::move(chunks)), codes_(std::move(codes)), view_(views(chunks_, codes_)) {}
+  Documents(std::vector<Chunk> chunks, std::vector<CodesOfTokens> codes, const SmallCodesOfDocuments* small)
+      : chunks_(std::move(chunks)),
+        codes_(std::move(codes)),
+        view_(views(chunks_, codes_), small == nullptr ? nullptr : &small->view()) {
+    if (small != nullptr && (view_.size() != small->view().size() || view_.dim() != small->view().codec().dim()))
+      throw nb::value_error("small codes must be of the same documents");
+  }
 
   const lemur::DocumentsView& view() const { return view_; }
 
@@ -160,12 +166,13 @@ void bind_maxsim(nb::module_& m) {
   nb::class_<Documents>(
       m, "Documents",
       "Documents in one or more chunks of (tokens, offsets), and what token_codes gave for the tokens "
-      "of each, read where they lie.")
-      .def(nb::init<std::vector<Chunk>, std::vector<CodesOfTokens>>(), nb::arg("chunks"), nb::arg("codes") = nb::list(),
+      "of each, or small codes of all documents, read where they lie. Without chunks, of small codes alone.")
+      .def(nb::init<std::vector<Chunk>, std::vector<CodesOfTokens>, const SmallCodesOfDocuments*>(), nb::arg("chunks"),
+           nb::arg("codes") = nb::list(), nb::arg("small") = nb::none(), nb::keep_alive<1, 4>(),
            nb::sig("def __init__(self, chunks: collections.abc.Sequence[tuple[numpy.typing.NDArray[typing.Any], "
                    "numpy.typing.NDArray[numpy.int64]]], codes: collections.abc.Sequence["
                    "tuple[numpy.typing.NDArray[numpy.int8], numpy.typing.NDArray[numpy.float32], "
-                   "numpy.typing.NDArray[numpy.int32]]] = ()) -> None"))
+                   "numpy.typing.NDArray[numpy.int32]]] = (), small: SmallDocuments | None = None) -> None"))
       .def("__len__", [](const Documents& d) { return d.view().size(); });
   m.def("token_maxima", &token_maxima, nb::arg("tokens").noconvert(), nb::arg("documents"), nb::arg("num_threads"),
         nb::arg("precision") = "float32", nb::arg("by_document") = false,

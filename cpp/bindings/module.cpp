@@ -2,6 +2,7 @@
 
 namespace nb = nanobind;
 
+void bind_codec(nb::module_& m);
 void bind_cpu(nb::module_& m);
 void bind_features(nb::module_& m);
 void bind_graph(nb::module_& m);
@@ -18,6 +19,7 @@ NB_MODULE(_core, m) {
   bind_features(m);
   bind_graph(m);
   bind_look(m);
+  bind_codec(m);
   bind_maxsim(m);
   bind_products(m);
   bind_checks(m);

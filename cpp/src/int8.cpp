@@ -76,7 +76,8 @@ void Int8Rows::append(const float* rows, std::int64_t num_rows) {
   num_rows_ = total;
 }
 
-Int8Panels::Int8Panels(const float* tokens, std::int64_t num_tokens, std::int64_t dim) : stride_(int8_stride(dim)) {
+Int8Panels::Int8Panels(const float* tokens, std::int64_t num_tokens, std::int64_t dim, std::int64_t stride)
+    : stride_(stride) {
   const std::int64_t num_panels = panels_of(num_tokens);
   codes_.assign(static_cast<std::size_t>(num_panels * kPanelTokens * stride_), 0);
   scales_.assign(static_cast<std::size_t>(num_panels * kPanelTokens), 1.0f);

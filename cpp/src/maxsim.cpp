@@ -32,12 +32,19 @@ class FloatRun {
     std::int64_t half_values = 0;
     for (std::int64_t i = begin; i < end; ++i) {
       documents_.push_back(documents.document(i));  // read once: the sizes allocated for are the sizes written
-      if (documents_.back().chunk->tokens.type == TokenType::kFloat16)
+      const RaggedView* chunk = documents_.back().chunk;
+      if (chunk == nullptr || chunk->tokens.type == TokenType::kFloat16)
         half_values += documents_.back().range.size() * documents.dim();
     }
     widened_.resize(static_cast<std::size_t>(half_values));
     float* free = widened_.data();
     for (const auto& document : documents_) {
+      if (document.chunk == nullptr) {
+        SmallReader(kernels, *documents.small()).float_rows(documents.small()->document(document.index), free);
+        matrices_.push_back({free, document.range.size()});
+        free += document.range.size() * documents.dim();
+        continue;
+      }
       const void* data = document.chunk->tokens.row(document.range.begin);
       const std::int64_t size = document.range.size();
       if (document.chunk->tokens.type == TokenType::kFloat32) {
@@ -150,13 +157,19 @@ void token_maxima_int8(const float* x, std::int64_t num_x, std::int64_t dim, con
 void token_maxima(const float* x, std::int64_t num_x, std::int64_t dim, const DocumentsView& documents,
                   const MaximaLayout& out, Precision precision, int num_threads) {
   check_dim(dim, documents);
+  std::vector<float> turned;
+  if (const Codec* codec = turned_by(documents)) {
+    turned.resize(static_cast<std::size_t>(num_x * dim));
+    codec->turn_query(x, num_x, turned.data());
+    x = turned.data();
+  }
   const auto compute = precision == Precision::kInt8 ? token_maxima_int8 : token_maxima_float32;
   compute(x, num_x, dim, documents, out, num_threads);
 }
 
 void scores(const RaggedView& queries, const DocumentsView& documents, float* out, int num_threads) {
   check_dim(queries.tokens.dim, documents);
-  const std::vector<PackedQuery> packed = pack_queries(queries);
+  const std::vector<PackedQuery> packed = pack_queries(TurnedQueries(queries, turned_by(documents)).view());
   const std::vector<std::int64_t> cuts = cut_into_tasks(documents);
   const KernelTable& kernels = active_kernels();
   parallel_for(static_cast<std::int64_t>(cuts.size()) - 1, num_threads, [&] {
@@ -181,7 +194,7 @@ void scores(const RaggedView& queries, const DocumentsView& documents, float* ou
 void candidate_scores(const RaggedView& queries, const DocumentsView& documents, const std::int64_t* candidates,
                       const std::int64_t* candidate_offsets, float* out, int num_threads) {
   check_dim(queries.tokens.dim, documents);
-  const std::vector<PackedQuery> packed = pack_queries(queries);
+  const std::vector<PackedQuery> packed = pack_queries(TurnedQueries(queries, turned_by(documents)).view());
   const KernelTable& kernels = active_kernels();
   constexpr std::int64_t kTaskCandidates = 16;  // of one query, so that each can fetch the next
   struct Task {
@@ -192,7 +205,7 @@ void candidate_scores(const RaggedView& queries, const DocumentsView& documents,
     for (std::int64_t c = candidate_offsets[i]; c < candidate_offsets[i + 1]; c += kTaskCandidates)
       tasks.push_back({i, c, std::min(c + kTaskCandidates, candidate_offsets[i + 1])});
   parallel_for(static_cast<std::int64_t>(tasks.size()), num_threads, [&] {
-    return [&, score = Scorer(kernels)](std::int64_t t) mutable {
+    return [&, score = Scorer(kernels, documents)](std::int64_t t) mutable {
       const Task& task = tasks[t];
       auto next = documents.document(candidates[task.begin]);
       for (std::int64_t c = task.begin; c < task.end; ++c) {

@@ -2,8 +2,10 @@
 
 #include <algorithm>
 #include <cmath>
+#include <optional>
 #include <vector>
 
+#include "lemur/codec.hpp"
 #include "lemur/cpu.hpp"
 #include "lemur/int8.hpp"
 #include "lemur/kernels/prefetch.hpp"
@@ -22,10 +24,10 @@ constexpr std::int64_t kTaskCandidates = 32;  // of the first pass: in a task, e
 using ScoredDocument = Scored<std::int64_t>;
 
 struct CodedQuery {
-  CodedQuery(const RaggedView& queries, std::int64_t i, const PackedQuery& packed)
+  CodedQuery(const RaggedView& queries, std::int64_t i, const PackedQuery& packed, std::int64_t stride)
       : exact(packed),
         panels(static_cast<const float*>(queries.tokens.row(queries.range(i).begin)), packed.num_tokens,
-               queries.tokens.dim) {}
+               queries.tokens.dim, stride) {}
   const PackedQuery& exact;
   Int8Panels panels;
 };
@@ -33,34 +35,45 @@ struct CodedQuery {
 // Scores by codes, or exactly where a document has none. Scratch memory of one thread.
 class FirstPass {
  public:
-  explicit FirstPass(const KernelTable& kernels) : kernels_(kernels), exact_(kernels) {}
+  FirstPass(const KernelTable& kernels, const DocumentsView& documents)
+      : kernels_(kernels), documents_(documents), exact_(kernels, documents) {
+    if (documents.small() != nullptr) small_.emplace(kernels, *documents.small());
+  }
 
   // `next` is scored after this one.
   float operator()(const CodedQuery& query, const DocumentsView::Document& document,
                    const DocumentsView::Document& next) {
+    if (small_) {
+      const SmallDocuments& all = *documents_.small();
+      return score(query, small_->int8_rows(all.document(document.index), all.document(next.index)));
+    }
     const TokenCodes& codes = document.chunk->codes;
     if (codes.codes == nullptr) return exact_(query.exact, document, next);
-    if (document.range.size() == 0) return kNone;
     const std::int64_t dim = document.chunk->tokens.dim, stride = int8_stride(dim), row = document.range.begin;
     const TokenCodes& ahead = next.chunk->codes;
     if (ahead.codes != nullptr) {
       prefetch(ahead.scales + next.range.begin);
       prefetch(ahead.sums + next.range.begin);
     }
+    return score(query, {codes.codes + row * stride, codes.scales + row, codes.sums + row, document.range.size(), dim,
+                         stride, ahead.codes == nullptr ? nullptr : ahead.codes + next.range.begin * stride,
+                         ahead.codes == nullptr ? 0 : next.range.size() * stride});
+  }
+
+ private:
+  float score(const CodedQuery& query, const Int8Document& document) {
+    if (document.num_rows == 0) return kNone;
     best_.resize(static_cast<std::size_t>(query.panels.num_panels() * kPanelTokens));
-    kernels_.int8_document(query.panels.panel(0), query.panels.num_panels(),
-                           {codes.codes + row * stride, codes.scales + row, codes.sums + row, document.range.size(),
-                            dim, stride, ahead.codes == nullptr ? nullptr : ahead.codes + next.range.begin * stride,
-                            ahead.codes == nullptr ? 0 : next.range.size() * stride},
-                           best_.data());
+    kernels_.int8_document(query.panels.panel(0), query.panels.num_panels(), document, best_.data());
     float total = 0.0f;  // float32 will do: what it rounds is part of the difference that is measured
     for (std::int64_t t = 0; t < query.exact.num_tokens; ++t) total += best_[t] * query.panels.scale(t);
     return total == total ? total : kNone;  // as of exact scores (scorer.hpp)
   }
 
- private:
   const KernelTable& kernels_;
+  const DocumentsView& documents_;
   Scorer exact_;
+  std::optional<SmallReader> small_;
   std::vector<float> best_;
 };
 
@@ -83,15 +96,20 @@ class Difference {
 class Reranker {
  public:
   Reranker(const RaggedView& queries, const DocumentsView& documents, std::int64_t k)
-      : kernels_(active_kernels()), queries_(queries), packed_(pack_queries(queries)), documents_(documents), k_(k) {}
+      : kernels_(active_kernels()),
+        coded_(queries, documents.small() == nullptr ? nullptr : &documents.small()->codec()),
+        packed_(pack_queries(documents.is_coded_alone() ? coded_.view() : queries)),
+        documents_(documents),
+        stride_(documents.small() == nullptr ? int8_stride(queries.tokens.dim) : documents.small()->codec().stride()),
+        k_(k) {}
 
   // The best k candidates of query i, at most; the work is shared out to `num_threads`.
   std::vector<ScoredDocument> operator()(std::int64_t i, const std::int64_t* candidates, std::int64_t num_candidates,
                                          int num_threads) const {
-    const CodedQuery query(queries_, i, packed_[i]);
+    const CodedQuery query(coded_.view(), i, packed_[i], stride_);
     std::vector<ScoredDocument> coded(static_cast<std::size_t>(num_candidates));
     parallel_for((num_candidates + kTaskCandidates - 1) / kTaskCandidates, num_threads, [&] {
-      return [&, score = FirstPass(kernels_)](std::int64_t task) mutable {
+      return [&, score = FirstPass(kernels_, documents_)](std::int64_t task) mutable {
         const std::int64_t end = std::min(num_candidates, (task + 1) * kTaskCandidates);
         auto next = documents_.document(candidates[task * kTaskCandidates]);
         for (std::int64_t c = task * kTaskCandidates; c < end; ++c) {
@@ -120,7 +138,7 @@ class Reranker {
       const std::int64_t end = std::min(size, begin + round);
       exact.resize(static_cast<std::size_t>(end));
       parallel_for(end - begin, num_threads, [&] {
-        return [&, score = Scorer(kernels_)](std::int64_t task) mutable {
+        return [&, score = Scorer(kernels_, documents_)](std::int64_t task) mutable {
           const std::int64_t document = coded[begin + task].index;
           // Threads take tasks in turns, so that one's next task is about num_threads further.
           const std::int64_t next = coded[std::min(begin + task + num_threads, end - 1)].index;
@@ -141,10 +159,10 @@ class Reranker {
 
  private:
   const KernelTable& kernels_;
-  const RaggedView& queries_;
+  const TurnedQueries coded_;
   const std::vector<PackedQuery> packed_;
   const DocumentsView& documents_;
-  const std::int64_t k_;
+  const std::int64_t stride_, k_;
 };
 
 }  // namespace

@@ -38,6 +38,13 @@ std::vector<PackedQuery> pack_queries(const RaggedView& queries) {
   return packed;
 }
 
+TurnedQueries::TurnedQueries(const RaggedView& queries, const Codec* codec) : view_(queries) {
+  if (codec == nullptr || queries.tokens.dim != codec->dim()) return;  // which check_dim refuses
+  turned_.resize(static_cast<std::size_t>(queries.tokens.num_tokens * codec->dim()));
+  codec->turn_query(static_cast<const float*>(queries.tokens.data), queries.tokens.num_tokens, turned_.data());
+  view_.tokens.data = turned_.data();
+}
+
 float sum(const float* best, std::int64_t size) {
   double total = 0.0;
   for (std::int64_t t = 0; t < size; ++t) total += best[t];
@@ -47,6 +54,13 @@ float sum(const float* best, std::int64_t size) {
 float Scorer::operator()(const PackedQuery& query, const DocumentsView::Document& document,
                          const DocumentsView::Document& next) {
   best_.assign(static_cast<std::size_t>(query.num_panels() * kPanelTokens), kNone);
+  if (document.chunk == nullptr) {
+    const std::int64_t rows = document.range.size(), dim = documents_.dim();
+    widened_.resize(static_cast<std::size_t>(rows * dim));
+    reader_->float_rows(documents_.small()->document(document.index), widened_.data());
+    kernels_.update_maxima(query.panels.data(), query.num_panels(), widened_.data(), rows, dim, best_.data());
+    return sum(best_.data(), query.num_tokens);
+  }
   const TokenView& tokens = document.chunk->tokens;
   const TokenRange range = document.range;
   const bool half = tokens.type == TokenType::kFloat16;

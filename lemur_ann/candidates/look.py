@@ -7,13 +7,15 @@ ranked by its token maxima over centroids and its place by estimate together, wi
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, replace
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
 from lemur_ann import _core
+from lemur_ann.documents.coded import Codebook, Part, appended, taken
+from lemur_ann.documents.coded_store import CodedStore
 from lemur_ann.documents.inputs import QueryBatch, to_offsets
 from lemur_ann.documents.rows import Rows, RowSet
 from lemur_ann.documents.tokens import TokenStore
@@ -23,12 +25,16 @@ from lemur_ann.validate import Offsets
 
 NUM_KNOWN = 5  # numbers that are known of a document
 MAX_CENTROIDS = 65_536  # which two bytes can number
-TOKENS_PER_BLOCK = 2**18  # whose centroids are looked for together
 ROWS_PER_BLOCK = 1024  # of documents here and there, whose tokens are copied
 RARE_SHARE = 1.5  # documents that match a rare token, for each on the shortlist, at most: they cost less than a wider walk
-IDS_TO_MERGE = 2**22  # parts with fewer ids may be merged: 8 MiB
 
-Ids = npt.NDArray[np.uint16]
+
+class CodeMaps(NamedTuple):
+    """What small codes are made with: float32 (dim, dim), (dim, dim) and (1,); see ``lemur_ann.documents.coded.Codebook``."""
+
+    token_map: npt.NDArray[np.float32]
+    query_map: npt.NDArray[np.float32]
+    unit: npt.NDArray[np.float32]
 
 
 @dataclass(frozen=True, eq=False)
@@ -39,61 +45,58 @@ class LookWeights:
         centroids: float32 (num_centroids, dim), of length 1.
         hidden, bias, output: float32 (num_hidden, 5), (num_hidden,) and (num_hidden,): a score of what is known of a document
             is ``output @ max(0, hidden @ known + bias)``.
+        codes: what small codes are made with; None in maps of formats before 7.
     """
 
     centroids: npt.NDArray[np.float32]
     hidden: npt.NDArray[np.float32]
     bias: npt.NDArray[np.float32]
     output: npt.NDArray[np.float32]
+    codes: CodeMaps | None = None
+
+    def codebook(self, bits: int) -> Codebook:
+        """What tokens are coded by, with so many bits a component, or with none."""
+        return self._codebooks.setdefault(bits, self._codebook(bits))
 
     @cached_property
-    def coded(self) -> _core.Centroids:
-        """The centroids, for the kernels."""
-        return _core.Centroids(self.centroids)
+    def _codebooks(self) -> dict[int, Codebook]:
+        return {}
+
+    def _codebook(self, bits: int) -> Codebook:
+        if bits == 0 or self.codes is None:
+            return Codebook(self.centroids)
+        token_map, query_map, unit = self.codes
+        return Codebook(self.centroids, token_map, query_map, float(unit[0]), bits)
 
     @classmethod
     def of(cls, arrays: dict[str, npt.NDArray[Any]]) -> LookWeights | None:
         """Those among the arrays of a map; None where it has none."""
         if "centroids" not in arrays:
             return None
-        return cls(arrays["centroids"], arrays["look.hidden"], arrays["look.bias"], arrays["look.output"])
+        network = arrays["look.hidden"], arrays["look.bias"], arrays["look.output"]
+        codes = None
+        if "codes.unit" in arrays:
+            codes = CodeMaps(arrays["codes.token_map"], arrays["codes.query_map"], arrays["codes.unit"])
+        return cls(arrays["centroids"], *network, codes)
 
     @property
     def arrays(self) -> dict[str, npt.NDArray[np.float32]]:
         """For storage."""
-        return {"centroids": self.centroids, "look.hidden": self.hidden, "look.bias": self.bias, "look.output": self.output}
-
-
-@dataclass(frozen=True, eq=False)
-class Part:
-    """The centroids of documents laid end to end: uint16 (num_tokens,) and int64 (num_documents + 1,)."""
-
-    ids: Ids
-    offsets: Offsets
-    num_centroids: int
-
-    @cached_property
-    def listed(self) -> _core.CentroidIds:
-        """The same for searches, with the documents of rare centroids."""
-        return _core.CentroidIds(self.ids, self.offsets, self.num_centroids)
-
-    def __len__(self) -> int:
-        return len(self.offsets) - 1
-
-
-def checked_part(ids: npt.NDArray[Any], offsets: npt.NDArray[Any], num_rows: int, num_centroids: int, name: object) -> Part:
-    """What a file has of so many documents; CorruptIndex where it cannot be. The kernels look at ids and offsets they read."""
-    fits = ids.dtype == np.uint16 and ids.ndim == 1 and offsets.dtype == np.int64 and offsets.shape == (num_rows + 1,)
-    if not fits or offsets[0] != 0 or offsets[-1] != len(ids) or (np.diff(offsets) < 0).any():
-        raise CorruptIndex(f"{name} does not have the centroids of {num_rows} documents")
-    return Part(ids, offsets, num_centroids)
+        found = {"centroids": self.centroids, "look.hidden": self.hidden, "look.bias": self.bias, "look.output": self.output}
+        if self.codes is not None:
+            found |= {f"codes.{name}": array for name, array in self.codes._asdict().items()}
+        return found
 
 
 class SecondLook:
-    """Documents by the centroids of their tokens. It never changes: more documents make a new one, which shares what it can."""
+    """Documents by the centroids of their tokens. It never changes: more documents make a new one, which shares what it can.
 
-    def __init__(self, weights: LookWeights, parts: list[Part]) -> None:
-        self.weights, self.parts = weights, parts
+    ``bits`` of small codes are kept beside them, a component; 0: none.
+    """
+
+    def __init__(self, weights: LookWeights, parts: list[Part], bits: int = 0) -> None:
+        self.weights, self.parts, self.bits = weights, parts, bits
+        self.book = weights.codebook(bits)
 
     @property
     def num_rows(self) -> int:
@@ -103,60 +106,84 @@ class SecondLook:
     @cached_property
     def _documents(self) -> _core.SecondLook:
         try:
-            return _core.SecondLook(self.weights.coded, [part.listed for part in self.parts])
+            return _core.SecondLook(self.book.nearest, [part.listed for part in self.parts])
         except ValueError as error:  # ids are looked at when they are first used
             raise CorruptIndex(f"the centroids of documents cannot be read: {error}") from error
 
+    @cached_property
+    def small(self) -> _core.SmallDocuments | None:
+        """The small codes of all documents, for the kernels; None where there are none."""
+        if not self.bits:
+            return None
+        return self.book.small(self.parts)
+
     def extended(self, store: TokenStore, *, num_threads: int) -> SecondLook:
         """With the documents of a store at the end."""
-        parts = list(self.parts)
+        parts = self.parts
+        if isinstance(store, CodedStore):
+            for part in store.parts if store.book.is_like(self.book) else [self.of_decoded(store, num_threads=num_threads)]:
+                parts = appended(parts, part)
         for chunk in store.chunks:
-            first, last = int(chunk.offsets[0]), int(chunk.offsets[-1])
-            blocks = [np.empty(0, np.uint16)]
-            for begin in range(first, last, TOKENS_PER_BLOCK):
-                tokens = chunk.tokens[begin : min(begin + TOKENS_PER_BLOCK, last)]
-                blocks.append(self.weights.coded.nearest(tokens, num_threads))
-            _append(parts, self._part(np.concatenate(blocks), chunk.offsets - first))
-        return SecondLook(self.weights, parts)
+            parts = appended(parts, self.book.coded(chunk.tokens, chunk.offsets, num_threads=num_threads))
+        return self._of(parts)
+
+    def recoded(self, store: TokenStore, weights: LookWeights, bits: int, *, num_threads: int) -> SecondLook:
+        """The same documents, which are those of a store, with small codes of other bits, or without any.
+
+        Raises:
+            ValueError: the weights have nothing to make small codes with.
+        """
+        empty = SecondLook(weights, [], bits)
+        if bits and empty.book.bits == 0:
+            raise ValueError("the learned map has nothing to make small codes with")
+        if bits == self.bits:
+            return SecondLook(weights, self.parts, bits)
+        if not bits:
+            return SecondLook(weights, [replace(part, small=None) for part in self.parts])
+        if isinstance(store, CodedStore):
+            parts = [empty.book.recoded(part, self.book, num_threads=num_threads) for part in self.parts]
+            return SecondLook(weights, parts, bits)
+        return empty.extended(store, num_threads=num_threads)
+
+    def of_decoded(self, store: CodedStore, *, num_threads: int) -> Part:
+        """All documents of a store of codes, coded anew from what these stand for."""
+        parts = SecondLook(self.weights, [], self.bits).of_rows(store, np.arange(len(store)), num_threads=num_threads).parts
+        return taken(parts, np.arange(len(store)), self.book)
 
     def of_rows(self, store: TokenStore, rows: Rows, *, num_threads: int) -> SecondLook:
         """The same for some documents of a store, by ascending rows."""
-        parts = list(self.parts)
+        parts = self.parts
         for begin in range(0, len(rows), ROWS_PER_BLOCK):
             tokens, offsets = store.gather(rows[begin : begin + ROWS_PER_BLOCK])
-            _append(parts, self._part(self.weights.coded.nearest(tokens, num_threads), offsets))
-        return SecondLook(self.weights, parts)
+            parts = appended(parts, self.book.coded(tokens, offsets, num_threads=num_threads))
+        return self._of(parts)
 
     def with_part(self, part: Part) -> SecondLook:
-        """With documents at the end whose centroids are known."""
-        parts = list(self.parts)
-        _append(parts, part)
-        return SecondLook(self.weights, parts)
+        """With documents at the end that are coded already."""
+        return self._of(appended(self.parts, part))
 
     def take(self, rows: Rows) -> Part:
-        """The centroids of some documents, by ascending rows."""
-        blocks, lengths, first = [np.empty(0, np.uint16)], [np.empty(0, np.int64)], 0
-        for part in self.parts:
-            ids, offsets = part.ids, part.offsets
-            inside = rows[(rows >= first) & (rows < first + len(offsets) - 1)] - first
-            lengths.append(offsets[inside + 1] - offsets[inside])
-            blocks += [ids[offsets[run[0]] : offsets[run[-1] + 1]] for run in _runs(inside)]
-            first += len(offsets) - 1
-        return self._part(np.concatenate(blocks), to_offsets(np.concatenate(lengths)))
+        """Some documents, by ascending rows."""
+        return taken(self.parts, rows, self.book)
 
     def check(self, store: TokenStore) -> None:
-        """CorruptIndex unless it has the centroids of these documents, in their order."""
+        """CorruptIndex unless it has the codes of these documents, in their order."""
         first = 0
-        for part in self.parts:
-            ids, offsets = part.ids, part.offsets
-            last = first + len(offsets) - 1
+        for part in [] if isinstance(store, CodedStore) else self.parts:
+            begin, last = 0, first + len(part)
             for chunk in store.part(first, last):
-                if not np.array_equal(np.diff(chunk.offsets), np.diff(offsets[: len(chunk.offsets)])):
+                end = begin + len(chunk.offsets) - 1
+                if not np.array_equal(np.diff(chunk.offsets), np.diff(part.offsets[begin : end + 1])):
                     raise CorruptIndex(f"the documents from row {first} on have more or fewer tokens than centroids")
-                expected = self.weights.coded.nearest(chunk.tokens[chunk.offsets[0] : chunk.offsets[-1]], 1)
-                if not np.array_equal(expected, ids[offsets[0] : offsets[len(chunk.offsets) - 1]]):
+                expected = self.book.coded(chunk.tokens, chunk.offsets, num_threads=1)
+                own = part.slice(int(part.offsets[begin]), int(part.offsets[end]))
+                if not np.array_equal(expected.ids, own.ids):
                     raise CorruptIndex(f"centroids of the documents from row {first} on are not those of their tokens")
-                first, offsets = first + len(chunk.offsets) - 1, offsets[len(chunk.offsets) - 1 :]
+                if expected.small is not None and own.small is not None:
+                    (codes, scales, _), (own_codes, own_scales, _) = expected.small, own.small
+                    if not (np.array_equal(codes, own_codes) and np.array_equal(scales, own_scales)):
+                        raise CorruptIndex(f"small codes of the documents from row {first} on are not those of their tokens")
+                first, begin = first + end - begin, end
 
     def with_rare(self, queries: QueryBatch, shortlists: list[Rows], *, num_threads: int) -> list[Rows]:
         """Shortlists with documents of rare centroids at their ends."""
@@ -190,22 +217,8 @@ class SecondLook:
         )
         return [own[:size] for own, size in zip(rows, counts.tolist(), strict=True)]
 
-    def _part(self, ids: Ids, offsets: Offsets) -> Part:
-        return Part(ids, offsets, len(self.weights.centroids))
-
-
-def _append(parts: list[Part], part: Part) -> None:
-    """At the end, taking in smaller ones before it: many small additions make few parts."""
-    while parts and len(parts[-1].ids) < 2 * len(part.ids) + 1 and len(parts[-1].ids) + len(part.ids) <= IDS_TO_MERGE:
-        before = parts.pop()
-        offsets = np.concatenate([before.offsets, part.offsets[1:] + before.offsets[-1]])
-        part = Part(np.concatenate([before.ids, part.ids]), offsets, part.num_centroids)
-    parts.append(part)
-
-
-def _runs(rows: Rows) -> list[Rows]:
-    """Neighbouring rows together."""
-    return np.split(rows, np.flatnonzero(np.diff(rows) != 1) + 1) if len(rows) else []
+    def _of(self, parts: list[Part]) -> SecondLook:
+        return SecondLook(self.weights, parts, self.bits)
 
 
 def _flat(shortlists: list[Rows]) -> tuple[Rows, Offsets]:

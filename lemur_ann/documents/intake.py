@@ -20,10 +20,18 @@ from lemur_ann.documents.inputs import DocumentBatch, iterate_documents, plain_t
 from lemur_ann.documents.rows import Rows
 from lemur_ann.documents.sources import is_stream, opened
 from lemur_ann.documents.tokens import TokenFile, TokenStore
+from lemur_ann.events import warn_caller
 from lemur_ann.progress import Progress, Task
 
 BATCHES_TO_JOIN = 256  # metadata of so many batches of a stream becomes one table
 CHUNKS_TO_JOIN = 256  # a table of more is made one piece
+TEXT_COLUMN = "text"  # the usual one
+
+NO_TEXTS_WARNING = (
+    "encode_query is given plain queries about everything, since the documents have no column {column!r} of texts (they have "
+    "{names}): sentences of their own texts teach more. text_column= names another column, and text_column=None says that "
+    "there is none."
+)
 
 
 def take_in(
@@ -319,15 +327,23 @@ def _cast(column: pa.ChunkedArray, field: pa.Field) -> pa.ChunkedArray:
         ) from error
 
 
-def texts_of(metadata: pa.Table | None, column: str, rows: Rows) -> list[str | None]:
-    """A metadata column of strings, of some rows; for ``encode_query``.
+def texts_of(metadata: pa.Table | None, column: str | None, rows: Rows) -> list[str | None] | None:
+    """A metadata column of strings, of some rows; for ``encode_query``. None where there is none, and none was named.
 
     Raises:
         ValueError, TypeError: there is no such column, or it holds something else.
     """
+    if column is None:
+        return None
     names = [] if metadata is None else metadata.column_names
     if metadata is None or column not in names:
-        raise ValueError(f"encode_query needs the documents' texts in a column {column!r}; they have the columns {names}")
+        if column == TEXT_COLUMN:
+            warn_caller(NO_TEXTS_WARNING.format(column=column, names=names))
+            return None
+        raise ValueError(
+            f"encode_query needs the documents' texts in a column {column!r}; they have the columns {names}; text_column=None "
+            "is for documents without texts"
+        )
     values = metadata.column(column).take(pa.array(rows))
     if not (pa.types.is_string(values.type) or pa.types.is_large_string(values.type)):
         raise TypeError(f"column {column!r} must hold strings for encode_query, got {values.type}")

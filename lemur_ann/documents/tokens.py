@@ -10,7 +10,7 @@ import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any, BinaryIO, NamedTuple, cast
+from typing import Any, BinaryIO, NamedTuple, Protocol, cast
 
 import numpy as np
 import numpy.typing as npt
@@ -39,6 +39,14 @@ class Chunk(NamedTuple):
     codes: Codes | None = None  # of each row of tokens: int8 codes, their scale, their sum
 
 
+class Piece(Protocol):
+    """Documents of a store that are together in memory and on disk."""
+
+    @property
+    def offsets(self) -> Offsets:
+        """int64 (num_documents + 1,)."""
+
+
 def without_gaps(tokens: Tokens, offsets: Offsets) -> tuple[Tokens, Offsets]:
     """The same documents, where offsets name a part of the tokens only."""
     return tokens[offsets[0] : offsets[-1]], offsets - offsets[0]
@@ -58,6 +66,11 @@ class TokenStore:
 
     def __len__(self) -> int:
         return int(self._firsts[-1])
+
+    @property
+    def pieces(self) -> Sequence[Piece]:
+        """What the documents are kept in, laid end to end."""
+        return self.chunks
 
     @property
     def dim(self) -> int | None:
@@ -86,6 +99,10 @@ class TokenStore:
             codes = [chunk.codes for chunk in self.chunks if chunk.codes is not None]
             self._documents = _core.Documents([(chunk.tokens, chunk.offsets) for chunk in self.chunks], codes)
         return self._documents
+
+    def with_small(self, small: _core.SmallDocuments) -> _core.Documents:
+        """All documents, with small codes of them."""
+        return _core.Documents([(chunk.tokens, chunk.offsets) for chunk in self.chunks], [], small)
 
     def __getitem__(self, row: int) -> Tokens:
         """The (num_tokens, dim) matrix of one document, a view."""
@@ -161,6 +178,28 @@ class TokenStore:
                 codes = chunk.codes and cast(Codes, tuple(array[rows] for array in chunk.codes))
                 found.append(Chunk(chunk.tokens[rows], chunk.offsets[low : high + 1] - chunk.offsets[low], codes))
         return found
+
+    def slice(self, begin: int, end: int) -> TokenStore:
+        """The documents from ``begin`` to ``end``, as a store of views."""
+        return TokenStore(self.part(begin, end), coded=self._coded)
+
+    def recoded(self, coded: bool, directory: str | os.PathLike[str] | None = None) -> TokenStore:
+        """With int8 codes, or without; made anew in a temporary file in ``directory``."""
+        if coded == self._coded or not self.chunks:
+            return TokenStore(self.chunks, coded=coded)
+        if not coded:
+            return TokenStore([Chunk(chunk.tokens, chunk.offsets) for chunk in self.chunks])
+        with TokenFile(directory, coded=True) as file:
+            for chunk in self.chunks:
+                file.append(chunk.tokens, chunk.offsets)
+            return TokenStore(file.mapped(), coded=True)
+
+    def joined(self, other: TokenStore) -> TokenStore:
+        """With the documents of another store of this kind at the end."""
+        store = self
+        for chunk in other.chunks:
+            store = store.extended(*chunk)
+        return store
 
     def without(self, dropped: npt.NDArray[np.bool_], directory: str | os.PathLike[str] | None = None) -> TokenStore:
         """The documents where ``dropped`` is not set, in the same order.

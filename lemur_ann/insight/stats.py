@@ -11,6 +11,7 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
+from lemur_ann.documents.coded_store import CodedStore
 from lemur_ann.searching.snapshot import Snapshot
 
 MAPS, PAGEMAP = Path("/proc/self/maps"), Path("/proc/self/pagemap")
@@ -73,14 +74,18 @@ def stats_of(snapshot: Snapshot) -> Stats:
     """The parts of a snapshot."""
     memory = _Memory()
     chunks, ids, learned = snapshot.store.chunks, snapshot.ids, snapshot.learned
-    parts = {"tokens": memory.part([array for chunk in chunks for array in (chunk.tokens, chunk.offsets)])}
-    codes = [array for chunk in chunks if chunk.codes is not None for array in chunk.codes]
+    parts = {}
+    if not isinstance(snapshot.store, CodedStore):
+        parts["tokens"] = memory.part([array for chunk in chunks for array in (chunk.tokens, chunk.offsets)])
+    codes: list[npt.NDArray[Any]] = [array for chunk in chunks if chunk.codes is not None for array in chunk.codes]
+    look = None if learned is None else learned.look
+    codes += [array for part in look.parts for array in part.small or () if array is not None] if look is not None else []
     if codes:
         parts["token codes"] = memory.part(codes)
     if learned is not None:
         parts["candidates"] = memory.part(learned.candidates.arrays)
-        if learned.look is not None:
-            parts["token centroids"] = memory.part([array for part in learned.look.parts for array in (part.ids, part.offsets)])
+        if look is not None:
+            parts["token centroids"] = memory.part([array for part in look.parts for array in (part.ids, part.offsets)])
         parts["learned map"] = memory.part(list(learned.encoder.arrays().values()), learned.encoder.packed_bytes)
     parts["ids"] = memory.part(_buffers(ids.column.array), ids.size_of_rows)
     if snapshot.metadata is not None:

@@ -23,20 +23,20 @@ def learned_parts(
     options: Options,
     *,
     encode_query: Any = None,
-    text_column: str = "text",
+    text_column: str | None = "text",
     num_threads: int,
     **how: Any,
 ) -> tuple[MapParts, Encoded]:
     """The parts of a map for the ``live`` documents of a store, checked before torch is imported; see ``fitting.fit_map``.
 
     Raises:
-        ValueError, TypeError: no documents, queries of another dim, or no texts for ``encode_query``.
+        ValueError, TypeError: no documents, queries of another dim, or no such column of texts.
     """
     if len(live) == 0:
         raise ValueError("fit needs at least one document, got none")
     if queries is not None and len(queries) and queries.tokens.shape[1] != store.dim:
         raise ValueError(f"queries have dim {queries.tokens.shape[1]}, documents have dim {store.dim}")
-    texts = [] if encode_query is None else texts_of(metadata, text_column, live)
+    texts = None if encode_query is None else texts_of(metadata, text_column, live)
 
     with torch_threads(num_threads):
         from lemur_ann.learning import fitting

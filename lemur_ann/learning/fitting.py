@@ -28,6 +28,7 @@ from lemur_ann.documents.rows import Rows
 from lemur_ann.documents.tokens import TokenStore
 from lemur_ann.events import event, warn_caller
 from lemur_ann.learning import pseudo_queries
+from lemur_ann.learning.codes import learn_codes
 from lemur_ann.learning.distillation import MIN_DOCUMENTS, MIN_QUERIES, candidate_documents, distil, top_found
 from lemur_ann.learning.familiarity import NUM_DOCUMENTS, usual
 from lemur_ann.learning.features import FeatureMap, check_device
@@ -70,18 +71,21 @@ def fit_map(
     num_threads: int,
     progress: Progress,
     encode_query: Callable[[list[str]], Any] | None = None,
-    texts: Sequence[str | None] = (),
+    texts: Sequence[str | None] | None = None,
     start: FeatureMap | None = None,
     look: LookWeights | None = None,
+    codes: LookWeights | None = None,
     memory_limit: int | None = None,
     directory: str | PathLike[str] | None = None,
 ) -> tuple[MapParts, Encoded]:
     """Learn from the ``live`` documents of a store, the feature map beginning as a copy of ``start`` where there is one.
 
-    A ``look`` that is given stays as it is, and all queries teach the map.
+    A ``look`` that is given stays as it is, and all queries teach the map. Of ``codes`` the centroids stay, and what small
+    codes are made with.
 
-    Without queries, sentences of ``texts`` through ``encode_query`` take their place, and without that document tokens. The
-    order of the steps, and of the random draws in them, decides the bits of the map.
+    Without queries, sentences of ``texts`` through ``encode_query`` take their place, where there are no texts plain queries,
+    and without ``encode_query`` document tokens. The order of the steps, and of the random draws in them, decides the bits of
+    the map.
 
     Returns:
         the parts of the map, and the documents it was given to see while learning.
@@ -106,7 +110,7 @@ def fit_map(
     if look is None:
         if learned_from != "document tokens" and len(unseen):
             unseen = _with_token_queries(job, unseen)
-        look, look_found = _second_look(job, reduced, solver.feature_map, unseen)
+        look, look_found = _second_look(job, reduced, solver.feature_map, unseen, codes)
     radius = radius_for(reduced.documents)
     some = _choose(live, NUM_DOCUMENTS, job.random)
     summary = {
@@ -166,13 +170,17 @@ def _queries_to_learn_from(
     job: _Job,
     queries: QueryBatch | None,
     encode_query: Callable[[list[str]], Any] | None,
-    texts: Sequence[str | None],
+    texts: Sequence[str | None] | None,
 ) -> tuple[QueryBatch, str]:
     """The queries, or what stands for them, and what that is."""
     learned_from = "queries"
-    if queries is None and encode_query is not None:
+    dim = job.store.dim or 1
+    if queries is None and encode_query is not None and texts is not None:
         learned_from = "sentences"
-        queries = pseudo_queries.from_sentences(texts, encode_query, job.random, job.progress, dim=job.store.dim or 1)
+        queries = pseudo_queries.from_sentences(texts, encode_query, job.random, job.progress, dim=dim)
+    elif queries is None and encode_query is not None:
+        learned_from = "plain queries"
+        queries = pseudo_queries.from_plain_queries(encode_query, job.progress, dim=dim)
     if queries is None or len(queries) == 0:
         learned_from = "document tokens"
         warn_caller(NO_QUERIES_WARNING)
@@ -347,18 +355,22 @@ def _distilled(job: _Job, wide: _Reduced, target_std: float) -> _Reduced:
 
 
 def _second_look(
-    job: _Job, reduced: _Reduced, feature_map: FeatureMap, unseen: QueryBatch
+    job: _Job, reduced: _Reduced, feature_map: FeatureMap, unseen: QueryBatch, kept: LookWeights | None
 ) -> tuple[LookWeights | None, dict[str, float]]:
     """Centroids of document tokens, and how to rank a shortlist by them, learned from queries that the map has not seen."""
     options, clock = job.options, job.clock
     count = usual_centroids(job.store.num_tokens) if options.num_centroids is None else options.num_centroids
-    if count == 0 or len(job.live) < MIN_LOOK_DOCUMENTS:
+    if count == 0 or (len(job.live) < MIN_LOOK_DOCUMENTS and not options.small_bits):
         return None, {}
-    centroids = learn_centroids(job.store, job.live, count, job.random, job.num_threads)
-    if len(centroids) == 0:
-        return None, {}
-    clock.lap("centroids")
-    unlearned = LookWeights(centroids, *UNLEARNED)
+    unlearned = kept
+    if unlearned is None:
+        centroids = learn_centroids(job.store, job.live, count, job.random, job.num_threads)
+        if len(centroids) == 0:
+            return None, {}
+        own = _float32(reduced.queries.tokens[:MAX_POOL_TOKENS])
+        codes = learn_codes(job.store, job.live, centroids, own, options.seed)
+        unlearned = LookWeights(centroids, *UNLEARNED, codes)
+        clock.lap("centroids")
     size = min(LOOK_SHORTLIST, len(reduced.kept))
     if len(unseen) == 0:
         return unlearned, {}
@@ -373,7 +385,8 @@ def _second_look(
     weights, found = ranking(known, exact, bounds, seed=options.seed)
     event("second look", logging.INFO, **found)
     clock.lap("second look")
-    return LookWeights(centroids, *weights), found
+    hidden, bias, output = weights
+    return replace(unlearned, hidden=hidden, bias=bias, output=output), found
 
 
 def _choose(indices: Rows, count: int, random: np.random.Generator) -> Rows:

@@ -1,9 +1,11 @@
-"""Queries to learn from where there is no query log: documents' own sentences through the query encoder, or document tokens."""
+"""Queries to learn from where there is no query log: documents' own sentences through the query encoder, plain queries about
+everything through it, or document tokens."""
 
 from __future__ import annotations
 
 import re
 from collections.abc import Callable, Sequence
+from importlib.resources import files
 from typing import Any
 
 import numpy as np
@@ -12,7 +14,7 @@ import numpy.typing as npt
 from lemur_ann.documents.inputs import QueryBatch, to_offsets
 from lemur_ann.documents.tokens import TokenStore
 from lemur_ann.encoders import encoded
-from lemur_ann.progress import Progress
+from lemur_ann.progress import Progress, Task
 
 NUM_SENTENCES = 8192
 SENTENCES_PER_CALL = 256
@@ -28,7 +30,7 @@ def from_sentences(
     *,
     dim: int,
 ) -> QueryBatch:
-    """One sentence of each of a sample of texts, encoded.
+    """NUM_SENTENCES sentences of a sample of texts, encoded: one of each, and of few texts more.
 
     Args:
         texts: of the documents; None where there is none.
@@ -40,19 +42,38 @@ def from_sentences(
     Raises:
         ValueError, TypeError: no text has a sentence of MIN_WORDS words, or the encoder gives something else than asked for.
     """
-    chosen = []
+    chosen, left = [], []  # and what texts have beside those
     for row in random.permutation(len(texts)):
         candidates = sentences(texts[row] or "")
         if candidates:
-            chosen.append(candidates[random.integers(len(candidates))])
+            chosen.append(candidates.pop(random.integers(len(candidates))))
+            left.append(candidates)
         if len(chosen) == NUM_SENTENCES:
             break
+    while left and len(chosen) < NUM_SENTENCES:  # of few documents all that they have, one of each after the other
+        left = [candidates for candidates in left if candidates]
+        chosen += [candidates.pop(random.integers(len(candidates))) for candidates in left]
+    chosen = chosen[:NUM_SENTENCES]
     if not chosen:
         raise ValueError(f"encode_query has nothing to encode: no text of {len(texts)} has a sentence of {MIN_WORDS} words")
-    task = progress.task("queries from sentences", len(chosen))
+    return _encoded(chosen, encode_query, progress.task("queries from sentences", len(chosen)), dim)
+
+
+def from_plain_queries(encode_query: Callable[[list[str]], Any], progress: Progress, *, dim: int) -> QueryBatch:
+    """The plain queries that ship with the package, encoded; arguments as for :func:`from_sentences`."""
+    texts = plain_queries()
+    return _encoded(texts, encode_query, progress.task("plain queries", len(texts)), dim)
+
+
+def plain_queries() -> list[str]:
+    """Some 3,000 questions, keywords and short descriptions in English, about everything, written for this."""
+    return (files("lemur_ann") / "data" / "plain_queries.txt").read_text("utf-8").splitlines()
+
+
+def _encoded(texts: list[str], encode_query: Callable[[list[str]], Any], task: Task, dim: int) -> QueryBatch:
     parts = []
-    for begin in range(0, len(chosen), SENTENCES_PER_CALL):
-        asked = chosen[begin : begin + SENTENCES_PER_CALL]
+    for begin in range(0, len(texts), SENTENCES_PER_CALL):
+        asked = texts[begin : begin + SENTENCES_PER_CALL]
         parts.append(encoded(encode_query, asked, "query", dim))
         task.advance(len(asked))
     lengths = np.concatenate([np.diff(part.offsets) for part in parts])

@@ -123,7 +123,7 @@ def by_query_length(subject: Subject, used: Timed) -> list[dict[str, Any]]:
 
 def by_document_length(subject: Subject, truths: list[Truth], used: Timed) -> list[dict[str, Any]]:
     """Recall of the documents that queries want, the same document counted for each of these queries."""
-    lengths = np.concatenate([np.diff(chunk.offsets) for chunk in subject.snapshot.store.chunks])
+    lengths = np.concatenate([np.diff(piece.offsets) for piece in subject.snapshot.store.pieces])
     wanted = [lengths[truth.top] for truth in truths]
     together = np.concatenate(wanted)
     bins = []

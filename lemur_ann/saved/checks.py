@@ -85,7 +85,7 @@ def _check_names(manifest: dict[str, Any]) -> None:
     """Every name is one of ``files``, and none is two files of one kind."""
     segments, structure = manifest["segments"], manifest["structure"]
     lists = [
-        [entry["tokens"] for entry in segments],
+        [entry["tokens"] for entry in segments if entry["tokens"] is not None],
         [entry["documents"] for entry in segments],
         [entry["file"] for entry in manifest["vectors"]],
         [] if structure is None else list(structure["files"].values()),

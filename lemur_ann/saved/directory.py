@@ -116,7 +116,7 @@ class Directory:
             with held.named():
                 if not (held.files / storage.MANIFEST).exists():
                     storage.sync_parents(path)
-                    write_version(held, Snapshot.empty(coded=options.token_codes is not None), options)
+                    write_version(held, Snapshot.empty(coded=options.keeps_int8), options)
                 own = storage.manifest_bytes(held.files, trusted=trusted)
                 version = read_version(held.files, verify=verify, device=device, scratch=str(path), trusted=trusted)
                 _check_options(path, version.options, options, named)
@@ -287,7 +287,7 @@ def _save_into(path: Path, snapshot: Snapshot, options: Options) -> None:
             is_new = not (held.files / storage.MANIFEST).exists()
             if is_new:  # so that a save that is killed leaves an index, without documents
                 storage.sync_parents(path)
-                write_version(held, Snapshot.empty(coded=options.token_codes is not None), options)
+                write_version(held, Snapshot.empty(coded=options.keeps_int8), options)
             old = storage.written_manifest(held.files)  # of any format: those before 4 count no versions
             try:
                 manifest = write_version(held, snapshot, options, number=old.get("version", 0) + 1)

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import pyarrow as pa
@@ -15,11 +15,13 @@ from lemur_ann import arrays, formats
 from lemur_ann.candidates import CandidateIndex, Structure, Vectors
 from lemur_ann.candidates.kinds import LIBRARIES, kind_of
 from lemur_ann.candidates.library import check_own
-from lemur_ann.candidates.look import Part, SecondLook, checked_part
+from lemur_ann.candidates.look import SecondLook
+from lemur_ann.documents.coded import Part, checked_part
+from lemur_ann.documents.coded_store import CodedStore
 from lemur_ann.documents.ids import IdColumn, IdMap
 from lemur_ann.documents.intake import joined_metadata, rows_of
 from lemur_ann.documents.rows import RowSet
-from lemur_ann.documents.tokens import Chunk, TokenStore
+from lemur_ann.documents.tokens import Chunk, Piece, TokenStore
 from lemur_ann.encoder import LemurEncoder, check_device
 from lemur_ann.errors import CorruptIndex
 from lemur_ann.options import Options
@@ -33,12 +35,15 @@ TRIES = 20  # to open a version while a writer makes one after the other
 
 @dataclass(frozen=True, eq=False)
 class Segment:
-    """Documents whose tokens are in one file, and whose ids and metadata are in another."""
+    """Documents whose tokens are in one file, and whose ids and metadata are in another.
 
-    tokens: str
+    Where codes alone are kept there is no file of tokens, and the pieces are those parts of the codes.
+    """
+
+    tokens: str | None
     documents: str
     num_rows: int
-    chunks: list[Chunk]
+    pieces: Sequence[Piece]
     ids: list[pa.Array]
     metadata: pa.Table | None
 
@@ -129,11 +134,15 @@ def assembled(
         return objects[name]
 
     try:
-        coded = options.token_codes is not None
+        coded = options.keeps_int8
         read_segment = functools.partial(_read_segment, folder, coded=coded)
-        segments = [known_or(entry["tokens"], functools.partial(read_segment, entry)) for entry in manifest["segments"]]
+        segments = [known_or(entry["documents"], functools.partial(read_segment, entry)) for entry in manifest["segments"]]
         num_rows = sum(segment.num_rows for segment in segments)
-        store = TokenStore([chunk for segment in segments for chunk in segment.chunks], coded=coded)
+        is_coded_alone = options.keep_tokens == "none" and manifest["feature_map"] is not None
+        if any((segment.tokens is None) != is_coded_alone for segment in segments):
+            raise CorruptIndex(f"{folder} has segments with tokens, or without, against its option keep_tokens")
+        chunks = [cast(Chunk, piece) for segment in segments for piece in segment.pieces if not is_coded_alone]
+        store = TokenStore(chunks, coded=coded)
         _ = store.documents
         column = IdColumn([chunk for segment in segments for chunk in segment.ids])
         if any(chunk.type != column.type for chunk in column.chunks):
@@ -152,6 +161,11 @@ def assembled(
         learned = None
         if manifest["feature_map"] is not None:
             learned = _learned(folder, manifest, options, num_rows, known_or, scratch, trusted)
+            if is_coded_alone:
+                assert learned.look is not None
+                dtype = None if manifest["token_dtype"] is None else np.dtype(manifest["token_dtype"])
+                store = CodedStore(learned.look.book, learned.look.parts, dtype)
+                segments = _of_codes(folder, segments, learned.look.parts)
             if store.dim not in (None, learned.encoder.token_dim):
                 raise CorruptIndex(f"{folder} has tokens of dim {store.dim}, and a map of dim {learned.encoder.token_dim}")
     except CorruptIndex:
@@ -174,12 +188,28 @@ def _is_ours(manifest: dict[str, Any]) -> bool:
 
 
 def _read_segment(folder: Path, entry: dict[str, Any], *, coded: bool) -> Segment:
-    store = TokenStore.open(folder / entry["tokens"], coded=coded)
     ids, metadata = storage.read_documents(folder / entry["documents"])
-    for what, count in (("tokens of", len(store)), ("ids for", len(ids))):
+    counts, pieces = [("ids for", len(ids))], []
+    if entry["tokens"] is not None:
+        store = TokenStore.open(folder / entry["tokens"], coded=coded)
+        counts, pieces = [*counts, ("tokens of", len(store))], store.chunks
+    for what, count in counts:
         if count != entry["num_rows"]:
             raise CorruptIndex(f"{folder} has {what} {count} documents in {entry}, expected {entry['num_rows']}")
-    return Segment(entry["tokens"], entry["documents"], len(store), store.chunks, ids.chunks, metadata)
+    return Segment(entry["tokens"], entry["documents"], entry["num_rows"], pieces, ids.chunks, metadata)
+
+
+def _of_codes(folder: Path, segments: list[Segment], parts: list[Part]) -> list[Segment]:
+    """Segments without tokens, with their parts of the codes."""
+    found, left = [], list(parts)
+    for segment in segments:
+        own: list[Part] = []
+        while left and sum(map(len, own)) < segment.num_rows:
+            own.append(left.pop(0))
+        if sum(map(len, own)) != segment.num_rows:
+            raise CorruptIndex(f"{folder} has codes that do not begin where the documents of a file do")
+        found.append(replace(segment, pieces=own))
+    return found
 
 
 def _joined(segments: list[Segment]) -> pa.Table | None:
@@ -224,11 +254,13 @@ def _learned(
             raise CorruptIndex(f"{folder / part['file']} has a vector that is not finite")
         return vectors
 
-    num_centroids = 0 if encoder.look is None else len(encoder.look.centroids)
+    book = None if encoder.look is None else encoder.look.codebook(options.small_bits)
+    if options.small_bits and (book is None or not book.bits):
+        raise CorruptIndex(f"{folder} has token_codes={options.token_codes!r}, and a map that lacks what these are made with")
 
     def read_ids(part: dict[str, Any]) -> Part:
-        found = arrays.map_arrays(folder / part["file"])
-        return checked_part(found["ids"], found["offsets"], part["num_rows"], num_centroids, folder / part["file"])
+        assert book is not None
+        return checked_part(arrays.map_arrays(folder / part["file"]), part["num_rows"], book, folder / part["file"])
 
     entry = manifest["structure"]
     structure = None if entry is None else known_or(entry["files"]["graph"], read_structure)
@@ -241,7 +273,7 @@ def _learned(
     look = None
     if encoder.look is not None:
         ids = [known_or(part["file"], functools.partial(read_ids, part)) for part in manifest["centroids"]]
-        look = SecondLook(encoder.look, ids)
+        look = SecondLook(encoder.look, ids, options.small_bits)
         if look.num_rows != num_rows:
             raise CorruptIndex(f"{folder} does not have centroids of all of {num_rows} documents")
     tuned = map(_as_tuned, manifest["tuned"])
@@ -322,39 +354,37 @@ class Writing:
         return name
 
     def segments(self, snapshot: Snapshot) -> list[dict[str, Any]]:
-        """The segments of a snapshot: those of the version before whose chunks it has, and new ones of the others."""
-        chunks = snapshot.store.chunks
-        known = {} if self.before is None else {id(s.chunks[0]): s for s in self.before.segments if s.chunks}
+        """The segments of a snapshot: those of the version before whose pieces it has, and new ones of the others."""
+        pieces, is_coded_alone = snapshot.store.pieces, isinstance(snapshot.store, CodedStore)
+        known = {} if self.before is None else {id(s.pieces[0]): s for s in self.before.segments if s.pieces}
         entries: list[dict[str, Any]] = []
-        run: list[Chunk] = []
+        run: list[Piece] = []
         first = i = 0
 
         def flush() -> int:
             if not run:
                 return first
-            store = TokenStore(run, coded=snapshot.store.coded)
-            metadata = None if snapshot.metadata is None else snapshot.metadata[first : first + len(store)]
-            ids = snapshot.ids.column.array[first : first + len(store)]
-            entries.append(
-                {
-                    "tokens": self.new("tokens", ".arrow", store.write),
-                    "documents": self.new("documents", ".arrow", lambda path: storage.write_documents(path, ids, metadata)),
-                    "num_rows": len(store),
-                }
-            )
+            num_rows, tokens = sum(len(piece.offsets) - 1 for piece in run), None
+            if not is_coded_alone:
+                store = TokenStore([cast(Chunk, piece) for piece in run], coded=snapshot.store.coded)
+                tokens = self.new("tokens", ".arrow", store.write)
+            metadata = None if snapshot.metadata is None else snapshot.metadata[first : first + num_rows]
+            ids = snapshot.ids.column.array[first : first + num_rows]
+            documents = self.new("documents", ".arrow", lambda path: storage.write_documents(path, ids, metadata))
+            entries.append({"tokens": tokens, "documents": documents, "num_rows": num_rows})
             run.clear()
-            return first + len(store)
+            return first + num_rows
 
-        while i < len(chunks):
-            segment = known.get(id(chunks[i]))
-            same = zip(chunks[i:], segment.chunks, strict=False) if segment else ()
-            if segment and len(chunks) - i >= len(segment.chunks) and all(a is b for a, b in same):
+        while i < len(pieces):
+            segment = known.get(id(pieces[i]))
+            same = zip(pieces[i:], segment.pieces, strict=False) if segment else ()
+            if segment and len(pieces) - i >= len(segment.pieces) and all(a is b for a, b in same):
                 first = flush() + segment.num_rows
                 entries.append(segment.entry)
-                self.keep(segment.tokens, segment.documents)
-                i += len(segment.chunks)
+                self.keep(*(name for name in (segment.tokens, segment.documents) if name is not None))
+                i += len(segment.pieces)
             else:
-                run.append(chunks[i])
+                run.append(pieces[i])
                 i += 1
         flush()
         return entries
@@ -481,8 +511,8 @@ class Writing:
 
     def ids(self, part: Part) -> dict[str, Any]:
         """Write the centroids of some documents if they are new, and give what the manifest says of them."""
-        write = functools.partial(arrays.write_arrays, arrays={"ids": part.ids, "offsets": part.offsets})
-        name = self.known(part) or self.new("centroids", ".safetensors", write, part)
+        write = functools.partial(arrays.write_arrays, arrays=part.arrays)
+        name = self.known(part) or self.new("centroids", ".safetensors", write)
         return {"file": name, "num_rows": len(part)}
 
 

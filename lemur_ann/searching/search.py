@@ -9,6 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from lemur_ann import _core
+from lemur_ann.documents.coded_store import CodedStore
 from lemur_ann.documents.inputs import QueryBatch, to_offsets
 from lemur_ann.documents.rows import Rows, RowSet
 from lemur_ann.hits import Hits
@@ -155,7 +156,7 @@ class Rerank:
     """Stage 2: exact MaxSim of candidates, by C++ over the tokens."""
 
     def __init__(self, snapshot: Snapshot, queries: QueryBatch, settings: Settings, watch: Watch | None = None) -> None:
-        self._documents = snapshot.store.documents
+        self._documents = snapshot.documents
         self._queries, self._settings, self._watch = queries, settings, watch
 
     def __call__(self, candidates: list[Rows]) -> list[Scored]:
@@ -198,4 +199,4 @@ def exact_scores(
 
 def _hits(snapshot: Snapshot, found: Scored) -> Hits:
     rows, scores = found
-    return Hits(snapshot.ids.column.take(rows), scores)
+    return Hits(snapshot.ids.column.take(rows), scores, exact=not isinstance(snapshot.store, CodedStore))

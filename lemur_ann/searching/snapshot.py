@@ -8,10 +8,11 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pyarrow as pa
 
-from lemur_ann._core import token_codes
+from lemur_ann._core import Documents, token_codes
 from lemur_ann.candidates import CandidateIndex
 from lemur_ann.candidates.kinds import kind_of
 from lemur_ann.candidates.look import SecondLook
+from lemur_ann.documents.coded_store import CodedStore
 from lemur_ann.documents.ids import IdColumn, IdMap
 from lemur_ann.documents.inputs import DocumentBatch
 from lemur_ann.documents.intake import joined_metadata, rows_of
@@ -52,6 +53,26 @@ class Learned:
         """Whether queries, or what is like them, taught the map; and not document tokens alone."""
         return self.encoder.training.get("learned_from") != "document tokens"
 
+    @property
+    def keeps_codes_alone(self) -> bool:
+        """Whether small codes stand for the tokens, which are not kept."""
+        return self.options.keep_tokens == "none" and self.look is not None
+
+    def recoded(self, store: TokenStore, options: Options, encoder: LemurEncoder, num_threads: int) -> Learned:
+        """With the codes that options say, of the documents of a store; the encoder is the same map, and can make them."""
+        look = self.look
+        if look is not None and encoder.look is not None:
+            look = look.recoded(store, encoder.look, options.small_bits, num_threads=num_threads)
+        tuned = self.tuned if options.keep_tokens == self.options.keep_tokens else ()  # of searches that found other hits
+        return replace(self, options=options, encoder=encoder, look=look, tuned=tuned)
+
+    def kept(self, store: TokenStore) -> TokenStore:
+        """What is kept of the documents of a store, which are all that it knows."""
+        if not self.keeps_codes_alone:
+            return store
+        assert self.look is not None
+        return CodedStore(self.look.book, self.look.parts, store.dtype)
+
     def extended(self, new: TokenStore, num_threads: int, task: Task | None = None) -> Learned:
         """With documents at the end."""
         vectors = self.encoder.encode_store(new, num_threads=num_threads, task=task)
@@ -65,7 +86,7 @@ class Learned:
     def begun_anew(self, directory: str | None) -> Learned:
         """The same map for other documents; ``directory`` is for temporary files."""
         candidates = kind_of(self.options.candidates).assemble(self.encoder.dim, None, [], asdict(self.options), directory)
-        look = None if self.look is None else SecondLook(self.look.weights, [])
+        look = None if self.look is None else SecondLook(self.look.weights, [], self.look.bits)
         return replace(self, candidates=candidates, look=look, num_rows=0)
 
 
@@ -95,7 +116,8 @@ class Snapshot:
         A learned map stays, and with it the dim of tokens.
         """
         learned = None if self.learned is None else self.learned.begun_anew(directory)
-        return replace(Snapshot.empty(coded=self.store.coded), learned=learned)
+        empty = Snapshot.empty(coded=self.store.coded)
+        return empty if learned is None else replace(empty, store=learned.kept(empty.store), learned=learned)
 
     def fitted(self) -> Learned:
         """What was learned.
@@ -116,6 +138,13 @@ class Snapshot:
             "is_taught": learned is None or learned.is_taught,
             "num_documents": self.num_documents,
         }
+
+    @cached_property
+    def documents(self) -> Documents:
+        """All documents, for the kernels: with their small codes, where such are kept."""
+        look = None if self.learned is None else self.learned.look
+        small = None if look is None or isinstance(self.store, CodedStore) else look.small
+        return self.store.documents if small is None else self.store.with_small(small)
 
     @property
     def num_rows(self) -> int:
@@ -143,14 +172,16 @@ class Snapshot:
         """With checked documents (see intake.py) at the end, and the metadata of all; ``replaced`` rows are deleted."""
         if not batches:
             return replace(self, metadata=metadata)
-        store, new = self.store, TokenStore(coded=self.store.coded)
+        new = TokenStore(coded=self.store.coded)
         for batch in batches:
             new = new.extended(batch.tokens, batch.offsets, batch.codes, num_threads=num_threads)
-        for chunk in new.chunks:
-            store = store.extended(*chunk)
         learned = self.learned
         if learned is not None:
             learned = learned.extended(new, num_threads, progress.task("document weights", len(new)))
+        if learned is None or not learned.keeps_codes_alone:
+            store = self.store.joined(new)
+        else:
+            store = learned.kept(new)
         deleted = self.deleted.with_rows(replaced).extended(len(store))
         ids = self.ids.changed(replaced, pa.concat_arrays([batch.ids for batch in batches]), deleted)
         return Snapshot(store, ids, metadata, deleted, learned)
@@ -175,7 +206,9 @@ class Snapshot:
                 builder.add(candidates.take(block), num_threads=num_threads)
                 task.advance(len(block))
             num_rows = int(np.searchsorted(kept, learned.num_rows))
-            look = None if learned.look is None else SecondLook(learned.look.weights, [learned.look.take(kept)])
+            look = learned.look
+            if look is not None:
+                look = SecondLook(look.weights, [look.take(kept)], look.bits)
             learned = replace(learned, candidates=builder.finish(), look=look, num_rows=num_rows)
         return Snapshot(
             self.store.without(self.deleted.mask, directory),
@@ -194,8 +227,7 @@ class Snapshot:
             column = column.extended(after.ids.column.take_array(later))
             new = None if after.metadata is None else after.metadata.take(pa.array(later))
             metadata = joined_metadata(metadata, self.num_rows, [rows_of(new, len(later))])
-            for chunk in after.store.part(before.num_rows, after.num_rows):
-                store = store.extended(*chunk)
+            store = store.joined(after.store.slice(before.num_rows, after.num_rows))
         if learned is not None and after.learned is not None:
             now = after.learned
             candidates = learned.candidates.extended(now.candidates.take(later), num_threads=num_threads)
@@ -220,6 +252,8 @@ def check(snapshot: Snapshot) -> None:
                 if not np.array_equal(np.asarray(array), np.asarray(expected[i])):
                     raise CorruptIndex(f"codes of the documents from row {first} on are not those of their tokens")
         first += len(chunk.offsets) - 1
+    if isinstance(snapshot.store, CodedStore):
+        first = len(snapshot.store)
     live = snapshot.ids.column.take_array(snapshot.live)
     counts = {"rows": first, "ids": len(snapshot.ids.column), "deleted": len(snapshot.deleted)}
     if len(set(counts.values())) > 1 or (snapshot.metadata is not None and len(snapshot.metadata) != first):

@@ -9,7 +9,7 @@ import pyarrow as pa
 import pytest
 
 from lemur_ann import LemurIndex
-from lemur_ann.learning.pseudo_queries import MAX_WORDS, sentences
+from lemur_ann.learning.pseudo_queries import MAX_WORDS, plain_queries, sentences
 
 WORDS = [f"word{i}" for i in range(200)]
 OPTIONS = {"num_features": 64, "epochs": 1, "rank": 15, "num_candidates": 20, "ef_search": 40}
@@ -44,7 +44,9 @@ def test_learns_from_the_documents_own_sentences(documents, vectors):
         warnings.simplefilter("error")  # above all the one that says there are no queries
         index = LemurIndex(**OPTIONS).fit(documents, encode_query=encoder(vectors, calls))
     asked = [text for call in calls for text in call]
-    assert len(asked) == 150  # one of each document
+    first = asked[:150]  # one of each document, and then the others, as there are few
+    assert len({text for text in documents.column("text").to_pylist() if any(one in text for one in first)}) == 150
+    assert len(asked) == sum(len(sentences(text)) for text in documents.column("text").to_pylist()) == len(set(asked))
     assert all(any(text in whole for whole in documents.column("text").to_pylist()) for text in asked)
     assert index.encoder.training["learned_from"] == "sentences"
     query = np.stack([vectors[w] for w in documents.column("text")[7].as_py().split(".")[0].split()])
@@ -54,15 +56,47 @@ def test_learns_from_the_documents_own_sentences(documents, vectors):
 def test_other_text_column(documents, vectors):
     renamed = documents.rename_columns(["id", "body", "tokens"])
     index = LemurIndex(**OPTIONS).fit(renamed, encode_query=encoder(vectors, []), text_column="body")
-    assert index.is_fitted
-    with pytest.raises(ValueError, match=r"needs the documents' texts in a column 'text'; they have the columns \['body'\]"):
-        LemurIndex(**OPTIONS).fit(renamed, encode_query=encoder(vectors, []))
+    assert index.encoder.training["learned_from"] == "sentences"
+    with pytest.raises(ValueError, match=r"needs the documents' texts in a column 'boddy'; they have the columns \['body'\]"):
+        LemurIndex(**OPTIONS).fit(renamed, encode_query=encoder(vectors, []), text_column="boddy")
+
+
+def of_any_word(texts):
+    """An encoder of any texts."""
+    return [np.stack([np.random.default_rng(list(w.encode())).normal(size=16) for w in text.split()]) for text in texts]
+
+
+@pytest.mark.parametrize("text_column", ["text", None])
+def test_plain_queries_where_there_are_no_texts(documents, text_column):
+    calls: list[list[str]] = []
+
+    def encode_query(texts):
+        calls.append(texts)
+        return of_any_word(texts)
+
+    alone = documents.drop_columns(["text"])
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        index = LemurIndex(**OPTIONS).fit(alone, encode_query=encode_query, text_column=text_column)
+    told = [str(warning.message) for warning in caught]
+    assert len(told) == (text_column == "text")  # not where the caller says that there are none
+    assert all("text_column= names another column" in message for message in told)
+    assert index.encoder.training["learned_from"] == "plain queries"
+    assert [text for call in calls for text in call] == plain_queries()
+    query = documents.column("tokens")[7].as_py()[:5]
+    assert index.search(np.array(query, np.float32), k=1).ids[0] == "d7"
+
+
+def test_plain_queries():
+    texts = plain_queries()
+    assert len(texts) == len(set(texts)) > 2500
+    assert all(text.isascii() and text == text.strip() and 1 < len(text.split()) <= 24 for text in texts)
 
 
 @pytest.mark.parametrize(
     ("encode_query", "message"),
     [
-        (lambda texts: [np.ones((2, 16), np.float32)], "was given 150 texts and returned 1 matrices"),
+        (lambda texts: [np.ones((2, 16), np.float32)], "was given 256 texts and returned 1 matrices"),
         (lambda texts: [np.ones((2, 8), np.float32)] * len(texts), "query encoder: .*dim 8"),
         (lambda texts: texts, "query encoder: "),
         (lambda texts: [np.full((2, 16), np.nan, np.float32)] * len(texts), "query encoder: .*"),

@@ -11,6 +11,7 @@ from safetensors.numpy import load_file, save_file
 
 from lemur_ann import CorruptIndex, LemurEncoder, LemurIndex
 from lemur_ann.candidates.look import LookWeights, SecondLook
+from lemur_ann.documents.coded import Part
 from lemur_ann.learning.second_look import UNLEARNED, learn_centroids, usual_centroids
 from lemur_ann.saved import storage
 
@@ -44,7 +45,9 @@ def test_changes_keep_it(demo_data, tmp_path):
     for row in range(len(late)):
         index.add(late.slice(row, 1))
     index.check()
-    at_once = index.encoder.look.coded.nearest(np.concatenate([chunk.tokens for chunk in index.snapshot.store.chunks]), 2)
+    at_once = index.encoder.look.codebook(0).nearest.nearest(
+        np.concatenate([chunk.tokens for chunk in index.snapshot.store.chunks]), 2
+    )
     np.testing.assert_array_equal(ids_of_all(index), at_once)
     before = [hits.ids.tolist() for hits in index.search(demo_data.queries)]
     reader = LemurIndex.open(tmp_path / "index", read_only=True)
@@ -150,7 +153,7 @@ def test_small_parts_are_merged(rng):
     rows = rng.normal(size=(10, 8)).astype(np.float32)
     look = SecondLook(LookWeights(rows / np.linalg.norm(rows, axis=1, keepdims=True), *UNLEARNED), [])
     for _ in range(100):
-        look = look.with_part(look._part(np.zeros(3, np.uint16), np.array([0, 3])))
+        look = look.with_part(Part(np.zeros(3, np.uint16), np.array([0, 3]), 10))
     assert look.num_rows == 100
     assert len(look.parts) < 10
 

@@ -49,7 +49,10 @@ class Int8Rows {
 // Query tokens in panels of 16, as kernels read them.
 class Int8Panels {
  public:
-  Int8Panels(const float* tokens, std::int64_t num_tokens, std::int64_t dim);
+  // `stride` is that of the rows they are multiplied by; int8_stride(dim), or more.
+  Int8Panels(const float* tokens, std::int64_t num_tokens, std::int64_t dim, std::int64_t stride);
+  Int8Panels(const float* tokens, std::int64_t num_tokens, std::int64_t dim)
+      : Int8Panels(tokens, num_tokens, dim, int8_stride(dim)) {}
 
   std::int64_t num_panels() const { return static_cast<std::int64_t>(scales_.size()) / kPanelTokens; }
   const std::int8_t* panel(std::int64_t p) const { return codes_.data() + p * stride_ * kPanelTokens; }

@@ -91,10 +91,14 @@ class ChunkFirsts {
   std::int64_t size_ = 0;
 };
 
-// Documents kept in one or more chunks.
+class SmallDocuments;
+
+// Documents kept in one or more chunks; or as small codes (codec.hpp); or both.
 class DocumentsView {
  public:
-  explicit DocumentsView(std::vector<RaggedView> chunks) : chunks_(std::move(chunks)) {
+  // `small` are the same documents where there are chunks, and the documents where there are none.
+  explicit DocumentsView(std::vector<RaggedView> chunks, const SmallDocuments* small = nullptr)
+      : chunks_(std::move(chunks)), small_(small) {
     for (const RaggedView& chunk : chunks_) {
       if (chunk.tokens.dim != chunks_.front().tokens.dim)
         throw std::invalid_argument("chunks have tokens of dim " + std::to_string(chunks_.front().tokens.dim) +
@@ -104,22 +108,21 @@ class DocumentsView {
   }
 
   struct Document {
-    const RaggedView* chunk;
+    const RaggedView* chunk;  // null where there are codes alone
     TokenRange range;
+    std::int64_t index;
   };
 
-  std::int64_t size() const { return firsts_.size(); }
-  std::int64_t dim() const { return chunks_.empty() ? 0 : chunks_.front().tokens.dim; }
-
-  Document document(std::int64_t index) const {
-    const ChunkFirsts::Place place = firsts_.find(index);
-    const RaggedView& chunk = chunks_[place.chunk];
-    return {&chunk, chunk.range(place.inside)};
-  }
+  const SmallDocuments* small() const { return small_; }
+  bool is_coded_alone() const { return chunks_.empty() && small_ != nullptr; }
+  std::int64_t size() const;
+  std::int64_t dim() const;
+  Document document(std::int64_t index) const;
 
  private:
   std::vector<RaggedView> chunks_;
   ChunkFirsts firsts_;
+  const SmallDocuments* small_;
 };
 
 }  // namespace lemur

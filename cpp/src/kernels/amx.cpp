@@ -67,7 +67,8 @@ const KernelTable kAmxKernels = {"amx",
                                  as_bytes,
                                  update_nearest,
                                  byte_maxima<Bytes32>,
-                                 match_sums};
+                                 match_sums,
+                                 small_rows<Codes64>};
 
 }  // namespace lemur
 

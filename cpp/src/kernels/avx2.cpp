@@ -78,7 +78,8 @@ const KernelTable kAvx2Kernels = {"avx2",
                                   as_bytes,
                                   update_nearest,
                                   byte_maxima<Bytes32>,
-                                  match_sums};
+                                  match_sums,
+                                  small_rows<Codes32>};
 
 }  // namespace lemur
 

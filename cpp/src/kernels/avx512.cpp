@@ -35,7 +35,8 @@ const KernelTable kAvx512Kernels = {"avx512",
                                     as_bytes,
                                     update_nearest,
                                     byte_maxima<Bytes32>,
-                                    match_sums};
+                                    match_sums,
+                                    small_rows<Codes64>};
 
 }  // namespace lemur
 

@@ -17,7 +17,8 @@ const KernelTable kAvx512VnniKernels = {"avx512_vnni",
                                         as_bytes,
                                         update_nearest,
                                         byte_maxima<Bytes32>,
-                                        match_sums};
+                                        match_sums,
+                                        small_rows<Codes64>};
 
 }  // namespace lemur
 

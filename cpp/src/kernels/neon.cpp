@@ -29,7 +29,8 @@ const KernelTable kNeonKernels = {"neon",
                                   as_bytes,
                                   update_nearest,
                                   byte_maxima<Bytes16>,
-                                  match_sums};
+                                  match_sums,
+                                  small_rows<Codes16>};
 
 }  // namespace lemur
 

@@ -24,7 +24,8 @@ const KernelTable kNeonDotprodKernels = {"neon_dotprod",
                                          as_bytes,
                                          update_nearest,
                                          byte_maxima<Bytes16>,
-                                         match_sums};
+                                         match_sums,
+                                         small_rows<Codes16>};
 
 }  // namespace lemur
 

@@ -4,6 +4,7 @@
 #include "lemur/kernels/inner_product.hpp"
 #include "lemur/kernels/int8_product.hpp"
 #include "lemur/kernels/look_rows.hpp"
+#include "lemur/kernels/small_rows.hpp"
 
 namespace lemur {
 namespace {
@@ -60,6 +61,38 @@ struct Byte {
   static void store(std::uint8_t* p, std::uint8_t a) { *p = a; }
 };
 
+struct ScalarCodes {
+  using type = std::int32_t;
+  using half = ScalarCodes;
+  struct levels {
+    std::int8_t of[16];
+  };
+  using sums = std::int32_t;
+  static constexpr std::int64_t lanes = 1;
+  static std::int32_t load(const std::uint8_t* p) { return *p; }
+  static std::int32_t load(const std::int8_t* p) { return *p; }
+  static void store(std::int8_t* p, std::int32_t a) { *p = static_cast<std::int8_t>(a); }
+  static std::int32_t within(std::int32_t a) { return a < -128 ? -128 : a > 127 ? 127 : a; }
+  static levels table(const std::int16_t* levels, std::int16_t scale) {
+    ScalarCodes::levels out;
+    for (int i = 0; i < 16; ++i)
+      out.of[i] = static_cast<std::int8_t>(within((static_cast<std::int32_t>(levels[i]) * scale + 0x4000) >> 15));
+    return out;
+  }
+  template <int kBits>
+  static std::int32_t level(const levels& levels, std::int32_t packed) {
+    return levels.of[packed & ((1 << kBits) - 1)];
+  }
+  template <int kBits>
+  static std::int32_t shift(std::int32_t packed) {
+    return packed >> kBits;
+  }
+  static std::int32_t add(std::int32_t a, std::int32_t b) { return within(a + b); }
+  static std::int32_t no_sum() { return 0; }
+  static std::int32_t add_sum(std::int32_t sum, std::int32_t a) { return sum + a; }
+  static std::int32_t total(std::int32_t sum) { return sum; }
+};
+
 void widen(const std::uint16_t* half, std::int64_t size, float* out) {
   for (std::int64_t i = 0; i < size; ++i) out[i] = half_to_float(half[i]);
 }
@@ -78,6 +111,7 @@ const KernelTable kScalarKernels = {"scalar",
                                     as_bytes,
                                     update_nearest,
                                     byte_maxima<Byte>,
-                                    match_sums};
+                                    match_sums,
+                                    small_rows<ScalarCodes>};
 
 }  // namespace lemur

@@ -51,5 +51,36 @@ struct Avx512Codes {
   static void store(float* p, __m512 a) { _mm512_storeu_ps(p, a); }
 };
 
+struct Codes64 {
+  using type = __m512i;
+  using half = Codes32;
+  using levels = __m512i;
+  using sums = __m512i;
+  static constexpr std::int64_t lanes = 64;
+  static __m512i load(const void* p) { return _mm512_loadu_si512(p); }
+  static void store(void* p, __m512i a) { _mm512_storeu_si512(p, a); }
+  static __m512i table(const std::int16_t* levels, std::int16_t scale) {
+    return _mm512_broadcast_i32x4(Codes16::table(levels, scale));
+  }
+  template <int kBits>
+  static __m512i level(__m512i levels, __m512i packed) {
+    return _mm512_shuffle_epi8(levels, _mm512_and_si512(packed, _mm512_set1_epi8((1 << kBits) - 1)));
+  }
+  template <int kBits>
+  static __m512i shift(__m512i packed) {
+    return _mm512_srli_epi16(packed, kBits);
+  }
+  static __m512i add(__m512i a, __m512i b) { return _mm512_adds_epi8(a, b); }
+  static __m512i no_sum() { return _mm512_setzero_si512(); }
+  static __m512i add_sum(__m512i sum, __m512i a) {
+    const __m512i above = _mm512_xor_si512(a, _mm512_set1_epi8(-128));
+    return _mm512_add_epi64(
+        sum, _mm512_sub_epi64(_mm512_sad_epu8(above, _mm512_setzero_si512()), _mm512_set1_epi64(8 * 128)));
+  }
+  static std::int32_t total(__m512i sum) {
+    return Codes32::total(_mm256_add_epi64(_mm512_castsi512_si256(sum), _mm512_extracti64x4_epi64(sum, 1)));
+  }
+};
+
 }  // namespace
 }  // namespace lemur

@@ -8,6 +8,7 @@
 #include "lemur/kernels/inner_product.hpp"
 #include "lemur/kernels/int8_product.hpp"
 #include "lemur/kernels/look_rows.hpp"
+#include "lemur/kernels/small_rows.hpp"
 
 namespace lemur {
 namespace {
@@ -39,6 +40,34 @@ struct Bytes16 {
   static uint8x16_t load(const std::uint8_t* p) { return vld1q_u8(p); }
   static uint8x16_t max(uint8x16_t a, uint8x16_t b) { return vmaxq_u8(a, b); }
   static void store(std::uint8_t* p, uint8x16_t a) { vst1q_u8(p, a); }
+};
+
+struct Codes16 {
+  using type = int8x16_t;
+  using half = Codes16;
+  using levels = int8x16_t;
+  using sums = int32x4_t;
+  static constexpr std::int64_t lanes = 16;
+  static int8x16_t load(const std::int8_t* p) { return vld1q_s8(p); }
+  static int8x16_t load(const std::uint8_t* p) { return vreinterpretq_s8_u8(vld1q_u8(p)); }
+  static void store(std::int8_t* p, int8x16_t a) { vst1q_s8(p, a); }
+  static int8x16_t table(const std::int16_t* levels, std::int16_t scale) {
+    const int16x8_t factor = vdupq_n_s16(scale);
+    return vcombine_s8(vqmovn_s16(vqrdmulhq_s16(vld1q_s16(levels), factor)),
+                       vqmovn_s16(vqrdmulhq_s16(vld1q_s16(levels + 8), factor)));
+  }
+  template <int kBits>
+  static int8x16_t level(int8x16_t levels, int8x16_t packed) {
+    return vqtbl1q_s8(levels, vandq_u8(vreinterpretq_u8_s8(packed), vdupq_n_u8((1 << kBits) - 1)));
+  }
+  template <int kBits>
+  static int8x16_t shift(int8x16_t packed) {
+    return vreinterpretq_s8_u8(vshrq_n_u8(vreinterpretq_u8_s8(packed), kBits));
+  }
+  static int8x16_t add(int8x16_t a, int8x16_t b) { return vqaddq_s8(a, b); }
+  static int32x4_t no_sum() { return vdupq_n_s32(0); }
+  static int32x4_t add_sum(int32x4_t sum, int8x16_t a) { return vpadalq_s16(sum, vpaddlq_s8(a)); }
+  static std::int32_t total(int32x4_t sum) { return vaddvq_s32(sum); }
 };
 
 // An int8 kernel but for its product.

@@ -45,6 +45,26 @@ struct Int8Document {
   std::int64_t ahead_bytes;
 };
 
+// Small codes of tokens, with which an int8 row is decoded: that of the token's centroid, and beside it a level for
+// each component. `num_bytes` of codes a token, a multiple of kSmallBytes: code p of a row is bits (p / num_bytes) *
+// bits and up of byte p % num_bytes.
+struct SmallBook {
+  int bits;  // 1, 2 or 4
+  std::int64_t num_bytes;
+  std::int64_t num_centroids;
+  std::int64_t stride;           // of rows, at least num_bytes * 8 / bits
+  const std::int8_t* centroids;  // (num_centroids, stride)
+  const std::int16_t* levels;    // (16,), in units of 1 / 8; those beyond 2^bits are 0
+};
+constexpr std::int64_t kSmallBytes = 16;
+
+struct SmallCodes {
+  const std::uint8_t* codes;       // (num_rows, num_bytes)
+  const std::uint16_t* centroids;  // (num_rows,)
+  const std::int16_t* scales;      // (num_rows,): levels are multiplied by scale / 2^12, and rounded, a half up
+  std::int64_t num_rows;
+};
+
 enum class Activation { kGelu, kRelu, kSilu, kMish };
 
 struct KernelTable {
@@ -100,6 +120,10 @@ struct KernelTable {
   // 2^16, rounded down; and the sum of the squares of the z above 0, which are below 2^12.
   void (*match_sums)(const std::uint8_t* maxima, std::int64_t width, const std::int16_t* means,
                      const std::int16_t* factors, std::int64_t* out);
+
+  // Rows (num_rows, stride) of int8, and the sum of each: centroid plus scaled level, within -128 .. 127. False where
+  // a centroid is not below num_centroids.
+  bool (*small_rows)(const SmallBook& book, const SmallCodes& tokens, std::int8_t* rows, std::int32_t* sums);
 };
 
 extern const KernelTable kScalarKernels;

@@ -1,0 +1,163 @@
+"""How small the codes of tokens can be: what each width loses on the user's own documents and queries."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from lemur_ann import _core
+from lemur_ann.candidates.look import SecondLook
+from lemur_ann.documents.coded_store import CodedStore
+from lemur_ann.documents.inputs import QueryBatch, to_offsets
+from lemur_ann.documents.rows import Rows
+from lemur_ann.insight import metrics
+from lemur_ann.insight.relevance import Grades, Relevance, relevance_of_rows
+from lemur_ann.options import SMALL_BITS
+from lemur_ann.progress import Progress
+from lemur_ann.searching.search import Candidates, exact_scores
+from lemur_ann.searching.settings import Settings
+from lemur_ann.searching.snapshot import Snapshot
+
+CENTROID_BYTES, SCALE_BYTES = 2, 2  # of a token, beside its code
+SEVERAL = 4  # times k: so many of the best by codes have the exact top k, if exact tokens order them
+
+
+@dataclass(frozen=True)
+class Width:
+    """What one width of small codes finds without the tokens.
+
+    Attributes:
+        token_codes: its name.
+        bytes_per_token: of the code, its scale and the centroid; the tokens' own lengths take two more where they are not 1.
+        recall, recall_interval: share of the exact MaxSim top k among the k best by codes, and its 95% interval over queries.
+        recall_of_several: the same among the 4 k best, which the tokens would order if they were kept.
+        relevance: of relevant documents beside exact MaxSim's, where these were given.
+        loss, loss_interval: the larger loss of success@k and MRR@k, with its 95% interval; without relevant documents that of
+            recall.
+    """
+
+    token_codes: str
+    bytes_per_token: float
+    recall: float
+    recall_interval: tuple[float, float]
+    recall_of_several: float
+    relevance: Relevance | None
+    loss: float
+    loss_interval: tuple[float, float]
+
+
+@dataclass(frozen=True)
+class TunedCodes:
+    """What :meth:`lemur_ann.LemurIndex.tune_codes` found; print it.
+
+    Attributes:
+        widths: from the widest to the smallest.
+        token_codes: the smallest that loses no more than was allowed, for :meth:`lemur_ann.LemurIndex.recode`; None where all
+            lose more.
+        max_loss, certain: what was allowed, and whether the whole interval had to be within it.
+        k, num_queries: how it was measured.
+    """
+
+    widths: tuple[Width, ...]
+    token_codes: str | None
+    max_loss: float
+    certain: bool
+    k: int
+    num_queries: int
+
+    def __str__(self) -> str:
+        what = "relevance" if self.widths[0].relevance is not None else f"the exact top {self.k}"
+        lines = [f"codes without tokens, {self.num_queries:,} queries: bytes a token, recall@{self.k}, loss of {what} (95%)"]
+        for width in self.widths:
+            low, high = width.loss_interval
+            found = f"{width.token_codes}  {width.bytes_per_token:5.0f}  {width.recall:.3f}"
+            lines.append(f"{found}  {width.loss:+.1%} ({low:+.1%} to {high:+.1%})")
+        if self.token_codes is None:
+            lines.append(f"none loses {self.max_loss:.1%} at most: keep the tokens (keep_tokens='exact'), which loses nothing")
+        else:
+            lines.append(
+                f"{self.token_codes} loses {self.max_loss:.1%} at most: recode({self.token_codes!r}, keep_tokens='none')"
+            )
+        return "\n".join(lines)
+
+
+def tune_codes(
+    snapshot: Snapshot,
+    queries: QueryBatch,
+    settings: Settings,
+    grades: list[Grades] | None,
+    *,
+    max_loss: float,
+    certain: bool,
+    progress: Progress,
+) -> TunedCodes:
+    """Rank the candidates of each query by codes of each width, and compare with exact MaxSim.
+
+    Only the candidates are coded, in memory; nothing of the index changes.
+
+    Raises:
+        ValueError: the tokens are not kept, or the map has nothing to make codes with; or there are no queries.
+    """
+    learned = snapshot.fitted()
+    if isinstance(snapshot.store, CodedStore):
+        raise ValueError(f"the tokens are not kept, only codes {learned.options.token_codes!r}: nothing tells what these lose")
+    if learned.look is None or learned.look.weights.codes is None:
+        raise ValueError("the learned map has nothing to make small codes with: refit() learns it")
+    if len(queries) == 0:
+        raise ValueError("tune_codes needs at least one query, got none")
+    queries.check_not_zero("queries")
+    queries, k, num_threads = queries.as_float32, settings.k, settings.num_threads
+    task = progress.task("exact answers", len(queries))
+    exact = []
+    for scores in exact_scores(snapshot, queries, num_threads, snapshot.deleted):
+        exact.append(_core.top_k(scores, k))
+        task.advance()
+    candidates = Candidates(snapshot, queries, settings, snapshot.deleted)
+    found = candidates(range(len(queries)), settings.num_candidates, settings.ef_search)
+    used = np.unique(np.concatenate(found))
+    places = [np.searchsorted(used, rows) for rows in found]
+    task = progress.task("widths of codes", len(SMALL_BITS))
+    widths = []
+    for name, bits in SMALL_BITS.items():
+        look = SecondLook(learned.look.weights, [], bits).of_rows(snapshot.store, used, num_threads=num_threads)
+        documents = CodedStore(look.book, look.parts, snapshot.store.dtype).documents
+        several = [used[own] for own in _best(queries, documents, places, SEVERAL * k, num_threads)]
+        num_bytes = look.book.codec.num_bytes + CENTROID_BYTES + SCALE_BYTES
+        widths.append(_measured(snapshot, name, num_bytes, several, exact, grades, k))
+        task.advance()
+    holding = [width for width in widths if (width.loss_interval[1] if certain else width.loss) <= max_loss]
+    chosen = holding[-1].token_codes if holding else None
+    return TunedCodes(tuple(widths), chosen, max_loss, certain, k, len(queries))
+
+
+def _best(queries: QueryBatch, documents: _core.Documents, candidates: list[Rows], count: int, num_threads: int) -> list[Rows]:
+    """The best of each query's candidates by codes."""
+    ends = to_offsets([len(rows) for rows in candidates])
+    flat = np.concatenate([np.sort(rows) for rows in candidates])
+    rows, _, counts = _core.rerank(queries.tokens, queries.offsets, documents, flat, ends, count, num_threads)
+    return [own[:size] for own, size in zip(rows, counts.tolist(), strict=True)]
+
+
+def _measured(
+    snapshot: Snapshot,
+    name: str,
+    num_bytes: float,
+    several: list[Rows],
+    exact: list[Rows],
+    grades: list[Grades] | None,
+    k: int,
+) -> Width:
+    first = [rows[:k] for rows in several]
+    shares = []
+    for found in (first, several):
+        hit = [int(np.isin(wanted, own).sum()) for wanted, own in zip(exact, found, strict=True)]
+        shares.append(metrics.share_found(hit, [len(wanted) for wanted in exact]) or (1.0, 0.0, 1.0))
+    (recall, low, high), (recall_of_several, _, _) = shares
+    relevance, loss, interval = None, 1.0 - recall, (1.0 - high, 1.0 - low)
+    if grades is not None:
+        relevance = relevance_of_rows(snapshot, first, exact, grades, k)
+        measures = [relevance.measures[m] for m in (f"success@{k}", f"MRR@{k}") if m in relevance.measures]
+        worst = max(measures, key=lambda measure: measure.loss, default=None)
+        loss, interval = (0.0, (-1.0, 1.0)) if worst is None else (worst.loss, worst.loss_interval)
+    return Width(name, num_bytes, recall, (low, high), recall_of_several, relevance, loss, interval)
