@@ -894,7 +894,8 @@ class LemurIndex:
         """
         start = time.perf_counter()
         folder = validate.path(path)
-        version, _ = read_directory(folder, verify=validate.boolean(verify, "verify"), device=device, trusted=trusted)
+        verify, trusted = validate.boolean(verify, "verify"), validate.boolean(trusted, "trusted")
+        version, _ = read_directory(folder, verify=verify, device=device, trusted=trusted)
         index = cls.__new__(cls)
         index._set_up(Changes(version.options, version.snapshot))
         index._saved, index._trusted = (folder.resolve(), version.snapshot), trusted
@@ -937,8 +938,7 @@ class LemurIndex:
             TypeError: an index that is there already has other options; :meth:`refit` takes some.
         """
         start = time.perf_counter()
-        validate.boolean(read_only, "read_only")
-        validate.boolean(verify, "verify")
+        read_only, verify = validate.boolean(read_only, "read_only"), validate.boolean(verify, "verify")
         new = cls(**options)
         directory = Directory.open(
             validate.path(path),

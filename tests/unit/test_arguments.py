@@ -517,6 +517,7 @@ TRUTH = {
     "vectors": lambda index, value: index.to_arrow(vectors=value),
     "read_only": lambda index, value: LemurIndex.open("nowhere", read_only=value),
     "verify": lambda index, value: LemurIndex.load("nowhere", verify=value),
+    "trusted": lambda index, value: LemurIndex.load("nowhere", trusted=value),
 }
 
 
