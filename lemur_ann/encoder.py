@@ -354,6 +354,7 @@ class LemurEncoder:
         validate.function(encode_query, "encode_query")
         chosen = Options(candidates="exact", token_codes=None, **options)
         threads, limit = validate.num_threads(num_threads), parse_bytes(memory_limit)
+        directory = validate.directory(directory)
         if queries is not None and encode_query is not None:
             raise TypeError("encode_query= takes the place of queries; pass one of them")
         training = None if queries is None else read_queries(opened(queries), offsets=query_offsets)
