@@ -253,9 +253,10 @@ class LemurDocumentStore:
         """Delete the documents that match, and say how many.
 
         Raises:
-            FilterError: not a filter, or an empty one.
+            FilterError: not a filter, or an empty one; :meth:`delete_all_documents` deletes all.
         """
         _check_filters(filters)
+        _check_conditions(filters, "delete_all_documents() deletes all")
         index = self.index
         with self._opened.changing:
             ids = [row[0] for row in self._matching(filters)]
@@ -269,6 +270,7 @@ class LemurDocumentStore:
             ValueError: ``meta`` is not what JSON can hold.
         """
         _check_filters(filters)
+        _check_conditions(filters, "name a condition that all documents meet to change all")
         index = self.index
         with self._opened.changing:
             rows = self._matching(filters)
@@ -568,3 +570,12 @@ def _check_filters(filters: Any) -> None:
     if not isinstance(filters, dict):
         raise FilterError(f"filters must be a dictionary, got {type(filters).__name__}")
     document_matches_filter(filters, Document())
+
+
+def _check_conditions(filters: dict[str, Any], instead: str) -> None:
+    """FilterError where a list of conditions is empty: of none all are met, by every document."""
+    conditions = filters.get("conditions")
+    if conditions is not None and not conditions:
+        raise FilterError(f"filters have an empty list of conditions, which every document may meet; {instead}")
+    for inner in conditions or ():
+        _check_conditions(inner, instead)

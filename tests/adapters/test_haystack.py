@@ -585,6 +585,13 @@ def test_what_is_no_deletion_deletes_nothing(store):
         with pytest.raises(TypeError):
             store.delete_documents(wrong)
     assert store.count_documents() == 3
+    empty = {"operator": "AND", "conditions": []}
+    for all_pass in ({}, empty, {"operator": "OR", "conditions": [topic(1), empty]}):
+        with pytest.raises(FilterError):
+            store.delete_by_filter(all_pass)
+        with pytest.raises(FilterError):
+            store.update_by_filter(all_pass, {"seen": True})
+    assert store.count_documents() == 3
     store.delete_documents("abc")  # one id, which names none, and not three
     assert store.count_documents() == 3
     store.delete_documents("a")
