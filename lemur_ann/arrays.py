@@ -52,11 +52,11 @@ def map_arrays(path: Path) -> dict[str, npt.NDArray[Any]]:
 
 
 def _mapped(path: Path) -> npt.NDArray[np.uint8]:
-    try:
-        with opened_file(path) as file:
+    with opened_file(path) as file:
+        try:
             return np.memmap(file, np.uint8, "r")
-    except ValueError as error:  # an empty file
-        raise CorruptIndex(f"{path} cannot be read: {error}") from error
+        except ValueError as error:  # an empty file
+            raise CorruptIndex(f"{path} cannot be read: {error}") from error
 
 
 def opened_file(path: Path, *, links: bool = True) -> BinaryIO:
