@@ -33,7 +33,7 @@ from weakref import WeakSet, WeakValueDictionary
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from lemur_ann import LemurIndex, TextIndex
+from lemur_ann import LemurIndex, TextIndex, validate
 from lemur_ann.encoders import as_encoder
 from lemur_ann.events import after_fork
 
@@ -75,7 +75,8 @@ class LemurDocumentStore:
             :func:`lemur_ann.encoders.as_encoder` takes; such a store cannot.
         encoder_kwargs: arguments for the class or function, of plain types where the store is to be serialised.
         path: folder of the index, which is opened, or made, at first use; None keeps it in memory, and a store restored from
-            its dictionary is then empty.
+            its dictionary is then empty. A relative path is that of now, whatever the working directory is at first use, and
+            stands as it is in the dictionary.
         read_only: never write, and take no lock: for more processes that search the folder. ``store.index.refresh()`` reads
             what another process has written since.
         index_options: options for a new index, as :class:`~lemur_ann.LemurIndex` takes them; one that is there keeps its own.
@@ -101,12 +102,13 @@ class LemurDocumentStore:
             as_encoder(encoder)
             if encoder_kwargs is not None:
                 raise TypeError(f"encoder_kwargs go with a class or a function, and encoder is {type(encoder).__name__}")
-        if read_only and path is None:
+        if validate.boolean(read_only, "read_only") and path is None:
             raise ValueError("read_only=True needs a path")
         LemurIndex(**index_options or {})  # bad options are refused here, not at first use
         self.encoder = encoder
         self.encoder_kwargs = encoder_kwargs
         self.path = None if path is None else os.fspath(path)
+        self._folder = None if path is None else validate.path(path).absolute()
         self.read_only = read_only
         self.index_options = index_options
         self.batch_size = batch_size
@@ -251,9 +253,10 @@ class LemurDocumentStore:
         """Delete the documents that match, and say how many.
 
         Raises:
-            FilterError: not a filter, or an empty one.
+            FilterError: not a filter, or an empty one; :meth:`delete_all_documents` deletes all.
         """
         _check_filters(filters)
+        _check_conditions(filters, "delete_all_documents() deletes all")
         index = self.index
         with self._opened.changing:
             ids = [row[0] for row in self._matching(filters)]
@@ -267,6 +270,7 @@ class LemurDocumentStore:
             ValueError: ``meta`` is not what JSON can hold.
         """
         _check_filters(filters)
+        _check_conditions(filters, "name a condition that all documents meet to change all")
         index = self.index
         with self._opened.changing:
             rows = self._matching(filters)
@@ -491,15 +495,15 @@ class _Opened:
     def by(cls, store: LemurDocumentStore) -> _Opened:
         """The one that the stores of this path have opened, or a new one; the caller holds ``_OPENING``."""
         options = store.index_options or {}
-        if store.path is None:
+        if store._folder is None:
             return cls(LemurIndex(**options), ("", False))
-        key = (os.path.realpath(store.path), store.read_only)
+        key = (os.path.realpath(store._folder), store.read_only)
         opened = _OPENED.get(key)
         if opened is None:
             try:
-                index = LemurIndex.open(store.path, read_only=store.read_only, **{} if store.read_only else options)
+                index = LemurIndex.open(store._folder, read_only=store.read_only, **{} if store.read_only else options)
             except TypeError:  # the options are for a new index, and one is there
-                index = LemurIndex.open(store.path)
+                index = LemurIndex.open(store._folder)
             _OPENED[key] = opened = cls(index, key)
         opened.users.add(store)
         return opened
@@ -566,3 +570,12 @@ def _check_filters(filters: Any) -> None:
     if not isinstance(filters, dict):
         raise FilterError(f"filters must be a dictionary, got {type(filters).__name__}")
     document_matches_filter(filters, Document())
+
+
+def _check_conditions(filters: dict[str, Any], instead: str) -> None:
+    """FilterError where a list of conditions is empty: of none all are met, by every document."""
+    conditions = filters.get("conditions")
+    if conditions is not None and not conditions:
+        raise FilterError(f"filters have an empty list of conditions, which every document may meet; {instead}")
+    for inner in conditions or ():
+        _check_conditions(inner, instead)

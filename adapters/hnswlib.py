@@ -29,6 +29,7 @@ import numpy.typing as npt
 import pyarrow.compute as pc
 
 from lemur_ann import CorruptIndex, LemurIndex, validate
+from lemur_ann.arrays import in_place_of
 from lemur_ann.documents import tokens_from_arrow
 from lemur_ann.events import after_fork
 from lemur_ann.saved import MANIFEST
@@ -338,13 +339,10 @@ class Index:
                 "deleted": list(self._deleted),
             }
             folder.mkdir(parents=True, exist_ok=True)
-            new = folder / f"{SETTINGS}.new"
-            try:
-                new.write_text(json.dumps(settings))  # where there is no room for it, nothing has changed
+            with in_place_of(folder / SETTINGS) as new:
+                new.write(json.dumps(settings).encode())
+                new.flush()  # where there is no room for it, nothing has changed
                 self.index.save(folder / ITEMS)
-                new.replace(folder / SETTINGS)
-            finally:
-                new.unlink(missing_ok=True)
 
     def load_index(
         self, path_to_index: str | os.PathLike[str], max_elements: int = 0, allow_replace_deleted: bool = False

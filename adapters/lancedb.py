@@ -37,6 +37,7 @@ except ImportError as error:
     raise ImportError("lemur_ann.adapters.lancedb needs lancedb and pylance: pip install lemur_ann[lancedb]") from error
 
 from lemur_ann import LemurEncoder
+from lemur_ann.arrays import in_place_of
 from lemur_ann.documents import DocumentBatch, iterate_documents, opened, tokens_from_arrow
 
 from ._two_stages import (
@@ -473,7 +474,8 @@ def _saved(encoder: LemurEncoder, db: lancedb.DBConnection, name: str, path: str
         if before is None:
             target.unlink(missing_ok=True)
         else:
-            target.write_bytes(before)
+            with in_place_of(target) as file:
+                file.write(before)
         raise
 
 

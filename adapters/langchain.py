@@ -154,9 +154,12 @@ class LemurVectorStore(VectorStore):  # type: ignore[misc,unused-ignore]
 
         Raises:
             TypeError: ids and filter, ids that are none, or another argument: ignored, it would delete all.
+            ValueError: an empty dict as filter, which would delete all.
         """
         if kwargs or (ids is not None and filter is not None):
             raise TypeError(f"delete takes ids or filter=, got {', '.join(kwargs) or 'both'}")
+        if isinstance(filter, dict) and not filter:
+            raise ValueError("filter is empty, and would delete all documents; delete() without arguments does")
         if ids is not None:
             chosen: Any = self._known(ids)
         else:

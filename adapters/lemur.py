@@ -18,7 +18,6 @@ alive.
 
 from __future__ import annotations
 
-import uuid
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -29,6 +28,7 @@ import torch
 from torch import nn
 
 from lemur_ann import NotFitted, validate
+from lemur_ann.arrays import in_place_of
 from lemur_ann.documents import TokenStore, to_offsets
 from lemur_ann.learning.features import FeatureMap
 from lemur_ann.learning.targets import Targets
@@ -383,12 +383,8 @@ class _Network(nn.Module):
 
 def _write(payload: Any, target: Path) -> None:
     """A checkpoint, in the place of one that is there, which stays where this fails."""
-    new = target.with_name(f".{target.name}.{uuid.uuid4().hex[:12]}")
-    try:
+    with in_place_of(target) as new:
         torch.save(payload, new)
-        new.replace(target)
-    finally:
-        new.unlink(missing_ok=True)
 
 
 def _feature_map(config: dict[str, Any], seed: int) -> FeatureMap:

@@ -143,12 +143,15 @@ class LemurVectorStore(BasePydanticVectorStore):  # type: ignore[misc,unused-ign
         """Delete the nodes that have one of these ids and pass the filters; unknown ids count for nothing.
 
         Raises:
-            ValueError: neither is given; :meth:`clear` deletes all.
+            ValueError: neither is given, or filters alone of which some are empty and would delete all; :meth:`clear` does.
             TypeError: filters of another kind.
         """
         if node_ids is None and filters is None:
             raise ValueError("delete_nodes takes node_ids, filters or both; clear() deletes all nodes")
-        self.client.delete(filter=self._chosen(node_ids, filters))
+        chosen = self._chosen(node_ids, filters)
+        if node_ids is None and filters is not None and _has_empty(filters):
+            raise ValueError("filters are empty, or some in them, and would delete all nodes; clear() deletes all nodes")
+        self.client.delete(filter=chosen)
 
     def clear(self) -> None:
         """Delete all nodes. A learned map stays, for the nodes to come."""
@@ -375,6 +378,12 @@ def _that_pass(filters: MetadataFilter | MetadataFilters, metadata: dict[str, di
     if filters.condition == FilterCondition.NOT:
         return set(metadata).difference(*parts)
     return set.intersection(*parts)
+
+
+def _has_empty(filters: MetadataFilters) -> bool:
+    """Whether it holds nothing, which lets all nodes pass, or others in it do."""
+    inner = [part for part in filters.filters if isinstance(part, MetadataFilters)]
+    return not filters.filters or any(map(_has_empty, inner))
 
 
 def _check_local(fs: AbstractFileSystem | None) -> None:

@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from lemur_ann import LemurIndex, TextIndex
+from lemur_ann import LemurIndex, TextIndex, validate
 from lemur_ann.encoders import Encoder, as_encoder, encoded
 
 try:
@@ -77,7 +77,7 @@ class LemurSearch:
         **options: Any,
     ) -> None:
         LemurIndex(**options)  # wrong ones are refused now and not after a corpus was encoded
-        if training_queries is not None and not fit:
+        if not validate.boolean(fit, "fit") and training_queries is not None:
             raise ValueError("training_queries are for fit=True, which learns from them")
         self.texts: TextIndex | None = None
         self._model = model

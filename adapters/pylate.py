@@ -29,6 +29,7 @@ import numpy as np
 import numpy.typing as npt
 
 import lemur_ann
+from lemur_ann import validate
 from lemur_ann.documents import ids_of
 from lemur_ann.saved import LOCK, MANIFEST, NAMES, check_replaceable, is_file_name
 
@@ -91,6 +92,7 @@ class LemurIndex(Base):  # type: ignore[misc,unused-ignore]
         read_only: bool = False,
         **options: Any,
     ) -> None:
+        override, read_only = validate.boolean(override, "override"), validate.boolean(read_only, "read_only")
         if override and read_only:
             raise ValueError("override=True begins anew, and read_only=True never writes: pass one of them")
         self.path = _path(index_folder, index_name)

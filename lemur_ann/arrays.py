@@ -1,4 +1,4 @@
-"""Named arrays in one file, as safetensors: the learned map, the links of a graph, vectors."""
+"""Named arrays in one file, as safetensors: the learned map, the links of a graph, vectors; and how files are replaced."""
 
 from __future__ import annotations
 
@@ -6,11 +6,13 @@ import errno
 import json
 import math
 import os
+import stat
 import tempfile
+import uuid
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 import numpy.typing as npt
@@ -52,11 +54,62 @@ def map_arrays(path: Path) -> dict[str, npt.NDArray[Any]]:
 
 
 def _mapped(path: Path) -> npt.NDArray[np.uint8]:
-    try:
-        with path.open("rb") as file:
+    with opened_file(path) as file:
+        try:
             return np.memmap(file, np.uint8, "r")
-    except ValueError as error:  # an empty file
-        raise CorruptIndex(f"{path} cannot be read: {error}") from error
+        except ValueError as error:  # an empty file
+            raise CorruptIndex(f"{path} cannot be read: {error}") from error
+
+
+def opened_file(path: Path, *, links: bool = True) -> BinaryIO:
+    """A file, for reading; unless ``links``, one that is there itself. Nobody waits for a pipe, whenever it came there.
+
+    Raises:
+        CorruptIndex: it is a folder, a pipe, a device or the like.
+    """
+    more = getattr(os, "O_NONBLOCK", 0) | (0 if links else getattr(os, "O_NOFOLLOW", 0))
+
+    def opener(name: str, flags: int) -> int:
+        _check_regular(path, (os.stat if links else os.lstat)(name), links=links)  # some devices act when they are opened
+        descriptor = os.open(name, flags | more)
+        try:
+            _check_regular(path, os.fstat(descriptor), links=links)
+        except BaseException:
+            os.close(descriptor)
+            raise
+        return descriptor
+
+    return open(path, "rb", opener=opener)
+
+
+def _check_regular(path: Path, found: os.stat_result, *, links: bool) -> None:
+    is_left = stat.S_ISLNK(found.st_mode) and not links  # to O_NOFOLLOW, whose error says so
+    if not stat.S_ISREG(found.st_mode) and not is_left:
+        raise CorruptIndex(f"{path} is no file")
+
+
+@contextmanager
+def in_place_of(path: Path) -> Iterator[BinaryIO]:
+    """A new file, open for writing, which takes the place of what is there once it is whole and on the disk.
+
+    Where the block or the disk fails, it is gone, and what is there stays. Its name is one that nobody else has or guesses. A
+    link stays, and so does what is no file, such as /dev/stdout, which is written to as it is; of a folder the error says so.
+    """
+    target = path.resolve()
+    if target.exists() and not target.is_file():
+        with path.open("wb") as file:
+            yield file
+        return
+    new = target.with_name(f".{target.name}.{uuid.uuid4().hex[:12]}")
+    file = new.open("xb")  # never over a file, nor through a link
+    try:
+        with file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+        new.replace(target)
+    finally:
+        new.unlink(missing_ok=True)
 
 
 def metadata_of(whole: npt.NDArray[np.uint8], name: object) -> dict[str, str]:

@@ -76,7 +76,7 @@ class Changes:
     """The newest snapshot of an index, in memory or on a directory, and all that replaces it.
 
     Attributes:
-        options_before: those of the index before it learns a map, which keeps its own.
+        options_before: those that the index was made with, and has until it learns a map, which keeps its own.
         snapshot: what a search reads, once.
         version: a number that grows with every snapshot.
         beginnings: how often it was emptied and began anew: its rows are then others than before.

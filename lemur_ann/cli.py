@@ -5,9 +5,6 @@ from __future__ import annotations
 import inspect
 import sys
 import time
-import uuid
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Any
@@ -19,6 +16,7 @@ from rich.table import Table
 
 import lemur_ann
 from lemur_ann import validate
+from lemur_ann.arrays import in_place_of
 from lemur_ann.candidates.kinds import KINDS
 from lemur_ann.documents.inputs import read_queries
 from lemur_ann.documents.sources import open_path, record_batches
@@ -231,8 +229,8 @@ def search(
             for i, hits in enumerate(found)
             for rank, (doc_id, score) in enumerate(hits, start=1)
         ]
-        with _in_place_of(out) as new:
-            pq.write_table(pa.Table.from_pylist(rows), new)
+        with in_place_of(out) as file:
+            pq.write_table(pa.Table.from_pylist(rows), file)
         console.print(f"{len(rows):,} hits of {len(found):,} queries written to {out}")
 
 
@@ -510,7 +508,7 @@ def export(
         _check_output(written, path)
     index = lemur_ann.LemurIndex.load(path)
     reader = index.to_arrow(tokens=tokens, vectors=vectors)
-    with progress_lines(None) as lines, _in_place_of(out) as new, pq.ParquetWriter(new, reader.schema) as file:
+    with progress_lines(None) as lines, in_place_of(out) as new, pq.ParquetWriter(new, reader.schema) as file:
         task = lines.task("documents", len(index))
         for batch in reader:
             file.write_batch(batch)
@@ -582,21 +580,6 @@ def _check_output(file: Path | None, *read: Path) -> None:
             continue
         if source.resolve() in file.resolve().parents or (file.exists() and file.samefile(source)):
             raise ValueError(f"{file} is read by this command, or in a folder that is; choose another file to write")
-
-
-@contextmanager
-def _in_place_of(file: Path) -> Iterator[Path]:
-    """A new file, which takes the place of what is there once it is whole."""
-    target = file.resolve()
-    if target.exists() and not target.is_file():  # such as /dev/stdout; of a folder the error says so
-        yield file
-        return
-    new = target.with_name(f".{target.name}.{uuid.uuid4().hex[:12]}")
-    try:
-        yield new
-        new.replace(target)
-    finally:
-        new.unlink(missing_ok=True)
 
 
 def _opened(path: Path, device: str | None = None) -> lemur_ann.LemurIndex:

@@ -5,12 +5,10 @@ from __future__ import annotations
 import copy
 import hashlib
 import json
-import os
 import re
 from collections.abc import Callable, Iterator
 from dataclasses import fields, replace
 from os import PathLike
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -18,7 +16,7 @@ import numpy.typing as npt
 from safetensors import numpy as safetensors
 
 from lemur_ann import _core, formats, validate
-from lemur_ann.arrays import arrays_of, map_arrays, metadata_of, read_metadata
+from lemur_ann.arrays import arrays_of, in_place_of, map_arrays, metadata_of, read_metadata
 from lemur_ann.candidates.look import LookWeights
 from lemur_ann.documents.inputs import iterate_documents, queries_of, read_queries
 from lemur_ann.documents.intake import tokens_alone
@@ -250,18 +248,13 @@ class LemurEncoder:
         }
 
     def save(self, path: str | PathLike[str]) -> None:
-        """Write the map to one safetensors file, in the place of what is there.
+        """Write the map to one safetensors file, in the place of what is there once it is whole.
 
         It holds the sample of query tokens and the projection, (token_dim + rank) floats for each of num_sample_tokens, which
         is most of it, and the feature map.
         """
-        path = validate.path(path)
-        temporary = Path(f"{path}.{os.getpid()}")
-        try:
-            temporary.write_bytes(self.to_bytes())
-            temporary.replace(path)
-        finally:
-            temporary.unlink(missing_ok=True)
+        with in_place_of(validate.path(path)) as file:
+            file.write(self.to_bytes())
 
     @classmethod
     def load(cls, path: str | PathLike[str], *, device: str = "cpu") -> LemurEncoder:
@@ -361,6 +354,7 @@ class LemurEncoder:
         validate.function(encode_query, "encode_query")
         chosen = Options(candidates="exact", token_codes=None, **options)
         threads, limit = validate.num_threads(num_threads), parse_bytes(memory_limit)
+        directory = validate.directory(directory)
         if queries is not None and encode_query is not None:
             raise TypeError("encode_query= takes the place of queries; pass one of them")
         training = None if queries is None else read_queries(opened(queries), offsets=query_offsets)

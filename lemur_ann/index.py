@@ -708,9 +708,10 @@ class LemurIndex(MeasuredIndex):
         """
         start = time.perf_counter()
         folder = validate.path(path)
-        version, _ = read_directory(folder, verify=validate.boolean(verify, "verify"), device=device, trusted=trusted)
+        verify, trusted = validate.boolean(verify, "verify"), validate.boolean(trusted, "trusted")
+        version, _ = read_directory(folder, verify=verify, device=device, trusted=trusted)
         index = cls.__new__(cls)
-        index._set_up(Changes(version.options, version.snapshot))
+        index._set_up(Changes(version.given, version.snapshot))
         index._saved, index._trusted = (folder.resolve(), version.snapshot), trusted
         event("load", seconds=time.perf_counter() - start, path=str(path), num_documents=len(index))
         return index
@@ -740,7 +741,7 @@ class LemurIndex(MeasuredIndex):
             verify: check the checksums of token files too.
             trusted: as for :meth:`load`.
             **options: of a new index, as :class:`LemurIndex` takes them; those of an index that is there already must be the
-                same, where they are named.
+                same, where they are named: as it was made, or as they are since :meth:`refit` or a given map.
 
         Raises:
             IndexLocked: it is open for writing already.
@@ -751,8 +752,7 @@ class LemurIndex(MeasuredIndex):
             TypeError: an index that is there already has other options; :meth:`refit` takes some.
         """
         start = time.perf_counter()
-        validate.boolean(read_only, "read_only")
-        validate.boolean(verify, "verify")
+        read_only, verify = validate.boolean(read_only, "read_only"), validate.boolean(verify, "verify")
         new = cls(**options)
         directory = Directory.open(
             validate.path(path),

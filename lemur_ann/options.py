@@ -68,7 +68,8 @@ class Options:
                 self._set(name, validate.integer(getattr(self, name), name, least=least, most=most))
         if hasattr(self.ridge, "item"):  # NumPy's, whose comparison with a larger kind of number warns
             self._set("ridge", self.ridge.item())
-        if isinstance(self.ridge, (str, bytes)) or not 0 < self.ridge <= sys.float_info.max:
+        is_number = isinstance(self.ridge, (int, float)) and not isinstance(self.ridge, bool)
+        if not is_number or not 0 < self.ridge <= sys.float_info.max:
             raise ValueError(f"ridge must be a number above 0, got {self.ridge!r}")
         self._set("ridge", float(self.ridge))
         if self.compact_at is not None:

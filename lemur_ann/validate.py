@@ -163,14 +163,14 @@ _quota = _Quota()
 
 
 def directory(value: Any) -> str | None:
-    """The path of a folder; None is none."""
+    """The path of a folder, the same whatever the working directory is later; None is none."""
     if value is None:
         return None
     folder = path(value, "directory")
     if not folder.is_dir():
         kind = NotADirectoryError if folder.exists() else FileNotFoundError
         raise kind(f"directory must be a folder, and {str(folder)!r} is not")
-    return str(folder)
+    return str(folder.absolute())
 
 
 def is_torch(value: Any) -> bool:

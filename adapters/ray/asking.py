@@ -63,6 +63,7 @@ def searching(
     """The calls of a search; see :meth:`lemur_ann.adapters.ray.ShardedLemurIndex.search`, and there for ``hedge_after`` too."""
     actors = shards.actors
     k = validate.positive_int(k, "k")
+    allow_partial, exact = validate.boolean(allow_partial, "allow_partial"), validate.boolean(exact, "exact")
     timeout = shards.timeout if timeout is None else seconds(timeout)
     asked = queries_of(queries, shards.dim)
     if len(asked.batch) == 0:

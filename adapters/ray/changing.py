@@ -68,6 +68,7 @@ class Changes:
         progress: Show,
     ) -> None:
         """See :meth:`lemur_ann.adapters.ray.ShardedLemurIndex.add`."""
+        validate.boolean(resume, "resume")
         place = self._shards.writable()
         if joining.num_threads is not None:
             validate.num_threads(joining.num_threads)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from os import PathLike
@@ -100,7 +99,7 @@ class ShardedLemurIndex:
             replicas=replicas,
             max_pending=max_pending,
             options=self._options,
-            cache=None if cache is None else os.fspath(cache),
+            cache=None if cache is None else str(validate.path(cache, "cache").absolute()),  # not that of where an actor runs
             num_threads=num_threads,
             num_searches=num_searches,
             trusted=None if trusted is None else validate.boolean(trusted, "trusted"),
@@ -339,6 +338,7 @@ class ShardedLemurIndex:
                 before are there.
             ShardUnavailable: a shard is away.
         """
+        validate.boolean(resume, "resume")
         self._shards.writable()
         if sum(given is not None for given in (queries, encode_query, encoder)) > 1:
             raise TypeError("encode_query= and encoder= take the place of queries; pass one of them")

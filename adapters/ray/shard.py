@@ -6,6 +6,7 @@ import re
 import tempfile
 import threading
 import time
+import uuid
 from collections.abc import Iterator
 from contextlib import suppress
 from hashlib import blake2b
@@ -170,7 +171,7 @@ class Shard:
         """Keep documents of a change beside the index, where :meth:`commit` finds them."""
         folder = self._staging / change
         folder.mkdir(parents=True, exist_ok=True)
-        new = folder / f"{number}.new"
+        new = folder / f".{number}.{uuid.uuid4().hex[:12]}"  # of this call, which may be one of two: calls are tried again
         with pa.OSFile(str(new), "wb") as sink, pa.ipc.new_file(sink, part.schema) as writer:
             writer.write_table(part)
         new.replace(folder / f"{number}.arrow")

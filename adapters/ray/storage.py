@@ -16,6 +16,7 @@ import fsspec
 from fsspec.implementations.local import LocalFileSystem
 
 from lemur_ann import CorruptIndex, IndexLocked, LemurIndex, saved, validate
+from lemur_ann.arrays import in_place_of
 
 SHARDS, FORMAT = "shards.json", "lemur_ann shards 1"
 TRIES = 20  # to fetch a version while a writer publishes one after the other
@@ -94,16 +95,17 @@ class Place:
             return
         folder = Path(self.path)
         folder.mkdir(parents=True, exist_ok=True)
-        new = folder / f".{name}.{uuid.uuid4().hex[:12]}"
-        try:
-            new.write_bytes(data)
-            saved.sync(new)
-            if create:
+        if create:
+            new = folder / f".{name}.{uuid.uuid4().hex[:12]}"
+            try:
+                new.write_bytes(data)
+                saved.sync(new)
                 os.link(new, folder / name)
-            else:
-                new.replace(folder / name)
-        finally:
-            new.unlink(missing_ok=True)
+            finally:
+                new.unlink(missing_ok=True)
+        else:
+            with in_place_of(folder / name) as file:
+                file.write(data)
         saved.sync_parents(folder)
 
     def put(self, file: Path, name: str) -> None:
@@ -111,9 +113,12 @@ class Place:
         if self.is_local:
             Path(self.path).mkdir(parents=True, exist_ok=True)
             new = Path(self.path, f".{name}.{uuid.uuid4().hex[:12]}")
-            shutil.copyfile(file, new)
-            saved.sync(new)
-            new.replace(Path(self.path, name))
+            try:
+                shutil.copyfile(file, new)
+                saved.sync(new)
+                new.replace(Path(self.path, name))
+            finally:
+                new.unlink(missing_ok=True)
         else:
             self.system.put_file(str(file), f"{self.path}/{name}")
 
@@ -253,9 +258,8 @@ class Published:
                 if self._numbers(self._place.names())[-1:] == numbers[-1:]:
                     raise CorruptIndex(f"{self._place.url} lacks a file of its newest version: {error}") from None
                 continue  # a writer was quicker
-            new = self._folder / f".{saved.MANIFEST}.{uuid.uuid4().hex[:12]}"
-            new.write_bytes(manifest)
-            new.replace(self._folder / saved.MANIFEST)
+            with in_place_of(self._folder / saved.MANIFEST) as new:
+                new.write(manifest)
             self._clear({saved.MANIFEST, *wanted})
             self._number, self._manifest, self._keys = numbers[-1], manifest, keys
             return

@@ -45,10 +45,11 @@ def check_known(ids: list[Any], known: Iterable[bool], hint: str = "") -> None:
 
 
 def plain_id(doc_id: Any) -> Any:
-    """An id as Python has it, where NumPy or Arrow gave it."""
+    """An id as Python has it, where NumPy, Arrow, torch or another library of arrays gave it."""
     if isinstance(doc_id, pa.Scalar):
         return doc_id.as_py()
-    return doc_id.item() if isinstance(doc_id, np.generic) else doc_id
+    is_one = getattr(doc_id, "shape", None) == () and hasattr(doc_id, "item")
+    return doc_id.item() if is_one else doc_id
 
 
 def next_ids(first: int, count: int, kind: pa.DataType | None) -> pa.Array:
@@ -133,6 +134,8 @@ class IdMap:
     def __contains__(self, doc_id: object) -> bool:
         doc_id = plain_id(doc_id)
         hash(doc_id)  # TypeError for a list, as of a dict: ``in`` asks for one id
+        if hasattr(doc_id, "shape"):  # a tensor of several has a hash, its address
+            raise TypeError(f"`in` asks for one id, got {type(doc_id).__name__} of shape {tuple(doc_id.shape)}")
         is_id = isinstance(doc_id, (str, int)) and not isinstance(doc_id, bool)
         return is_id and self._look_up([doc_id])[0] is not None
 

@@ -433,7 +433,7 @@ def _python_ids(ids: Any) -> pa.Array:
         raise TypeError(f"ids must be strings or integers, as a list or one column, got {type(ids).__name__}{_where_to(ids)}")
     values = ids.tolist() if hasattr(ids, "tolist") else list(ids)
     kinds = {type(value) for value in values}
-    if any(issubclass(of, pa.Scalar) for of in kinds):
+    if any(issubclass(of, pa.Scalar) or (hasattr(of, "item") and not issubclass(of, np.generic)) for of in kinds):
         values = [plain_id(value) for value in values]
         kinds = {type(value) for value in values}
     for of in kinds:
@@ -460,7 +460,7 @@ def _where_to(value: Any) -> str:
 
 def ids_of(ids: Any) -> pa.Array:
     """Ids named by a caller (one id, or any collection of them), as one large_string or int64 Arrow array."""
-    return _as_ids([ids.item() if isinstance(ids, np.ndarray) else ids] if _is_one_id(ids) else ids)
+    return _as_ids([plain_id(ids)] if _is_one_id(ids) else ids)
 
 
 def _is_one_id(ids: Any) -> bool:

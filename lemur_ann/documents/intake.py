@@ -283,7 +283,8 @@ def _wider(name: str, before: pa.DataType, new: pa.DataType) -> pa.DataType:
     except pa.ArrowException:
         wider = None
     if wider is None or (_kept_kinds(before) | _kept_kinds(new)) - _kept_kinds(wider):
-        hint = f"cast what you add, as table[{name!r}].cast({_spelled(before)}), or give the column another name"
+        spelled = _spelled(before) or f"index.metadata([]).schema.field({name!r}).type"
+        hint = f"cast what you add, as table[{name!r}].cast({spelled}), or give the column another name"
         raise TypeError(f"metadata column {name!r} is {new}, index has it as {before}; {hint}")
     return plain_type(wider)
 
@@ -298,13 +299,15 @@ def _kept_kinds(kind: pa.DataType) -> set[str]:
 
 
 def _spelled(kind: pa.DataType) -> str:
-    """A type as ``cast`` takes it, where that is short."""
+    """A type as ``cast`` takes it, where that is short; else nothing."""
     if pa.types.is_timestamp(kind) and kind.tz is not None:
         return f"pa.timestamp({kind.unit!r}, {kind.tz!r})"
+    if pa.types.is_decimal(kind):
+        return f"pa.{kind}"
     try:
-        return repr(str(kind)) if pa.type_for_alias(str(kind)) == kind else f"the type {kind}"
+        return repr(str(kind)) if pa.type_for_alias(str(kind)) == kind else ""
     except ValueError:
-        return f"the type {kind}"
+        return ""
 
 
 def _with_columns(table: pa.Table, schema: pa.Schema) -> pa.Table:

@@ -38,7 +38,7 @@ class Training:
     target_std: float
     training_loss: list[float] = field(default_factory=list)
     validation_loss: list[float] = field(default_factory=list)
-    output_layer: torch.Tensor | None = None  # (num_documents, num_features) of the best epoch
+    output_layer: torch.Tensor | None = None  # (num_documents, num_features) of the best state
 
 
 def train_feature_map(
@@ -74,7 +74,8 @@ def train_feature_map(
         feature_map: what to train. A random map is left as it is.
         validation_tokens: float32 (n, dim), to choose the best epoch by; the training loss decides where there are none.
         token_weights: float32 (num_tokens,), of each token's error in the loss, of mean 1; None for equal weights.
-        warm_start: whether the feature map has been trained before; the output layer then begins as its least-squares one.
+        warm_start: whether the feature map has been trained before; the output layer then begins as its least-squares one, and
+            both stay as they are where no epoch does better on the validation tokens.
         epochs: passes over the tokens; 0 only measures the mean and deviation of the targets.
         learning_rate, batch_size, gradient_clip: Adam's rate, decayed to zero along a cosine; tokens a step; and the largest
             norm of a step's gradient, None for no limit. Only ``adapters/lemur.py``, which has the reference's own, sets them.
@@ -110,6 +111,8 @@ def train_feature_map(
     task = progress.task("training", epochs * steps)
     epoch = _Epoch(model, training, weights.to(device), epochs, steps, learning_rate, batch_size, gradient_clip, seed, task)
     best = _Best(model, validation, batch_size, epochs, task, result)
+    if warm_start:
+        best.begin()
     for number in range(1, epochs + 1):
         try:
             epoch.run(number)
@@ -126,7 +129,7 @@ def train_feature_map(
         best.take(number, epoch.total / epoch.count)
         if number - best.number >= PATIENCE:
             break
-    if not math.isfinite(best.loss):
+    if not any(map(math.isfinite, result.validation_loss or result.training_loss)):
         raise FloatingPointError(f"training diverged: no finite loss in {epochs} epochs at learning_rate {learning_rate}")
     model.load_state_dict(best.state)
     result.output_layer = output.weight.detach().cpu()
@@ -187,7 +190,7 @@ class _Epoch:
 
 
 class _Best:
-    """The state of the best epoch, by validation loss; by training loss where there is nothing to validate with."""
+    """The best state so far, by validation loss; by training loss where there is nothing to validate with."""
 
     def __init__(
         self, model: nn.Module, validation: _Data | None, batch_size: int, epochs: int, task: Task, result: Training
@@ -197,6 +200,16 @@ class _Best:
         self.loss, self.number = math.inf, 0
         self.state: dict[str, torch.Tensor] = {}
 
+    def begin(self) -> None:
+        """Hold the state from before the first epoch. Without validation nothing compares it with those after it."""
+        if self._validation is not None:
+            self._keep(0, _loss(self._model, self._validation, self._batch_size))
+
+    def _keep(self, number: int, loss: float) -> None:
+        if loss < self.loss:
+            self.loss, self.number = loss, number
+            self.state = {name: value.detach().clone() for name, value in self._model.state_dict().items()}
+
     def take(self, number: int, training_loss: float) -> None:
         """An epoch has ended: keep its state if it is the best."""
         result = self._result
@@ -205,10 +218,7 @@ class _Best:
             result.validation_loss.append(_loss(self._model, self._validation, self._batch_size))
             note = f"epoch {number}/{self._epochs}  validation loss {result.validation_loss[-1]:.4f}"
             self._task.advance(0, note=note)
-        loss = (result.validation_loss or result.training_loss)[-1]
-        if loss < self.loss:
-            self.loss, self.number = loss, number
-            self.state = {name: value.detach().clone() for name, value in self._model.state_dict().items()}
+        self._keep(number, (result.validation_loss or result.training_loss)[-1])
 
 
 class _Data:

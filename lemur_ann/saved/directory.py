@@ -7,6 +7,7 @@ writer, kept alone by a lock, and any number of readers need to know nothing of 
 
 from __future__ import annotations
 
+import math
 import os
 import re
 import shutil
@@ -15,6 +16,8 @@ import uuid
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
+
+import numpy as np
 
 from lemur_ann.errors import CorruptIndex, IndexLocked
 from lemur_ann.options import Options
@@ -98,7 +101,7 @@ class Directory:
         path = path.absolute()
         if read_only:
             version, identity = read(path, verify=verify, device=device, trusted=trusted)
-            _check_options(path, version.options, options, named)
+            _check_options(path, version, options, named)
             return cls(path, version, identity, verify=verify, device=device, trusted=trusted)
         if not (path / storage.MANIFEST).exists():
             there = [file.name for file in path.iterdir()] if path.exists() else []
@@ -119,7 +122,7 @@ class Directory:
                     write_version(held, Snapshot.empty(coded=options.keeps_int8), options)
                 own = storage.manifest_bytes(held.files, trusted=trusted)
                 version = read_version(held.files, verify=verify, device=device, scratch=str(path), trusted=trusted)
-                _check_options(path, version.options, options, named)
+                _check_options(path, version, options, named)
                 held.sync()  # a writer that was killed may not have come to it
                 storage.remove_strays(held.files, version.manifest["files"])
                 opened = cls(path, version, held, verify=verify, device=device, trusted=trusted)
@@ -136,8 +139,8 @@ class Directory:
 
     @property
     def options(self) -> Options:
-        """Those of that version."""
-        return self._version.options
+        """Those that the index was made with."""
+        return self._version.given
 
     def is_at(self, path: Path) -> bool:
         """Whether a name leads to the folder that was opened."""
@@ -245,12 +248,25 @@ class Directory:
             self._held.close()
 
 
-def _check_options(path: Path, there: Options, asked: Options, named: list[str]) -> None:
-    """TypeError unless those that the caller named are what the index has."""
-    others = [name for name in named if getattr(there, name) != getattr(asked, name)]
+def _check_options(path: Path, there: Version, asked: Options, named: list[str]) -> None:
+    """TypeError unless those that the caller named are what the index was made with, or has now.
+
+    A given map, and refit, bring others: a program that names the same each time may go on doing so.
+    """
+
+    def is_there(name: str) -> bool:
+        return any(_are_same(getattr(asked, name), getattr(options, name)) for options in (there.given, there.options))
+
+    others = [name for name in named if not is_there(name)]
     if others:
-        told = ", ".join(f"{name} is {getattr(there, name)!r}, not {getattr(asked, name)!r}" for name in others)
+        told = ", ".join(f"{name} is {getattr(there.options, name)!r}, not {getattr(asked, name)!r}" for name in others)
         raise TypeError(f"options ({', '.join(others)}) are for a new index, and the one in {path} has others: {told}")
+
+
+def _are_same(one: Any, other: Any) -> bool:
+    """Whether two values of an option are; numbers may have been float32."""
+    numbers = isinstance(one, float) and isinstance(other, float)
+    return math.isclose(one, other, rel_tol=float(np.finfo(np.float32).eps)) if numbers else bool(one == other)
 
 
 def save(path: Path, snapshot: Snapshot, options: Options) -> None:

@@ -16,7 +16,7 @@ import stat
 import uuid
 from contextlib import suppress
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -183,12 +183,6 @@ def _size(file: Path, *, links: bool = False) -> int:
     return found.st_size
 
 
-def _opened(file: Path, *, links: bool = False) -> BinaryIO:
-    """A file of an index, for reading. Should a pipe or a link take its place, nobody waits and nothing is followed."""
-    more = getattr(os, "O_NONBLOCK", 0) | (0 if links else getattr(os, "O_NOFOLLOW", 0))
-    return open(file, "rb", opener=lambda name, flags: os.open(name, flags | more))  # which closes it should it fail
-
-
 def manifest_bytes(path: Path, *, trusted: bool = False) -> bytes:
     """A manifest as it stands there, which may be anything.
 
@@ -200,7 +194,7 @@ def manifest_bytes(path: Path, *, trusted: bool = False) -> bytes:
     file.lstat()
     if _size(file, links=trusted) > MANIFEST_BYTES:
         raise CorruptIndex(f"{file} cannot be read: it has more than {MANIFEST_BYTES} bytes")
-    with _opened(file, links=trusted) as source:
+    with arrays.opened_file(file, links=trusted) as source:
         return source.read(MANIFEST_BYTES)
 
 
@@ -321,7 +315,7 @@ def describe(file: Path) -> dict[str, Any]:
 
 def _file_digest(file: Path, *, links: bool = False) -> str:
     digest = hashlib.sha256()
-    with _opened(file, links=links) as source:
+    with arrays.opened_file(file, links=links) as source:
         while block := source.read(1 << 20):
             digest.update(block)
     return digest.hexdigest()

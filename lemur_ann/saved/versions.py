@@ -55,10 +55,14 @@ class Segment:
 
 @dataclass(frozen=True, eq=False)
 class Version:
-    """A manifest, and what its files hold: ``objects`` by the name of the file, the first where there are more of them."""
+    """A manifest, and what its files hold: ``objects`` by the name of the file, the first where there are more of them.
+
+    ``given``: the options that the index was made with, of which its map may have others by now.
+    """
 
     manifest: dict[str, Any]
     options: Options
+    given: Options
     snapshot: Snapshot
     segments: list[Segment]
     objects: dict[Any, Any]
@@ -116,13 +120,15 @@ def assembled(
 ) -> Version:
     """A version of its manifest, with what is ``known`` of its files, and read from them else."""
     try:
-        options = Options(**manifest["options"])
+        options = given = Options(**manifest["options"])
+        if manifest["feature_map"] is not None:  # without a map they are those that it learns with
+            given = Options(**manifest.get("options_given", manifest["options"]))
     except (TypeError, ValueError, ArithmeticError) as error:
         raise CorruptIndex(f"{folder} has options this version cannot read: {error}") from error
     if options.candidates in LIBRARIES and not trusted and not _is_ours(manifest):
         check_own(asdict(options))
     if device is not None:
-        options = replace(options, device=device)
+        options, given = replace(options, device=device), replace(given, device=device)
     if manifest["feature_map"] is not None:
         check_device(options.device)
     objects: dict[Any, Any] = {}
@@ -175,7 +181,7 @@ def assembled(
     except (KeyError, IndexError, AttributeError, TypeError, ArithmeticError, RuntimeError, pa.ArrowException) as error:
         raise CorruptIndex(f"{folder} cannot be read: {error!r}") from error
     ids = IdMap(column, deleted) if ids is None else ids.moved_to(column)
-    return Version(manifest, options, Snapshot(store, ids, metadata, deleted, learned), segments, objects)
+    return Version(manifest, options, given, Snapshot(store, ids, metadata, deleted, learned), segments, objects)
 
 
 def _is_ours(manifest: dict[str, Any]) -> bool:
@@ -443,9 +449,9 @@ class Writing:
     def version(self, snapshot: Snapshot, options_of_index: Options, device: str | None) -> dict[str, Any]:
         """Write what is new of a snapshot, and give the manifest of it all; ``device`` stays what it was before."""
         learned = snapshot.learned
-        options = asdict(options_of_index if learned is None else learned.options)
+        options, given = asdict(options_of_index if learned is None else learned.options), asdict(options_of_index)
         if device is not None:
-            options["device"] = device
+            options["device"] = given["device"] = device
         manifest: dict[str, Any] = {
             "version": self.number,
             "num_documents": snapshot.num_documents,
@@ -454,6 +460,7 @@ class Writing:
             "dim": snapshot.store.dim,
             "token_dtype": None if snapshot.store.dtype is None else str(snapshot.store.dtype),
             "options": options,
+            **({} if given == options else {"options_given": given}),
             "segments": self.segments(snapshot),
             **dict.fromkeys(("deleted", "feature_map", "training", "learned", "structure")),
             "vectors": [],

@@ -15,6 +15,7 @@ from lemur_ann.documents.rows import Mask, RowSet
 from lemur_ann.searching.snapshot import Snapshot
 
 ROW = "lemur_ann row c39f1b"  # the name of a column beside the caller's, while an expression is evaluated
+OPERATORS = ("=", "==", "!=", "<", ">", "<=", ">=", "in", "not in")  # of lists of tuples, which pyarrow and pandas take
 
 
 def excluded_by(filter: Any, snapshot: Snapshot) -> RowSet:
@@ -107,7 +108,8 @@ def _check_labels(series: Any) -> None:
 
 
 def _by_ids(filter: Any, snapshot: Snapshot) -> Mask:
-    if isinstance(filter, (str, bytes, Mapping)) or not isinstance(filter, (Iterable, pa.Array, pa.ChunkedArray)):
+    is_none = isinstance(filter, (str, bytes, Mapping)) or not isinstance(filter, (Iterable, pa.Array, pa.ChunkedArray))
+    if is_none or _of_tuples(filter):
         raise TypeError(
             "filter must be a pyarrow compute expression over the metadata columns, a collection of ids, or one boolean "
             f"for each document, got {type(filter).__name__}{_instead_of(filter)}"
@@ -134,11 +136,37 @@ def _refuse_a_mask_of_numbers(ids: pa.Array) -> None:
 
 def _instead_of(filter: Any) -> str:
     """What to write in the place of a filter of another form."""
+    if meant := _of_tuples(filter):
+        return f"; with pyarrow.compute as pc, write filter={meant}"
     if isinstance(filter, Mapping):
         terms = [_term(name, value) for name, value in filter.items()]
         return f"; with pyarrow.compute as pc, write filter={' & '.join(terms)}" if terms and all(terms) else ""
     is_id = isinstance(filter, (str, int)) and not isinstance(filter, bool) and len(repr(filter)) < 80
     return f"; one id is filter=[{filter!r}]" if is_id else ""
+
+
+def _of_tuples(filter: Any) -> str:
+    """The expression that a list of (column, operator, value) stands for where Parquet is read, or a list of such lists.
+
+    Nothing where it is something else.
+    """
+    if not isinstance(filter, (list, tuple)) or not filter:
+        return ""
+    if isinstance(filter[0], list):
+        every = [_of_tuples(part) for part in filter]
+        return " | ".join(f"({meant})" for meant in every) if all(every) else ""
+    terms = [_compared(*part) if isinstance(part, tuple) and len(part) == 3 else "" for part in filter]
+    return " & ".join(terms) if all(terms) else ""
+
+
+def _compared(name: Any, operator: Any, value: Any) -> str:
+    """One of them; nothing where it is none."""
+    if not isinstance(name, str) or not isinstance(operator, str) or operator not in OPERATORS:
+        return ""
+    if operator.endswith("in"):
+        values = list(value) if isinstance(value, (list, tuple, set, frozenset)) else [value]
+        return f"{'' if operator == 'in' else '~'}pc.field({name!r}).isin({values!r})"
+    return f"(pc.field({name!r}) {'==' if operator == '=' else operator} {value!r})"
 
 
 def _term(name: Any, value: Any) -> str:

@@ -352,6 +352,9 @@ def test_options_are_those_of_the_index(tmp_path):
         LemurIndex(tmp_path, "index", M=16, num_features=64)
     with pytest.raises(TypeError, match="nbits"):
         LemurIndex(tmp_path, "index", nbits=4)
+    for name in ("override", "read_only"):
+        with pytest.raises(TypeError, match=f"{name} must be True or False, got str 'no'"):
+            LemurIndex(tmp_path, "index", **{name: "no"})
     with pytest.raises(ValueError, match="pass one of them"):
         LemurIndex(tmp_path, "index", override=True, read_only=True)
     with pytest.raises(FileNotFoundError):

@@ -288,6 +288,8 @@ def test_bad_input(store, word_encoder):
         LemurDocumentStore(word_encoder, {"device": "cpu"})
     with pytest.raises(TypeError, match="featurs"):
         LemurDocumentStore(word_encoder, index_options={"featurs": 1})
+    with pytest.raises(TypeError, match="read_only must be True or False, got str 'no'"):
+        LemurDocumentStore(word_encoder, path="index", read_only="no")
     with pytest.raises(ValueError, match="read_only=True needs a path"):
         LemurDocumentStore(word_encoder, read_only=True)
     with pytest.raises(TypeError, match="must be a LemurDocumentStore, got dict"):
@@ -443,6 +445,21 @@ def test_dictionaries(word_encoders, monkeypatch):
     assert retriever.document_store.index.dim == 16
 
 
+def test_a_relative_path_is_that_of_the_time_it_was_given(word_encoders, tmp_path, monkeypatch):
+    (tmp_path / "a").mkdir()
+    (tmp_path / "b").mkdir()
+    monkeypatch.chdir(tmp_path / "a")
+    store = LemurDocumentStore(word_encoders.WordEncoder, {"dim": 16}, path="index")
+    monkeypatch.chdir(tmp_path / "b")
+    store.write_documents(about(3))
+    store.close()
+    assert [file.parent.parent.name for file in tmp_path.rglob("manifest.json")] == ["a"]
+    assert store.to_dict()["init_parameters"]["path"] == store.path == "index"
+    monkeypatch.chdir(tmp_path)
+    assert store.count_documents() == 3
+    store.close()
+
+
 def test_a_store_in_memory_is_restored_empty_and_stays_after_close(word_encoders):
     store = LemurDocumentStore(word_encoders.WordEncoder, {"dim": 16})
     store.write_documents(about(3))
@@ -567,6 +584,13 @@ def test_what_is_no_deletion_deletes_nothing(store):
     for wrong in ({"a": 1}, b"a", None, 5):
         with pytest.raises(TypeError):
             store.delete_documents(wrong)
+    assert store.count_documents() == 3
+    empty = {"operator": "AND", "conditions": []}
+    for all_pass in ({}, empty, {"operator": "OR", "conditions": [topic(1), empty]}):
+        with pytest.raises(FilterError):
+            store.delete_by_filter(all_pass)
+        with pytest.raises(FilterError):
+            store.update_by_filter(all_pass, {"seen": True})
     assert store.count_documents() == 3
     store.delete_documents("abc")  # one id, which names none, and not three
     assert store.count_documents() == 3

@@ -537,6 +537,8 @@ def test_what_is_no_deletion_deletes_nothing(store):
     for wrong in ("fox", 5):
         with pytest.raises(TypeError, match="filter must be"):
             store.delete(filter=wrong)
+    with pytest.raises(ValueError, match=r"filter is empty, and would delete all documents; delete\(\) without arguments"):
+        store.delete(filter={})
     assert sorted(store.texts.index) == ["fox", "sea", "whale"]
     store.delete("fox")
     store.delete(filter={"kind": "place"})

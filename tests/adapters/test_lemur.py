@@ -168,8 +168,8 @@ def test_a_checkpoint_that_fails_leaves_the_one_before(data, tmp_path, monkeypat
     lemur = Lemur(index=tmp_path).fit(tokens, counts, epochs=0, final_hidden_dim=16, verbose=False)
     before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
 
-    def full(payload, path):
-        path.write_bytes(b"half")
+    def full(payload, file):
+        file.write(b"half")
         raise OSError("no space left on device")
 
     monkeypatch.setattr(torch, "save", full)

@@ -654,6 +654,10 @@ def test_what_is_no_deletion_deletes_nothing(lemur):
     empty = MetadataFilters(filters=[])
     with pytest.raises(ValueError, match=r"clear\(\) deletes all"):
         lemur.delete_nodes()
+    inner = MetadataFilters(filters=[MetadataFilter(key="year", value=1), empty], condition="or")
+    for all_pass in (empty, MetadataFilters(filters=[empty]), inner):
+        with pytest.raises(ValueError, match=r"would delete all nodes; clear\(\) deletes all"):
+            lemur.delete_nodes(filters=all_pass)
     for wrong in ({"year": 1}, "year", [1], [], {}):
         with pytest.raises(TypeError, match="filters must be MetadataFilters"):
             lemur.delete_nodes(filters=wrong)

@@ -361,6 +361,8 @@ def test_errors(word_encoder, metadata):
         )
     with pytest.raises(ValueError, match="name must be 'organization/model' .*, got None"):
         LemurSearch(word_encoder)
+    with pytest.raises(TypeError, match="fit must be True or False, got str 'no'"):
+        LemurSearch(word_encoder, name="demo/words", fit="no")
     with pytest.raises(ValueError, match="training_queries are for fit=True"):
         LemurSearch(word_encoder, name="demo/words", training_queries=["fox"])
     with pytest.raises(ValueError, match="num_candidates must be at least 1"):

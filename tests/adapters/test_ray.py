@@ -260,6 +260,12 @@ def test_bad_changes_change_nothing(index, make_matrices):
         index.delete(["x", ids[0], "y"])
     with pytest.raises(TypeError, match="one of the two"):
         index.delete()
+    for name in ("exact", "allow_partial"):
+        with pytest.raises(TypeError, match=f"{name} must be True or False, got str 'no'"):
+            index.search(documents[0], **{name: "no"})
+    for change in (index.add, index.upsert, index.fit):
+        with pytest.raises(TypeError, match="resume must be True or False, got str 'no'"):
+            change(documents, ids=ids, resume="no")
     with pytest.raises(ValueError, match="holds 8 documents already"):
         index.fit(documents, documents)
     with pytest.raises(ValueError, match="queries have dim 5, documents have dim 16"):

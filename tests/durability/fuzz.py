@@ -96,6 +96,13 @@ def make(folder):
     links = next((folder / "copies").glob("links-*.safetensors"))
     if "next_equal" not in arrays.map_arrays(links):
         raise Wrong("an index of copies that lists none")
+    with LemurIndex.open(folder / "looked", epochs=0, **settings | {"rank": 7}) as index:  # with a second look
+        index.fit(table(520), queries, num_threads=1)
+        index.refit(queries, rank=15, num_threads=1)
+        index.add(table(20, first=520))
+    manifest = json.loads((folder / "looked" / "manifest.json").read_text())
+    if len(manifest["centroids"]) < 2 or "options_given" not in manifest:
+        raise Wrong("an index with a second look that has no files of it, or options that nobody gave")
     LemurIndex().add(table(10)).save(folder / "unfitted")
     LemurIndex().save(folder / "empty")
     for name, (module, _) in LIBRARIES.items():

@@ -79,6 +79,8 @@ OPTIONS = {
     "target_precision": ["int8", "float32", "float64"],
     "num_candidates": [0, 1, 2**31, 2**62],
     "ef_search": [0, 1, None, 2**31, 2**62],
+    "shortlist": [0, 1, None, -1, 2**31, 2**62],
+    "num_centroids": [0, 1, None, 255, 2**16, 2**31, 2**62],
     "seed": [0, 2**63 - 1, 2**64],
 }
 KEYS = {  # of what is learned, which older manifests lack
@@ -131,8 +133,11 @@ def change(folder, random):
             manifest["files"][path.name] = storage.describe(path)
         elif kind == "option":
             name = fuzz.choice(random, OPTIONS)
-            manifest["options"][name] = fuzz.choice(random, OPTIONS[name])
-            done.append(f"{name}={str(manifest['options'][name])[:40]}")
+            of = "options_given" if random.random() < 0.1 else "options"
+            options = manifest.setdefault(of, dict(manifest["options"]))
+            if isinstance(options, dict):
+                options[name] = fuzz.choice(random, OPTIONS[name])
+                done.append(f"{of} {name}={str(options[name])[:40]}")
         elif kind == "key":
             (of, name), values = fuzz.choice(random, KEYS.items())
             if isinstance(manifest.get(of), dict):
@@ -173,7 +178,7 @@ def change_name(manifest, folder, random):
     """Let a name of a role lead elsewhere, listed among the files or not."""
     places = [(entry, key) for entry in dicts(manifest, "segments") for key in ("tokens", "documents")]
     places += [(manifest, key) for key in ("deleted", "learned") if key in manifest]
-    places += [(entry, "file") for entry in dicts(manifest, "vectors")]
+    places += [(entry, "file") for key in ("vectors", "centroids") for entry in dicts(manifest, key)]
     structure = manifest.get("structure")
     if isinstance(structure, dict) and isinstance(structure.get("files"), dict):
         places += [(structure["files"], key) for key in structure["files"]]

@@ -215,6 +215,24 @@ def test_in_of_what_is_taken_for_one():
             _ = several in index
 
 
+@pytest.mark.parametrize("kind", [lambda n: np.array(n), torch.tensor])
+def test_one_id_as_an_array_without_dimensions(kind):
+    index = index_of([0, 1, 2])
+    assert kind(1) in index
+    assert kind(3) not in index
+    assert kind(1.0) not in index
+    assert kind(True) not in index
+    assert index.get(kind(1)).column("id").to_pylist() == [1]
+    assert index.get([kind(2), kind(0)]).column("id").to_pylist() == [2, 0]
+    assert LemurIndex().add(TOKENS, ids=[kind(5), kind(6), kind(7)]).ids().to_pylist() == [5, 6, 7]
+    for wrong in (kind(True), [kind(1.5)], [kind([1])]):
+        with pytest.raises(TypeError, match="ids must be strings or integers"):
+            index.get(wrong)
+    with pytest.raises(TypeError):
+        _ = kind([1]) in index
+    assert index.delete(kind(1)) == 1
+
+
 # Filters
 
 PASSES = {  # b and c of a, b, c
@@ -517,6 +535,7 @@ TRUTH = {
     "vectors": lambda index, value: index.to_arrow(vectors=value),
     "read_only": lambda index, value: LemurIndex.open("nowhere", read_only=value),
     "verify": lambda index, value: LemurIndex.load("nowhere", verify=value),
+    "trusted": lambda index, value: LemurIndex.load("nowhere", trusted=value),
 }
 
 

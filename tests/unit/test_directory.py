@@ -176,11 +176,40 @@ def test_readers_open_while_a_writer_writes(opened, make_matrices, tmp_path):
     assert len(set(opened_versions)) > 2
 
 
+@pytest.mark.parametrize("by", ["a given map", "refit"])
+def test_a_program_that_names_its_options_runs_again(opened, make_matrices, tmp_path, by):
+    encoder = opened[0].encoder
+    asked = {**OPTIONS, "num_features": 32, "rank": 7}
+    with LemurIndex.open(tmp_path / "other", **asked) as index:
+        if by == "refit":
+            index.fit(make_matrices(60), queries=make_matrices(30)).refit(rank=15, num_features=64)
+        else:
+            index.fit(make_matrices(60), encoder=encoder)
+        assert (index.options.rank, index.options.num_features) == (15, 64)
+    for _ in range(2):
+        with LemurIndex.open(tmp_path / "other", **asked) as index:
+            index.add(make_matrices(1))
+            assert (index.options.rank, index.encoder.dim) == (15, 16)
+        LemurIndex.open(tmp_path / "other", read_only=True, **OPTIONS).close()  # as they are now
+    with pytest.raises(TypeError, match="rank is 15, not 9"):
+        LemurIndex.open(tmp_path / "other", **asked | {"rank": 9})
+    LemurIndex.load(tmp_path / "other").save(tmp_path / "copy")
+    LemurIndex.open(tmp_path / "copy", **asked).close()
+    index = LemurIndex.open(tmp_path / "other", **asked)
+    index.delete(list(index))
+    index.close()
+    with LemurIndex.open(tmp_path / "other", **asked) as index:
+        assert index.add(make_matrices(2)).options.rank == 15
+
+
 def test_options_are_for_a_new_index(opened, tmp_path):
     index, *_ = opened
     index.close()
     with pytest.raises(TypeError, match=r"options \(rank\) are for a new index"):
         LemurIndex.open(tmp_path / "index", rank=7)
+    LemurIndex.open(tmp_path / "index", **OPTIONS, ridge=np.float32(1e-6), compact_at=np.float32(0.3), M=np.int64(16)).close()
+    with pytest.raises(TypeError, match=r"ridge is 1e-06, not 1\.00001"):
+        LemurIndex.open(tmp_path / "index", ridge=1.00001e-6)
     with pytest.raises(FileNotFoundError, match="no such directory"):
         LemurIndex.open(tmp_path / "nowhere", read_only=True)
     (tmp_path / "thesis").mkdir()

@@ -1,8 +1,13 @@
 from __future__ import annotations
 
+import errno
 import json
+import os
+import socket
 import subprocess
 import sys
+import threading
+import uuid
 
 import numpy as np
 import pyarrow as pa
@@ -188,6 +193,102 @@ def test_files_that_are_something_else(encoder, tmp_path):
     described = json.loads(whole[8 : 8 + int.from_bytes(whole[:8], "little")])["__metadata__"]
     write_arrays(path, arrays, described)
     with pytest.raises(CorruptIndex, match="projection"):
+        LemurEncoder.load(path)
+
+
+def test_many_threads_save_and_load_one_file(encoder, tmp_path):
+    encoder, faults = encoder[0], []
+    path = tmp_path / "map.safetensors"
+    encoder.save(path)
+
+    def repeated(call):
+        try:
+            for _ in range(20):
+                call()
+        except Exception as error:
+            faults.append(repr(error))
+
+    def read():
+        assert LemurEncoder.load(path).fingerprint == encoder.fingerprint
+
+    calls = [lambda: encoder.save(path)] * 3 + [read]
+    threads = [threading.Thread(target=repeated, args=(call,)) for call in calls]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert not faults
+    assert [file.name for file in tmp_path.iterdir()] == ["map.safetensors"]
+
+
+def test_what_is_there_stays_where_a_map_cannot_be_written(encoder, tmp_path, monkeypatch):
+    path = tmp_path / "map.safetensors"
+    path.write_bytes(b"before")
+
+    def no_room(descriptor):
+        raise OSError(errno.ENOSPC, "no room")
+
+    with monkeypatch.context() as patch:
+        patch.setattr("lemur_ann.arrays.os.fsync", no_room)
+        with pytest.raises(OSError, match="no room"):
+            encoder[0].save(path)
+    assert path.read_bytes() == b"before"
+    with pytest.raises(OSError):  # noqa: PT011 (which one is the system's choice)
+        encoder[0].save(tmp_path)
+    assert [file.name for file in tmp_path.iterdir()] == ["map.safetensors"]
+
+
+@pytest.mark.skipif(os.name == "nt", reason="links need rights there")
+def test_a_link_that_lies_ready_is_not_followed(encoder, tmp_path, monkeypatch):
+    (tmp_path / "precious").write_text("x")
+    fixed = uuid.UUID(int=0)
+    monkeypatch.setattr("lemur_ann.arrays.uuid.uuid4", lambda: fixed)  # as if the name could be guessed
+    ready = tmp_path / f".map.{fixed.hex[:12]}"
+    ready.symlink_to("precious")
+    with pytest.raises(FileExistsError):
+        encoder[0].save(tmp_path / "map")
+    assert (tmp_path / "precious").read_text() == "x"
+    assert ready.is_symlink(), "it is not ours to delete"
+
+
+@pytest.mark.skipif(os.name == "nt", reason="links need rights there")
+def test_a_map_is_saved_where_a_link_leads(encoder, tmp_path):
+    (tmp_path / "there").mkdir()
+    (tmp_path / "map").symlink_to(tmp_path / "there" / "map")
+    encoder[0].save(tmp_path / "map")
+    assert (tmp_path / "map").is_symlink()
+    assert LemurEncoder.load(tmp_path / "there" / "map").fingerprint == encoder[0].fingerprint
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="needs pipes")
+def test_a_map_is_saved_into_a_pipe(encoder, tmp_path):
+    os.mkfifo(tmp_path / "pipe")
+    got = []
+    reader = threading.Thread(target=lambda: got.append((tmp_path / "pipe").read_bytes()), daemon=True)
+    reader.start()
+    encoder[0].save(tmp_path / "pipe")
+    reader.join()
+    assert LemurEncoder.from_bytes(got[0]).fingerprint == encoder[0].fingerprint
+    assert (tmp_path / "pipe").is_fifo()
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="needs pipes")
+@pytest.mark.parametrize("what", ["pipe", "socket", "folder", "device", "link to a pipe"])
+def test_only_files_are_read_as_maps(tmp_path, what):
+    path = tmp_path / "map"
+    if what == "pipe":
+        os.mkfifo(path)
+    elif what == "socket":
+        with socket.socket(socket.AF_UNIX) as made:
+            made.bind(os.path.relpath(path))  # the name of a socket is a short one
+    elif what == "folder":
+        path.mkdir()
+    elif what == "device":
+        path.symlink_to("/dev/zero")
+    else:
+        os.mkfifo(tmp_path / "pipe")
+        path.symlink_to("pipe")
+    with pytest.raises(CorruptIndex, match="is no file"):
         LemurEncoder.load(path)
 
 

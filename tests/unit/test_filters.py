@@ -129,6 +129,15 @@ def test_masks_keep_their_meaning_after_changes(make_matrices):
         ([None], ValueError, "id is null"),
         ([1.5], TypeError, "ids must be strings or integers"),
         (np.ones((2, 2), bool), TypeError, "ids must be|filter must be"),
+        ([("year", ">", 2000)], TypeError, r"got list; with .* write filter=\(pc.field\('year'\) > 2000\)$"),
+        (
+            [[("year", "=", 2000), ("topic", "not in", {"a"})], [("topic", "in", ("b", "c"))]],
+            TypeError,
+            r"filter=\(\(pc.field\('year'\) == 2000\) & ~pc.field\('topic'\).isin\(\['a'\]\)\) \| "
+            r"\(pc.field\('topic'\).isin\(\['b', 'c'\]\)\)$",
+        ),
+        ([("doc-1", 0.5)], TypeError, "of hits they are hits.ids"),
+        ([("year", "like", "x")], TypeError, "got tuple in row 0"),
     ],
 )
 def test_bad_filters(index, matrices, filter, error, message):

@@ -416,6 +416,10 @@ def test_the_same_seed_learns_the_same_map(make_matrices):
         ({"M": 1}, ValueError, "M must be at least 2"),
         ({"ef_construction": 0}, ValueError, "ef_construction must be at least 1"),
         ({"num_features": 1.5}, TypeError, "num_features must be an integer"),
+        *(
+            ({"ridge": value}, ValueError, "ridge must be a number above 0, got")
+            for value in (True, None, [1e-6], 1j, np.True_)
+        ),
         ({"ridge": 0.0}, ValueError, "ridge must be a number above 0, got 0.0"),
         ({"candidates": "lsh"}, ValueError, "candidates must be one of hnsw, exact, faiss, usearch, svs, got 'lsh'"),
         ({"device": "tpu"}, ValueError, "device must be 'cpu', 'cuda' or 'mps', got 'tpu'"),

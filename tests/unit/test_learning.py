@@ -110,6 +110,31 @@ def test_a_warm_start_begins_where_training_ended(make_matrices, rng):
     assert after.validation_loss[0] <= before.validation_loss[-1]
 
 
+def test_a_warm_start_leaves_nothing_worse(make_matrices, rng):
+    tokens = rng.normal(size=(1500, 16)).astype(np.float32)
+    store, psi = store_of(make_matrices(40)), FeatureMap(16, 64)
+    call = {"validation_tokens": tokens[:300], "batch_size": 64}
+    train_feature_map(tokens[300:], store, np.arange(40), psi, epochs=6, **call)
+    before = {name: value.clone() for name, value in psi.state_dict().items()}
+    psi.requires_grad_(True)
+    after = train_feature_map(tokens[300:], store, np.arange(40), psi, epochs=9, warm_start=True, learning_rate=1.0, **call)
+    assert len(after.validation_loss) == 3, "it ends early"
+    for name, value in psi.state_dict().items():
+        torch.testing.assert_close(value, before[name], rtol=0, atol=0)
+    targets = (_core.token_maxima(tokens[:300], store.documents, 1) - after.target_mean) / after.target_std
+    loss = float(torch.mean((psi.token_features(tokens[:300]) @ after.output_layer.T - torch.from_numpy(targets)) ** 2))
+    assert loss < min(after.validation_loss)
+
+
+def test_a_warm_start_that_diverges_is_an_error(make_matrices, rng, monkeypatch):
+    losses = iter([0.5, float("nan")])
+    monkeypatch.setattr("lemur_ann.learning.training._loss", lambda *_: next(losses))
+    tokens = rng.normal(size=(300, 16)).astype(np.float32)
+    call = {"validation_tokens": tokens[:10], "epochs": 1, "warm_start": True}
+    with pytest.raises(FloatingPointError, match="diverged"):
+        train_feature_map(tokens, store_of(make_matrices(5)), np.arange(5), FeatureMap(16, 8), **call)
+
+
 def test_targets_on_disk_train_alike(make_matrices, rng, tmp_path):
     tokens = rng.normal(size=(1000, 16)).astype(np.float32)
     store = store_of(make_matrices(30))

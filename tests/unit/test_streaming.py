@@ -537,3 +537,19 @@ def test_peak_memory_does_not_grow_with_the_corpus(tmp_path, kind):
     finally:
         for file in [*tmp_path.rglob("*.parquet"), *tmp_path.rglob("tokens-*.arrow")]:
             file.unlink()
+
+
+def test_a_relative_folder_is_that_of_the_call(folder, make_matrices, monkeypatch):
+    monkeypatch.chdir(folder.parent)
+    index = LemurIndex(**OPTIONS, compact_at=None).fit(
+        iter(make_matrices(300)), queries=make_matrices(20), directory="temporary"
+    )
+    elsewhere = folder.parent / "elsewhere"
+    elsewhere.mkdir()
+    monkeypatch.chdir(elsewhere)
+    index.delete(list(range(150)))
+    assert len(index.compact()) == 150
+    assert len(index.add(iter(make_matrices(3)))) == 153
+    index.refit(memory_limit="700MB")
+    with pytest.raises(FileNotFoundError, match="directory must be a folder, and 'temporary' is not"):
+        index.add(iter(make_matrices(3)), directory="temporary")
