@@ -79,6 +79,7 @@ SECTIONS = {
         "guides/tuning",
         "guides/filters",
         "guides/memory",
+        "guides/small-codes",
         "guides/upgrades",
         "guides/explain",
         "guides/report",

@@ -15,6 +15,7 @@ from lemur_ann.hits import Hits
 from lemur_ann.index import LemurIndex
 from lemur_ann.insight.evaluation import Evaluation
 from lemur_ann.insight.health import Health
+from lemur_ann.insight.sizing import plan
 from lemur_ann.saved import storage as storage  # for whoever must sign a folder by hand: `from lemur_ann import storage`
 from lemur_ann.texts import TextIndex
 
@@ -30,4 +31,5 @@ __all__ = [
     "TextIndex",
     "__version__",
     "maxsim",
+    "plan",
 ]

@@ -339,6 +339,26 @@ def delete(
 
 
 @app.command()
+def plan(
+    num_documents: Annotated[int, typer.Argument(help="How many documents.")],
+    tokens_per_document: Annotated[float, typer.Argument(help="Their tokens, in mean.")],
+    dim: Annotated[int, typer.Argument(help="Components of a token.")],
+    token_codes: Annotated[str, typer.Option(help="int8, int4, int2, int1, or none.")] = "int8",
+    keep_tokens: Annotated[str, typer.Option(help="exact, or none: codes alone are kept.")] = "exact",
+    token_dtype: Annotated[str, typer.Option(help="float16 or float32.")] = "float16",
+) -> None:
+    """What an index will take: bytes by part, and the memory of learning."""
+    codes = None if token_codes == "none" else token_codes
+    console.print(
+        str(
+            lemur_ann.plan(
+                num_documents, tokens_per_document, dim, token_dtype=token_dtype, token_codes=codes, keep_tokens=keep_tokens
+            )
+        )
+    )
+
+
+@app.command()
 def recode(
     path: IndexDir,
     token_codes: Annotated[str, typer.Argument(help="int8, int4, int2, int1, or none.")],

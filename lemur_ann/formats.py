@@ -12,8 +12,10 @@ Two kinds of files carry a number: the manifest of an index (INDEX_VERSION), and
    manifests lack ``num_rows`` in ``training``. Each copy of a document had links of its own.
 5. Maps are homogeneous, and say so in ``feature_map``. Copies of documents are listed beside the links: ``next_equal``,
    ``copies``.
-6. The newest: maps may have ``centroids`` and the weights of a second look, and an index then has those of its documents'
-   tokens, ``centroids`` in the manifest. Its options may leave numbers open.
+6. Maps may have ``centroids`` and the weights of a second look, and an index then has those of its documents' tokens,
+   ``centroids`` in the manifest. Its options may leave numbers open.
+7. The newest: maps have what small codes are made with, ``codes.*``, files of centroids may have such codes, and segments may
+   then be without ``tokens``.
 
 A map in a file of its own was "lemur_ann encoder 1" in one string, then format 1; its arrays were always those of format 4.
 
@@ -49,7 +51,7 @@ from lemur_ann.learning.query_features import FeatureWeights
 
 Arrays = dict[str, npt.NDArray[Any]]
 
-INDEX_VERSION = 6
+INDEX_VERSION = 7
 MAP_FORMAT, MAP_VERSION = "lemur_ann encoder", 2
 UNIT_TOLERANCE = 0.01  # of squared lengths: float16 tokens are within a tenth of that
 FIRST_MAP = "lemur_ann encoder 1"  # format and number in one, which was compared for equality

@@ -7,6 +7,7 @@ ranked by its token maxima over centroids and its place by estimate together, wi
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
@@ -25,8 +26,14 @@ from lemur_ann.validate import Offsets
 
 NUM_KNOWN = 5  # numbers that are known of a document
 MAX_CENTROIDS = 65_536  # which two bytes can number
+MIN_DOCUMENTS = 500  # of fewer a search reranks nearly all
 ROWS_PER_BLOCK = 1024  # of documents here and there, whose tokens are copied
 RARE_SHARE = 1.5  # documents that match a rare token, for each on the shortlist, at most: they cost less than a wider walk
+
+
+def usual_centroids(num_tokens: int) -> int:
+    """How many centroids so many tokens are given: about twice the root, a power of two."""
+    return int(np.clip(2 ** round(math.log2(2 * math.sqrt(max(num_tokens, 1)))), 1, MAX_CENTROIDS))
 
 
 class CodeMaps(NamedTuple):

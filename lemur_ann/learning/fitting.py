@@ -22,7 +22,8 @@ import numpy.typing as npt
 import torch
 
 from lemur_ann import _core
-from lemur_ann.candidates.look import LookWeights, SecondLook
+from lemur_ann.candidates.look import MIN_DOCUMENTS as MIN_LOOK_DOCUMENTS
+from lemur_ann.candidates.look import LookWeights, SecondLook, usual_centroids
 from lemur_ann.documents.inputs import QueryBatch, directions_of, to_offsets
 from lemur_ann.documents.rows import Rows
 from lemur_ann.documents.tokens import TokenStore
@@ -36,7 +37,7 @@ from lemur_ann.learning.memory import NUM_WEIGHED_DOCUMENTS, TEACHER_RANKS, Plan
 from lemur_ann.learning.projection import Encoded, MapParts, composed, reduced_weights
 from lemur_ann.learning.query_features import FeatureWeights
 from lemur_ann.learning.reduction import Reduction, augment, radius_for, random_rotation
-from lemur_ann.learning.second_look import UNLEARNED, learn_centroids, ranking, usual_centroids
+from lemur_ann.learning.second_look import UNLEARNED, learn_centroids, ranking
 from lemur_ann.learning.targets import Targets
 from lemur_ann.learning.training import TARGET_ROWS, Training, train_feature_map
 from lemur_ann.learning.weights import WeightSolver, draw_sample
@@ -50,7 +51,6 @@ NUM_REDUCTION_QUERIES = 20_000
 DISTILLATION_SHARE, MAX_DISTILLATION_QUERIES = 0.05, 256  # of these, held out from distillation to judge it
 LOOK_SHARE, MAX_LOOK_QUERIES = 0.1, 512  # of the queries, held back from the map for the second look
 FEW_LOOK_QUERIES, MIN_LOOK_QUERIES = 40, 30  # as many of a few hundred, and too few to learn from
-MIN_LOOK_DOCUMENTS = 500  # of fewer a search reranks nearly all
 TOKEN_QUERIES = 0.25  # made of document tokens, for each of these
 LOOK_SHORTLIST = 1000  # of each of these queries
 

