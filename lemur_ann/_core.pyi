@@ -126,7 +126,7 @@ class Codec:
         Codes (num_tokens, num_bytes) of tokens with these centroids, their scales, and the tokens' lengths.
         """
 
-    def decode(self, codes: numpy.typing.NDArray[numpy.uint8], centroids: numpy.typing.NDArray[numpy.uint16], scales: numpy.typing.NDArray[numpy.int16], lengths: numpy.typing.NDArray[numpy.float16] | None) -> numpy.typing.NDArray[numpy.float32]:
+    def decode(self, codes: numpy.typing.NDArray[numpy.uint8], centroids: numpy.typing.NDArray[numpy.uint16], scales: numpy.typing.NDArray[numpy.int16], lengths: numpy.typing.NDArray[numpy.float32] | None) -> numpy.typing.NDArray[numpy.float32]:
         """The tokens that codes stand for, (num_tokens, dim)."""
 
 class SmallDocuments:
@@ -134,7 +134,7 @@ class SmallDocuments:
     Documents as small codes, in parts of (codes, centroids, scales, lengths or None, offsets), read where they lie.
     """
 
-    def __init__(self, codec: Codec, parts: Sequence[tuple[numpy.typing.NDArray[numpy.uint8], numpy.typing.NDArray[numpy.uint16], numpy.typing.NDArray[numpy.int16], numpy.typing.NDArray[numpy.float16] | None, numpy.typing.NDArray[numpy.int64]]]) -> None: ...
+    def __init__(self, codec: Codec, parts: Sequence[tuple[numpy.typing.NDArray[numpy.uint8], numpy.typing.NDArray[numpy.uint16], numpy.typing.NDArray[numpy.int16], numpy.typing.NDArray[numpy.float32] | None, numpy.typing.NDArray[numpy.int64]]]) -> None: ...
 
     def __len__(self) -> int: ...
 

@@ -146,6 +146,8 @@ class Changes:
         """A map for the documents there are, which go on changing meanwhile."""
         with self.rebuilding, self.timed("fit"):
             beginnings, base = self.beginnings, self.snapshot
+            if base.learned is not None and base.learned.keeps_codes_alone:
+                lesson.codes = base.learned.encoder.look  # codes of codes would lose more
             self._adopt(base, beginnings, learned(base, self.options, lesson, progress), lesson)
 
     def refit(self, lesson: Lesson, options: dict[str, Any], progress: Progress) -> None:
@@ -191,44 +193,28 @@ class Changes:
             self.publish(replace(now, learned=new, store=new.kept(now.store)))
 
     def recode(self, changed: dict[str, Any], num_threads: int, progress: Progress) -> None:
-        """Other codes of the tokens, or codes alone, for the documents there are, which go on changing meanwhile."""
-        with self.rebuilding, self.timed("recode", **changed):
-            beginnings, base = self.beginnings, self.snapshot
+        """Other codes of the tokens, or codes alone; searches go on meanwhile, and changes wait."""
+        with self.rebuilding, self.writing, self.timed("recode", **changed):
+            now = self.snapshot
             options = replace(self.options, **changed)
-            if isinstance(base.store, CodedStore):
+            if isinstance(now.store, CodedStore):
                 check_smaller(self.options, options)
             if options == self.options:
                 return
-            task = progress.task("recode", base.num_rows)
-            store = base.store.recoded(options.keeps_int8, self.temporary())
-            if base.learned is None:
-                with self.writing:
-                    before, self.options_before = self.options_before, options
-                    try:
-                        later = self.snapshot.store.slice(base.num_rows, self.snapshot.num_rows)
-                        later = later.recoded(options.keeps_int8, self.temporary())
-                        self.publish(replace(self.snapshot, store=store.joined(later)))
-                    except BaseException:
-                        self.options_before = before
-                        raise
-                return
-            encoder = coding(base.learned.encoder, base, options)
-            new = base.learned.recoded(store, options, encoder, num_threads)
-            task.advance(base.num_rows)
-            with self.writing:
-                now = self.snapshot
-                assert now.learned is not None
-                new = replace(new, candidates=now.learned.candidates, num_unfamiliar=now.learned.num_unfamiliar)
-                if self.beginnings != beginnings:
-                    self.publish(
-                        replace(now, learned=new, store=Snapshot.empty(coded=options.keeps_int8).store).begun_anew(None)
-                    )
-                    return
-                later = now.store.slice(base.num_rows, now.num_rows).recoded(options.keeps_int8, self.temporary())
-                if len(later) and new.look is not None:
-                    new = replace(new, look=new.look.extended(later, num_threads=num_threads))
-                kept = new.kept(store) if new.keeps_codes_alone else store.joined(later)
-                self.publish(replace(now, learned=new, store=kept))
+            task = progress.task("recode", now.num_rows)
+            store = now.store.recoded(options.keeps_int8, self.temporary())
+            if now.learned is None:
+                before, self.options_before = self.options_before, options
+                try:
+                    self.publish(replace(now, store=store))
+                except BaseException:
+                    self.options_before = before
+                    raise
+            else:
+                encoder = coding(now.learned.encoder, now, options)
+                new = now.learned.recoded(store, options, encoder, num_threads)
+                self.publish(replace(now, learned=new, store=new.kept(store)))
+            task.advance(now.num_rows)
 
     def keep_tuned(self, encoder: LemurEncoder, tuned: Tuned) -> None:
         """Beside the map that it was tuned for, in the place of what was tuned for the same before.
@@ -469,8 +455,9 @@ def coding(encoder: LemurEncoder, base: Snapshot, options: Options) -> LemurEnco
         return encoder
     if look is None:
         raise ValueError(
-            f"token_codes={options.token_codes!r} are relative to centroids, and the map was learned without any: "
-            "refit(num_centroids=None) learns them"
+            f"token_codes={options.token_codes!r} are relative to centroids of tokens, and the map was learned without any: of "
+            "fewer than 500 documents, of zeros alone, or with num_centroids=0; refit(num_centroids=64), or another number, "
+            "learns some"
         )
     from lemur_ann.learning.codes import learn_codes
 
@@ -498,6 +485,8 @@ def changed_options(old: Learned, options: dict[str, Any], *, resume: bool) -> O
     kept = "token_codes", "keep_tokens"  # which the store has or has not
     known = [field.name for field in fields(Options) if field.name not in kept]
     unknown = [name for name in options if name not in known]
+    if set(unknown) & set(kept):
+        raise TypeError(f"refit learns anew, and keeps {' and '.join(kept)}: recode changes them")
     if unknown:
         raise TypeError(f"refit got unknown options {', '.join(unknown)}; expected any of {', '.join(known)}")
     changed = replace(old.options, **options)

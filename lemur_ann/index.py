@@ -567,7 +567,8 @@ class LemurIndex(MeasuredIndex):
         num_threads: int | None = None,
         progress: Show = None,
     ) -> LemurIndex:
-        """Keep other codes of the tokens, or codes alone, without learning anew; searches go on meanwhile.
+        """Keep other codes of the tokens, or codes alone, without learning anew; changes wait, and searches go
+        on.
 
         Args:
             token_codes, keep_tokens: as for the constructor; keep_tokens None leaves it as it is. ``keep_tokens="none"`` lets

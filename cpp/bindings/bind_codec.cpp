@@ -19,12 +19,8 @@ std::vector<lemur::SmallDocuments::Part> SmallCodesOfDocuments::views(const lemu
       throw nb::value_error(
           "codes, centroids, scales and lengths must have an element for each token, and codes the "
           "bytes of the codec");
-    if (lengths && (lengths->dtype().bits != 16 ||
-                    lengths->dtype().code != static_cast<std::uint8_t>(nb::dlpack::dtype_code::Float)))
-      throw nb::type_error("lengths must be float16");
     if (offsets.shape(0) < 1) throw nb::value_error("offsets must have one element more than there are documents");
-    out.push_back({codes.data(), centroids.data(), scales.data(),
-                   lengths ? static_cast<const std::uint16_t*>(lengths->data()) : nullptr,
+    out.push_back({codes.data(), centroids.data(), scales.data(), lengths ? lengths->data() : nullptr,
                    static_cast<std::int64_t>(size), offsets.data(), static_cast<std::int64_t>(offsets.shape(0)) - 1});
   }
   const lemur::SmallDocuments all(codec, out);
@@ -55,7 +51,7 @@ Encoded encode(const lemur::Codec& codec, const AnyMatrix& tokens, const Words& 
 }
 
 NewArray<float, 2> decode(const lemur::Codec& codec, const Bytes& codes, const Words& centroids,
-                          const SignedWords& scales, const std::optional<Halves>& lengths) {
+                          const SignedWords& scales, const std::optional<FloatVector>& lengths) {
   const auto size = static_cast<std::int64_t>(codes.shape(0));
   const std::int64_t bounds[] = {0, size};
   auto offsets = Int64Vector(bounds, {2}, nb::handle());
@@ -99,7 +95,7 @@ void bind_codec(nb::module_& m) {
            nb::arg("scales").noconvert(), nb::arg("lengths").noconvert().none(),
            nb::sig("def decode(self, codes: numpy.typing.NDArray[numpy.uint8], centroids: "
                    "numpy.typing.NDArray[numpy.uint16], scales: numpy.typing.NDArray[numpy.int16], lengths: "
-                   "numpy.typing.NDArray[numpy.float16] | None) -> numpy.typing.NDArray[numpy.float32]"),
+                   "numpy.typing.NDArray[numpy.float32] | None) -> numpy.typing.NDArray[numpy.float32]"),
            "The tokens that codes stand for, (num_tokens, dim).");
   nb::class_<SmallCodesOfDocuments>(m, "SmallDocuments",
                                     "Documents as small codes, in parts of (codes, centroids, scales, lengths or None, "
@@ -108,7 +104,7 @@ void bind_codec(nb::module_& m) {
            nb::keep_alive<1, 2>(),
            nb::sig("def __init__(self, codec: Codec, parts: collections.abc.Sequence["
                    "tuple[numpy.typing.NDArray[numpy.uint8], numpy.typing.NDArray[numpy.uint16], "
-                   "numpy.typing.NDArray[numpy.int16], numpy.typing.NDArray[numpy.float16] | None, "
+                   "numpy.typing.NDArray[numpy.int16], numpy.typing.NDArray[numpy.float32] | None, "
                    "numpy.typing.NDArray[numpy.int64]]]) -> None"))
       .def("__len__", [](const SmallCodesOfDocuments& self) { return self.view().size(); });
 }

@@ -18,10 +18,9 @@ namespace lemur_bindings {
 using Bytes = ArrayArg<std::uint8_t, 2>;
 using Words = ArrayArg<std::uint16_t, 1>;
 using SignedWords = ArrayArg<std::int16_t, 1>;
-using Halves = nb::ndarray<nb::ro, nb::ndim<1>, nb::c_contig, nb::device::cpu>;  // float16
 
 // Codes, centroids, scales, lengths or none where all are 1, and where each document begins.
-using SmallPart = std::tuple<Bytes, Words, SignedWords, std::optional<Halves>, Int64Vector>;
+using SmallPart = std::tuple<Bytes, Words, SignedWords, std::optional<FloatVector>, Int64Vector>;
 
 class SmallCodesOfDocuments {
  public:

@@ -7,7 +7,6 @@
 #include <utility>
 
 #include "lemur/cpu.hpp"
-#include "lemur/kernels/half.hpp"
 #include "lemur/kernels/prefetch.hpp"
 #include "lemur/parallel.hpp"
 
@@ -235,7 +234,7 @@ Int8Document SmallReader::int8_rows(const SmallDocuments::Document& document, co
       value = 0;
     }
   if (document.lengths != nullptr)
-    for (std::int64_t t = 0; t < count; ++t) scales_[t] *= half_to_float(document.lengths[t]);
+    for (std::int64_t t = 0; t < count; ++t) scales_[t] *= document.lengths[t];
   return {rows_.data(), scales_.data(), sums_.data(), count, codec.dim(), book.stride, nullptr, 0};
 }
 

@@ -176,6 +176,8 @@ class SecondLook:
     def check(self, store: TokenStore) -> None:
         """CorruptIndex unless it has the codes of these documents, in their order."""
         first = 0
+        if any(part.ids.max(initial=0) >= part.num_centroids for part in self.parts):
+            raise CorruptIndex("a token has a centroid that there is not")
         for part in [] if isinstance(store, CodedStore) else self.parts:
             begin, last = 0, first + len(part)
             for chunk in store.part(first, last):
@@ -187,8 +189,12 @@ class SecondLook:
                 if not np.array_equal(expected.ids, own.ids):
                     raise CorruptIndex(f"centroids of the documents from row {first} on are not those of their tokens")
                 if expected.small is not None and own.small is not None:
-                    (codes, scales, _), (own_codes, own_scales, _) = expected.small, own.small
-                    if not (np.array_equal(codes, own_codes) and np.array_equal(scales, own_scales)):
+                    (codes, scales, lengths), (own_codes, own_scales, own_lengths) = expected.small, own.small
+                    ones = np.ones(len(scales), np.float32)
+                    is_as_long = np.array_equal(
+                        ones if lengths is None else lengths, ones if own_lengths is None else own_lengths
+                    )
+                    if not (is_as_long and np.array_equal(codes, own_codes) and np.array_equal(scales, own_scales)):
                         raise CorruptIndex(f"small codes of the documents from row {first} on are not those of their tokens")
                 first, begin = first + end - begin, end
 

@@ -13,6 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from lemur_ann import _core
+from lemur_ann.arrays import are_finite
 from lemur_ann.documents.inputs import to_offsets
 from lemur_ann.documents.rows import Rows
 from lemur_ann.errors import CorruptIndex
@@ -24,7 +25,7 @@ TOKENS_TO_MERGE = 2**22  # parts with fewer may be merged: 8 MiB of centroids
 UNIT_LENGTH = 0.01  # lengths that differ no more from 1 are 1
 
 Centroids = npt.NDArray[np.uint16]
-Small = tuple[npt.NDArray[np.uint8], npt.NDArray[np.int16], "npt.NDArray[np.float16] | None"]
+Small = tuple[npt.NDArray[np.uint8], npt.NDArray[np.int16], "npt.NDArray[np.float32] | None"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -67,8 +68,9 @@ class Codebook:
             ids, small = self.nearest.nearest(block, num_threads), None
             if self.bits:
                 codes, scales, lengths = self.codec.encode(block, ids, num_threads)
-                is_unit = bool((np.abs(lengths - 1) <= UNIT_LENGTH).all())
-                small = codes, scales, None if is_unit else lengths.astype(np.float16)
+                is_unit = np.abs(lengths - 1) <= UNIT_LENGTH
+                lengths = np.where(is_unit, np.float32(1), lengths)  # token by token: whatever comes with it
+                small = codes, scales, None if is_unit.all() else lengths
             blocks.append(replace(part, ids=ids, small=small))
         return replace(_laid_end_to_end(blocks), offsets=offsets - first)
 
@@ -103,7 +105,10 @@ class Codebook:
         assert part.small is not None
         codes, scales, lengths = part.small
         own = None if lengths is None else lengths[begin:end]
-        tokens: npt.NDArray[np.float32] = self.codec.decode(codes[begin:end], part.ids[begin:end], scales[begin:end], own)
+        try:
+            tokens: npt.NDArray[np.float32] = self.codec.decode(codes[begin:end], part.ids[begin:end], scales[begin:end], own)
+        except ValueError as error:
+            raise CorruptIndex(f"codes of tokens cannot be read: {error}") from error
         return tokens
 
 
@@ -115,7 +120,7 @@ class Part:
         ids: uint16 (num_tokens,), the number of each token's centroid.
         offsets: int64 (num_documents + 1,), from 0.
         num_centroids: that there are.
-        small: small codes uint8 (num_tokens, num_bytes), their scales int16 (num_tokens,), and the lengths of tokens, float16
+        small: small codes uint8 (num_tokens, num_bytes), their scales int16 (num_tokens,), and the lengths of tokens, float32
             (num_tokens,), or None where all are 1; None where no small codes are kept.
     """
 
@@ -172,9 +177,11 @@ def checked_part(arrays: dict[str, npt.NDArray[Any]], num_rows: int, book: Codeb
             (codes, np.uint8, (len(ids), book.codec.num_bytes)),
             (scales, np.int16, (len(ids),)),
         ]
-        expected += [] if lengths is None else [(lengths, np.float16, (len(ids),))]
+        expected += [] if lengths is None else [(lengths, np.float32, (len(ids),))]
         if any(array.dtype != dtype or array.shape != shape for array, dtype, shape in expected):
             raise CorruptIndex(f"{name} does not have the codes of {len(ids)} tokens")
+        if scales.min(initial=0) < 0 or (lengths is not None and not (are_finite(lengths) and lengths.min(initial=0) >= 0)):
+            raise CorruptIndex(f"{name} has a scale or a length of a token that is below 0, or no number")
         small = codes, scales, lengths
     return Part(ids, offsets, len(book.centroids), small)
 
@@ -208,7 +215,7 @@ def _laid_end_to_end(parts: Sequence[Part]) -> Part:
     if smalls:
         lengths = None
         if any(own is not None for _, _, own in smalls):
-            lengths = np.concatenate([np.ones(len(s), np.float16) if own is None else own for _, s, own in smalls])
+            lengths = np.concatenate([np.ones(len(s), np.float32) if own is None else own for _, s, own in smalls])
         small = np.concatenate([codes for codes, _, _ in smalls]), np.concatenate([s for _, s, _ in smalls]), lengths
     return replace(parts[0], ids=np.concatenate([part.ids for part in parts]), small=small)
 

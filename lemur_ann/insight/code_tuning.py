@@ -76,9 +76,9 @@ class TunedCodes:
         if self.token_codes is None:
             lines.append(f"none loses {self.max_loss:.1%} at most: keep the tokens (keep_tokens='exact'), which loses nothing")
         else:
-            lines.append(
-                f"{self.token_codes} loses {self.max_loss:.1%} at most: recode({self.token_codes!r}, keep_tokens='none')"
-            )
+            measured = "its whole interval" if self.certain else "what was measured of it"
+            lines.append(f"{self.token_codes} is the smallest of which {measured} is within {self.max_loss:.1%}:")
+            lines.append(f"recode({self.token_codes!r}, keep_tokens='none')")
         return "\n".join(lines)
 
 
@@ -103,7 +103,11 @@ def tune_codes(
     if isinstance(snapshot.store, CodedStore):
         raise ValueError(f"the tokens are not kept, only codes {learned.options.token_codes!r}: nothing tells what these lose")
     if learned.look is None or learned.look.weights.codes is None:
-        raise ValueError("the learned map has nothing to make small codes with: refit() learns it")
+        raise ValueError(
+            "the learned map has nothing to make small codes with: refit(num_centroids=64), or another number, learns it"
+        )
+    if snapshot.num_documents == 0:
+        raise ValueError("tune_codes needs at least one document, and the index holds none")
     if len(queries) == 0:
         raise ValueError("tune_codes needs at least one query, got none")
     queries.check_not_zero("queries")
@@ -127,7 +131,8 @@ def tune_codes(
         widths.append(_measured(snapshot, name, num_bytes, several, exact, grades, k))
         task.advance()
     holding = [width for width in widths if (width.loss_interval[1] if certain else width.loss) <= max_loss]
-    chosen = holding[-1].token_codes if holding else None
+    # of widths that take as much, as codes of few components do, the widest
+    chosen = min(holding, key=lambda width: width.bytes_per_token).token_codes if holding else None
     return TunedCodes(tuple(widths), chosen, max_loss, certain, k, len(queries))
 
 
@@ -158,6 +163,11 @@ def _measured(
     if grades is not None:
         relevance = relevance_of_rows(snapshot, first, exact, grades, k)
         measures = [relevance.measures[m] for m in (f"success@{k}", f"MRR@{k}") if m in relevance.measures]
-        worst = max(measures, key=lambda measure: measure.loss, default=None)
-        loss, interval = (0.0, (-1.0, 1.0)) if worst is None else (worst.loss, worst.loss_interval)
+        if not any(measure.exact for measure in measures):
+            raise ValueError(
+                f"no query has a relevant document in its exact top {k}: nothing tells what codes lose of these; look at what "
+                "relevant= names"
+            )
+        worst = max(measures, key=lambda measure: measure.loss)
+        loss, interval = worst.loss, worst.loss_interval
     return Width(name, num_bytes, recall, (low, high), recall_of_several, relevance, loss, interval)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Any
 
 import numpy as np
@@ -18,6 +18,7 @@ from lemur_ann.options import Options
 NUM_HIDDEN = 32  # of the network of the second look
 SMALL_BYTES = 16  # of which small codes of a token are a multiple
 MB = 1e6
+MOST = 2.0**40  # tokens of a document, and bytes of an id: none has more
 
 
 @dataclass(frozen=True)
@@ -81,7 +82,8 @@ def plan(
         token_dtype: of the tokens, float16 or float32.
         id_bytes: of an id, in mean; 8 of an integer.
         num_query_tokens: of all training queries together.
-        **options: of :class:`~lemur_ann.LemurIndex`, such as token_codes, keep_tokens or rank.
+        **options: of :class:`~lemur_ann.LemurIndex`, such as token_codes, keep_tokens or rank. Small codes of tokens that are
+            not of length 1 take four bytes more, which are not counted.
 
     Returns:
         :class:`SizePlan`; print it. Time is not in it: that depends on the machine, and ``evaluate`` measures it.
@@ -92,11 +94,14 @@ def plan(
     num_documents = validate.positive_int(num_documents, "num_documents")
     dim = validate.integer(dim, "dim", least=1, most=MAX_DIM)
     num_query_tokens = validate.positive_int(num_query_tokens, "num_query_tokens")
-    if isinstance(tokens_per_document, bool) or not float(tokens_per_document) > 0:
+    if isinstance(tokens_per_document, bool) or not 0 < float(tokens_per_document) < MOST:
         raise ValueError(f"tokens_per_document must be above 0, got {tokens_per_document!r}")
     dtype = np.dtype(token_dtype)
     if dtype not in (np.float16, np.float32):
         raise ValueError(f"token_dtype must be float16 or float32, got {token_dtype!r}")
+    if not 0 <= float(id_bytes) < MOST:
+        raise ValueError(f"id_bytes must be 0 or above, got {id_bytes!r}")
+    validate.names(options, sorted(field.name for field in fields(Options)), "plan()")
     chosen = Options(**options)
     num_tokens = max(round(num_documents * float(tokens_per_document)), 1)
     int8 = num_tokens * (_core.int8_stride(dim) + 8) + 24 * num_documents if chosen.keeps_int8 else 0

@@ -360,7 +360,8 @@ def _second_look(
     """Centroids of document tokens, and how to rank a shortlist by them, learned from queries that the map has not seen."""
     options, clock = job.options, job.clock
     count = usual_centroids(job.store.num_tokens) if options.num_centroids is None else options.num_centroids
-    if count == 0 or (len(job.live) < MIN_LOOK_DOCUMENTS and not options.small_bits):
+    is_asked_for = options.small_bits > 0 or options.num_centroids is not None
+    if count == 0 or (len(job.live) < MIN_LOOK_DOCUMENTS and not is_asked_for):
         return None, {}
     unlearned = kept
     if unlearned is None:

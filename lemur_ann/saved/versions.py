@@ -169,6 +169,8 @@ def assembled(
             learned = _learned(folder, manifest, options, num_rows, known_or, scratch, trusted)
             if is_coded_alone:
                 assert learned.look is not None
+                if manifest["token_dtype"] not in (None, "float16", "float32"):
+                    raise CorruptIndex(f"{folder} has tokens of dtype {str(manifest['token_dtype'])[:40]}")
                 dtype = None if manifest["token_dtype"] is None else np.dtype(manifest["token_dtype"])
                 store = CodedStore(learned.look.book, learned.look.parts, dtype)
                 segments = _of_codes(folder, segments, learned.look.parts)

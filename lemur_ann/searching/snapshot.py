@@ -87,7 +87,7 @@ class Learned:
         """The same map for other documents; ``directory`` is for temporary files."""
         candidates = kind_of(self.options.candidates).assemble(self.encoder.dim, None, [], asdict(self.options), directory)
         look = None if self.look is None else SecondLook(self.look.weights, [], self.look.bits)
-        return replace(self, candidates=candidates, look=look, num_rows=0)
+        return replace(self, candidates=candidates, look=look, num_rows=0, num_unfamiliar=0)
 
 
 @dataclass(frozen=True, eq=False)
@@ -210,8 +210,9 @@ class Snapshot:
             if look is not None:
                 look = SecondLook(look.weights, [look.take(kept)], look.bits)
             learned = replace(learned, candidates=builder.finish(), look=look, num_rows=num_rows)
+        is_coded_alone = learned is not None and learned.keeps_codes_alone
         return Snapshot(
-            self.store.without(self.deleted.mask, directory),
+            learned.kept(self.store) if learned and is_coded_alone else self.store.without(self.deleted.mask, directory),
             IdMap(IdColumn([self.ids.column.take_array(kept)])),
             None if self.metadata is None else self.metadata.take(pa.array(kept)),
             RowSet.none(len(kept)),
@@ -235,6 +236,7 @@ class Snapshot:
             if look is not None and now.look is not None:
                 look = look.with_part(now.look.take(later))
             learned = replace(learned, candidates=candidates, look=look, tuned=now.tuned, num_unfamiliar=now.num_unfamiliar)
+        store = store if learned is None else learned.kept(store)
         return Snapshot(store, IdMap(column, deleted), metadata, deleted, learned)
 
 

@@ -93,11 +93,11 @@ def test_errors_are_those_of_the_levels(rng, bits):
 def test_scores_are_those_of_the_decoded_tokens(rng, dim, bits):
     codec, centroids, _, _ = codec_of(rng, dim, bits)
     offsets = np.concatenate([[0], np.cumsum(rng.integers(0, 30, size=40))]).astype(np.int64)
-    lengths = rng.uniform(0.2, 3, size=offsets[-1]).astype(np.float16)
-    tokens = unit(rng, int(offsets[-1]), dim) * lengths[:, None].astype(np.float32)
+    lengths = rng.uniform(0.2, 3, size=offsets[-1]).astype(np.float32)
+    tokens = unit(rng, int(offsets[-1]), dim) * lengths[:, None]
     ids = _core.Centroids(centroids).nearest(tokens, 1)
     codes, scales, found = codec.encode(tokens, ids, 1)
-    np.testing.assert_allclose(found, lengths, rtol=1e-3)
+    np.testing.assert_allclose(found, lengths, rtol=1e-5)
     small = _core.SmallDocuments(codec, [(codes, ids, scales, lengths, offsets)])
     stands_for = codec.decode(codes, ids, scales, lengths)
     queries, ends = unit(rng, 3 * 17, dim), np.array([0, 17, 34, 51])
@@ -184,7 +184,7 @@ def test_zeros_and_extremes(rng, bits):
     codes, scales, lengths = codec.encode(tokens, np.zeros(4, np.uint16), 1)
     assert lengths[0] == 0
     assert (scales >= 0).all()
-    decoded = codec.decode(codes, np.zeros(4, np.uint16), scales, np.array([0, 0, 1, 1], np.float16))
+    decoded = codec.decode(codes, np.zeros(4, np.uint16), scales, np.array([0, 0, 1, 1], np.float32))
     assert np.isfinite(decoded).all()
     assert (decoded[0] == 0).all()
 
@@ -211,7 +211,7 @@ def test_what_does_not_fit_is_refused(rng):
         (codes[:9], ids, scales, None, offsets),
         (codes, ids[:9], scales, None, offsets),
         (codes, ids, scales[:9], None, offsets),
-        (codes, ids, scales, np.ones(9, np.float16), offsets),
+        (codes, ids, scales, np.ones(9, np.float32), offsets),
         (np.ascontiguousarray(codes[:, :8]), ids, scales, None, offsets),
         (codes, ids, scales, None, np.array([0, 11])),
         (codes, ids, scales, None, np.array([5, 0])),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import threading
 
 import numpy as np
 import pytest
@@ -11,6 +12,7 @@ from safetensors.numpy import load_file, save_file
 
 from lemur_ann import CorruptIndex, LemurEncoder, LemurIndex
 from lemur_ann.saved import storage
+from lemur_ann.searching.snapshot import Learned
 
 SMALL = {"num_features": 128, "epochs": 0, "rank": 31}
 WIDTHS = ["int4", "int2", "int1"]
@@ -151,7 +153,7 @@ def test_vectors_longer_than_one(rng):
         index = LemurIndex(**options, keep_tokens=keep_tokens).fit(documents, queries)
         best = exact.search(queries[:40], exact=True)
         assert shared(best, index.search(queries[:40], exact=True)) > (0.999 if keep_tokens == "exact" else 0.8)
-        assert index.stats().parts["token codes"].size == index.num_tokens * (16 + 2 + 2)  # 16 bytes at least
+        assert index.stats().parts["token codes"].size == index.num_tokens * (16 + 2 + 4)  # 16 bytes at least
 
 
 def test_recode(demo_data, tmp_path):
@@ -257,7 +259,7 @@ def test_options_that_do_not_fit(options, message):
         LemurIndex(**options)
 
 
-@pytest.mark.parametrize("damage", ["codes", "scales", "lengths", "gone", "tokens"])
+@pytest.mark.parametrize("damage", ["codes", "scales", "lengths", "gone", "tokens", "negative", "nan", "dtype"])
 def test_damaged_files_are_refused(demo_data, tmp_path, damage):
     index = LemurIndex(**SMALL, token_codes="int4", keep_tokens="none")
     index.fit(demo_data.documents, demo_data.training_queries).save(tmp_path / "index")
@@ -269,7 +271,13 @@ def test_damaged_files_are_refused(demo_data, tmp_path, damage):
     elif damage == "scales":
         arrays["scales"] = arrays["scales"][:-1].copy()
     elif damage == "lengths":
-        arrays["lengths"] = np.ones(3, np.float16)
+        arrays["lengths"] = np.ones(3, np.float32)
+    elif damage == "negative":
+        arrays["scales"][5] = -32768
+    elif damage == "nan":
+        arrays["lengths"] = np.full(len(arrays["ids"]), np.nan, np.float32)
+    elif damage == "dtype":
+        manifest["token_dtype"] = "object"
     elif damage == "gone":
         del arrays["codes"]
     else:
@@ -291,3 +299,74 @@ def test_a_map_in_a_file_makes_the_same_codes(alone, demo_data, tmp_path):
     again = LemurIndex(token_codes=alone.options.token_codes, keep_tokens="none").fit(demo_data.documents, encoder=encoder)
     queries = queries_of(demo_data)
     assert ids_of(again.search(queries, exact=True)) == ids_of(alone.search(queries, exact=True))
+
+
+def test_tokens_of_any_length(rng):
+    """Lengths are kept as float32, token by token: a document is coded alike whatever comes with it."""
+    documents = [rng.normal(size=(6, 16)).astype(np.float32) for _ in range(600)]
+    for row, length in ((0, 3e5), (1, 1e-6), (2, 1e9)):
+        documents[row] *= np.float32(length)
+    options = {**SMALL, "rank": 15, "token_codes": "int4", "keep_tokens": "none"}
+    index = LemurIndex(**options).fit(documents, documents[10:110])
+    tokens = np.array(index.get([0])["tokens"][0].as_py(), np.float32)
+    np.testing.assert_allclose(np.linalg.norm(tokens, axis=1), np.linalg.norm(documents[0], axis=1), rtol=0.1)
+    hits = index.search(documents[5], k=600, exact=True)
+    assert len(hits) == 600
+    assert np.isfinite(hits.scores).all()
+    near = documents[7] / np.linalg.norm(documents[7], axis=1, keepdims=True) * np.float32(1.008)
+    index.add([near], ids=[1000])
+    index.add([near, near * 2], ids=[1001, 1002])
+    alone, beside = (index.get([doc_id])["tokens"][0].as_py() for doc_id in (1000, 1001))
+    assert alone == beside
+
+
+def test_learning_anew_codes_nothing_twice(demo_data):
+    options = {**SMALL, "token_codes": "int4", "keep_tokens": "none"}
+    index = LemurIndex(**options).fit(demo_data.documents, demo_data.training_queries)
+    before = index.get(index.ids())["tokens"].to_pylist()
+    index.fit(queries=demo_data.training_queries)
+    index.refit(demo_data.training_queries)
+    assert index.get(index.ids())["tokens"].to_pylist() == before
+    with pytest.raises(ValueError, match="num_centroids stays"):
+        index.refit(demo_data.training_queries, num_centroids=32)
+    with pytest.raises(TypeError, match="recode changes them"):
+        index.refit(token_codes="int2")
+
+
+def test_changes_wait_for_recode(demo_data, monkeypatch):
+    """What is deleted and added meanwhile comes after it."""
+    index = LemurIndex(**SMALL).fit(demo_data.documents.slice(0, 550), demo_data.training_queries)
+    tuned = index.tune(demo_data.queries, target_recall=0.5)
+    changed, recoded = [], Learned.recoded
+
+    def change():
+        index.delete(index.ids())
+        index.add(demo_data.documents.slice(550, 25))
+        changed.append(len(index))
+
+    def beside(self, *arguments):
+        thread = threading.Thread(target=change)
+        thread.start()
+        thread.join(0.5)
+        threads.append(thread)
+        assert not changed
+        return recoded(self, *arguments)
+
+    threads: list[threading.Thread] = []
+    monkeypatch.setattr(Learned, "recoded", beside)
+    index.recode("int2")
+    threads[0].join()
+    assert changed == [25]
+    assert len(index.search(queries_of(demo_data)[0], k=50)) == 25
+    index.check()
+    assert index.tuned == (tuned,)
+
+
+def test_few_documents_are_recoded_once_they_have_centroids(demo_data):
+    index = LemurIndex(**SMALL).fit(demo_data.documents.slice(0, 60), demo_data.training_queries)
+    with pytest.raises(ValueError, match=r"refit\(num_centroids=64\)"):
+        index.recode("int4")
+    index.refit(num_centroids=64)
+    before = ids_of(index.search(queries_of(demo_data)))
+    index.recode("int4")
+    assert ids_of(index.search(queries_of(demo_data))) == before

@@ -73,14 +73,14 @@ class SmallDocuments {
     const std::uint8_t* codes;
     const std::uint16_t* centroids;
     const std::int16_t* scales;
-    const std::uint16_t* lengths;  // half precision; null where all are 1
+    const float* lengths;  // null where all are 1
     std::int64_t num_tokens;
     const std::int64_t* offsets;  // (size + 1,)
     std::int64_t size;
   };
   struct Document {
     SmallCodes tokens;
-    const std::uint16_t* lengths;
+    const float* lengths;
   };
 
   SmallDocuments(const Codec& codec, std::vector<Part> parts);
