@@ -29,10 +29,9 @@ import numpy.typing as npt
 import pyarrow.compute as pc
 
 from lemur_ann import CorruptIndex, LemurIndex, validate
-from lemur_ann.arrays import in_place_of
 from lemur_ann.documents import tokens_from_arrow
 from lemur_ann.events import after_fork
-from lemur_ann.saved import MANIFEST
+from lemur_ann.saved import MANIFEST, in_place_of
 
 SETTINGS, ITEMS = "hnswlib.json", "index"  # what is in the folder that save_index writes
 

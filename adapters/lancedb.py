@@ -37,8 +37,8 @@ except ImportError as error:
     raise ImportError("lemur_ann.adapters.lancedb needs lancedb and pylance: pip install lemur_ann[lancedb]") from error
 
 from lemur_ann import LemurEncoder
-from lemur_ann.arrays import in_place_of
 from lemur_ann.documents import DocumentBatch, iterate_documents, opened, tokens_from_arrow
+from lemur_ann.saved import in_place_of
 
 from ._two_stages import (
     Found,

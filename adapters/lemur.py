@@ -28,13 +28,13 @@ import torch
 from torch import nn
 
 from lemur_ann import NotFitted, validate
-from lemur_ann.arrays import in_place_of
 from lemur_ann.documents import TokenStore, to_offsets
 from lemur_ann.learning.features import FeatureMap
 from lemur_ann.learning.targets import Targets
 from lemur_ann.learning.training import Training, train_feature_map
 from lemur_ann.learning.weights import WeightSolver
 from lemur_ann.progress import progress_lines
+from lemur_ann.saved import in_place_of
 
 QUERY_SCALE = 32  # the reference divides the sum over a query's tokens by this, whatever their number
 MAX_TEST_TOKENS = 32_000

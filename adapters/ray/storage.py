@@ -16,7 +16,7 @@ import fsspec
 from fsspec.implementations.local import LocalFileSystem
 
 from lemur_ann import CorruptIndex, IndexLocked, LemurIndex, saved, validate
-from lemur_ann.arrays import in_place_of
+from lemur_ann.saved import in_place_of
 
 SHARDS, FORMAT = "shards.json", "lemur_ann shards 1"
 TRIES = 20  # to fetch a version while a writer publishes one after the other

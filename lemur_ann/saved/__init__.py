@@ -3,6 +3,7 @@
 What stands here is for those who keep the files of an index elsewhere too, as :mod:`lemur_ann.adapters.ray` does.
 """
 
+from lemur_ann.arrays import in_place_of
 from lemur_ann.saved.storage import (
     LOCK,
     MANIFEST,
@@ -23,6 +24,7 @@ __all__ = [
     "NAMES",
     "check_replaceable",
     "describe",
+    "in_place_of",
     "is_file_name",
     "is_own",
     "remove",
