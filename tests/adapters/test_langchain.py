@@ -159,7 +159,10 @@ async def test_filters(store, filter, expected):
     assert set(ids_of(store.as_retriever(search_kwargs={"k": 5, "filter": filter}).invoke("red"))) == expected
     assert set(ids_of(await LemurRetriever(store=store, k=5, filter=filter).ainvoke("red"))) == expected
     assert set(ids_of(store.max_marginal_relevance_search("red", k=5, filter=filter))) == expected
-    if filter is not None:
+    if filter == {}:
+        with pytest.raises(ValueError, match="filter is empty"):
+            store.delete(filter=filter)
+    elif filter is not None:
         assert store.delete(filter=filter)
         assert set(store.texts.index) == {"fox", "whale", "sea"} - expected
 

@@ -148,6 +148,10 @@ def test_the_filters_below_are_all_there_are():
 @pytest.mark.parametrize(("filters", "expected"), FILTERS, ids=[str(i) for i in range(len(FILTERS))])
 def test_filters(filled, filters, expected):
     assert set(filled.query(asked(filters=filters)).ids) == set(expected)
+    if not filters.filters:
+        with pytest.raises(ValueError, match="filters are empty"):
+            filled.delete_nodes(filters=filters)
+        return
     filled.delete_nodes(filters=filters)
     assert set(filled.query(asked()).ids) == set("abcd") - set(expected)
 
