@@ -652,6 +652,7 @@ class LemurIndex(MeasuredIndex):
             an iterator of (id, exact MaxSim score), which ends after the last document that the filter lets through.
 
         Example:
+            >>> import numpy as np
             >>> index = LemurIndex().add([np.eye(4)[:2], np.eye(4)[2:]], ids=["fox", "whale"])
             >>> next(index.scan(np.eye(4)[:1]))
             ('fox', 1.0)

@@ -84,8 +84,9 @@ def _check_learned(manifest: dict[str, Any]) -> None:
 def _check_names(manifest: dict[str, Any]) -> None:
     """Every name is one of ``files``, and none is two files of one kind."""
     segments, structure = manifest["segments"], manifest["structure"]
+    keeps_codes_alone = manifest["options"].get("keep_tokens") == "none"
     lists = [
-        [entry["tokens"] for entry in segments if entry["tokens"] is not None],
+        [entry["tokens"] for entry in segments if entry["tokens"] is not None or not keeps_codes_alone],
         [entry["documents"] for entry in segments],
         [entry["file"] for entry in manifest["vectors"]],
         [] if structure is None else list(structure["files"].values()),

@@ -168,12 +168,7 @@ def assembled(
         if manifest["feature_map"] is not None:
             learned = _learned(folder, manifest, options, num_rows, known_or, scratch, trusted)
             if is_coded_alone:
-                assert learned.look is not None
-                if manifest["token_dtype"] not in (None, "float16", "float32"):
-                    raise CorruptIndex(f"{folder} has tokens of dtype {str(manifest['token_dtype'])[:40]}")
-                dtype = None if manifest["token_dtype"] is None else np.dtype(manifest["token_dtype"])
-                store = CodedStore(learned.look.book, learned.look.parts, dtype)
-                segments = _of_codes(folder, segments, learned.look.parts)
+                store, segments = _of_codes(folder, segments, learned, manifest["token_dtype"])
             if store.dim not in (None, learned.encoder.token_dim):
                 raise CorruptIndex(f"{folder} has tokens of dim {store.dim}, and a map of dim {learned.encoder.token_dim}")
     except CorruptIndex:
@@ -207,9 +202,13 @@ def _read_segment(folder: Path, entry: dict[str, Any], *, coded: bool) -> Segmen
     return Segment(entry["tokens"], entry["documents"], entry["num_rows"], pieces, ids.chunks, metadata)
 
 
-def _of_codes(folder: Path, segments: list[Segment], parts: list[Part]) -> list[Segment]:
-    """Segments without tokens, with their parts of the codes."""
-    found, left = [], list(parts)
+def _of_codes(folder: Path, segments: list[Segment], learned: Learned, dtype: Any) -> tuple[TokenStore, list[Segment]]:
+    """A store of codes alone, and segments without tokens, with their parts of the codes."""
+    assert learned.look is not None
+    if dtype not in (None, "float16", "float32"):
+        raise CorruptIndex(f"{folder} has tokens of dtype {str(dtype)[:40]}")
+    store = CodedStore(learned.look.book, learned.look.parts, None if dtype is None else np.dtype(dtype))
+    found, left = [], list(learned.look.parts)
     for segment in segments:
         own: list[Part] = []
         while left and sum(map(len, own)) < segment.num_rows:
@@ -217,7 +216,7 @@ def _of_codes(folder: Path, segments: list[Segment], parts: list[Part]) -> list[
         if sum(map(len, own)) != segment.num_rows:
             raise CorruptIndex(f"{folder} has codes that do not begin where the documents of a file do")
         found.append(replace(segment, pieces=own))
-    return found
+    return store, found
 
 
 def _joined(segments: list[Segment]) -> pa.Table | None:

@@ -14,7 +14,7 @@ import pyarrow.parquet as pq
 import pytest
 import typer
 
-from lemur_ann import LemurEncoder, LemurIndex, cli
+from lemur_ann import LemurEncoder, LemurIndex, cli, plan
 from lemur_ann.demo import demo_encoder, fit_demo_index
 from lemur_ann.options import Options
 from lemur_ann.report import report
@@ -252,10 +252,12 @@ STANDS_FOR = {
     "export": ([LemurIndex.load, LemurIndex.to_arrow], {"out", "encoder"}),
     "health": ([LemurIndex.load, LemurIndex.health], set()),
     "info": ([], set()),
+    "plan": ([plan], set()),
+    "recode": ([LemurIndex.open, LemurIndex.recode], set()),
     "refit": ([LemurIndex.open, LemurIndex.refit], set()),
     "report": ([LemurIndex.load, report], {"out", "json"}),
     "search": ([LemurIndex.load, LemurIndex.search], {"limit", "out"}),
-    "tune": ([LemurIndex.open, LemurIndex.tune], {"num_queries"}),
+    "tune": ([LemurIndex.open, LemurIndex.tune], {"num_queries", "codes"}),
     "verify": ([LemurIndex.load, LemurIndex.check], set()),
 }
 # Wherever Python takes one of these, so does the command.
