@@ -11,12 +11,12 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
+import known_answers
 import numpy as np
-import pyarrow.parquet as pq
 
 from lemur_ann import _core
 from lemur_ann.candidates.look import CodeMaps
-from lemur_ann.documents import TokenStore, read_queries
+from lemur_ann.documents import TokenStore, opened, read_queries
 from lemur_ann.documents.coded import Codebook
 from lemur_ann.documents.coded_store import CodedStore
 from lemur_ann.documents.inputs import read_documents
@@ -36,18 +36,13 @@ def main() -> None:
     parser.add_argument("--num-queries", type=int, default=800)
     parser.add_argument("--centroids", default="2048,4096,8192")
     arguments = parser.parse_args()
-    documents = pq.read_table(arguments.corpus / "docs.parquet", columns=["id", "tokens"])[: arguments.limit]
-    names = documents.column("id").to_pylist()
+    known = known_answers.read(arguments.corpus, arguments.limit, arguments.num_queries)
+    queries, grades = known.batch.as_float32, known.grades
     store = TokenStore()
-    for batch in read_documents(documents.select(["tokens"])):
+    for batch in read_documents(known.documents.select(["tokens"])):
         store = store.extended(batch.tokens, batch.offsets)
-    rows: dict[str, dict[int, float]] = {}
-    for row, name in enumerate(names):
-        rows.setdefault(name, {})[row] = 1.0
-    asked = pq.read_table(arguments.corpus / "queries_dev.parquet", columns=["id", "tokens"])[: arguments.num_queries]
-    grades = [rows.get(name, {}) for name in asked.column("id").to_pylist()]
-    queries = read_queries(asked.select(["tokens"])).as_float32
-    training = read_queries(arguments.corpus / "queries_train.parquet").take(range(TRAINING)).as_float32.tokens
+    del known
+    training = read_queries(opened(arguments.corpus / "queries_train.parquet")).take(range(TRAINING)).as_float32.tokens
     first = []
     for i in range(len(queries)):
         own = queries.take([i])

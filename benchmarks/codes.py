@@ -22,9 +22,8 @@ import time
 from pathlib import Path
 from typing import Any
 
+import known_answers
 import numpy as np
-import pyarrow as pa
-import pyarrow.parquet as pq
 
 KEPT = (("int8", "exact"), ("int4", "exact"), ("int2", "exact"), ("int1", "exact"))
 ALONE = (("int4", "none"), ("int2", "none"), ("int1", "none"))
@@ -41,30 +40,20 @@ def main() -> None:
     parser.add_argument("--json", type=Path)
     arguments = parser.parse_args()
     import lemur_ann
-    from lemur_ann.documents import read_queries
 
-    documents = pq.read_table(arguments.corpus / "docs.parquet", columns=["id", "tokens"])[: arguments.limit]
-    names = documents.column("id").to_pylist()
-    folder = arguments.work / f"codes-{len(documents)}"
+    known = known_answers.read(arguments.corpus, arguments.limit, arguments.num_queries)
+    count, queries, grades = len(known.documents), known.queries, known.grades
+    folder = arguments.work / f"codes-{count}"
     if arguments.learn or not folder.exists():
-        documents = documents.select(["tokens"]).append_column("id", pa.array(range(len(documents))))
         begin = time.perf_counter()
-        learned = lemur_ann.LemurIndex().fit(documents, arguments.corpus / "queries_train.parquet", num_threads=2)
+        learned = lemur_ann.LemurIndex().fit(known.documents, arguments.corpus / "queries_train.parquet", num_threads=2)
         print(f"fit: {time.perf_counter() - begin:.0f} s", flush=True)
         learned.save(folder)
         del learned
-    del documents
-    rows: dict[str, dict[int, float]] = {}
-    for row, name in enumerate(names):
-        rows.setdefault(name, {})[row] = 1.0
-    asked = pq.read_table(arguments.corpus / "queries_dev.parquet", columns=["id", "tokens"])
-    asked = asked.filter(pa.array([name in rows for name in asked.column("id").to_pylist()]))[: arguments.num_queries]
-    grades = [rows[name] for name in asked.column("id").to_pylist()]
-    batch = read_queries(asked.select(["tokens"]))
-    queries = [batch.matrix(i) for i in range(len(batch))]
+    del known
     original = lemur_ann.LemurIndex.load(folder, verify=False)
     exact = [hits.ids.tolist() for hits in original.search(queries, k=10, exact=True)]
-    print(f"{len(names)} documents, {original.num_tokens / len(names):.0f} tokens each, {len(queries)} queries", flush=True)
+    print(f"{count} documents, {original.num_tokens / count:.0f} tokens each, {len(queries)} queries", flush=True)
     report = []
     for codes, keep in (*KEPT, *ALONE):
         entry = measured(original, folder, codes, keep, queries, exact, grades)

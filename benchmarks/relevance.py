@@ -20,9 +20,8 @@ import json
 import time
 from pathlib import Path
 
+import known_answers
 import numpy as np
-import pyarrow as pa
-import pyarrow.parquet as pq
 
 SETTINGS = (  # num_candidates, ef_search, shortlist
     (40, 100, 400),
@@ -62,41 +61,31 @@ def main() -> None:
     parser.add_argument("--json", type=Path)
     arguments = parser.parse_args()
     import lemur_ann
-    from lemur_ann.documents import read_queries
     from lemur_ann.insight.metrics import recall
     from lemur_ann.insight.relevance import relevance
 
-    documents = pq.read_table(arguments.corpus / "docs.parquet", columns=["id", "tokens"])[: arguments.limit]
-    names = documents.column("id").to_pylist()
-    documents = documents.select(["tokens"]).append_column("id", pa.array(range(len(documents))))
-    folder = arguments.index or arguments.work / f"relevance-{arguments.learn_from}-{len(documents)}"
+    corpus = known_answers.read(arguments.corpus, arguments.limit, arguments.num_queries)
+    count, queries, grades = len(corpus.documents), corpus.queries, corpus.grades
+    folder = arguments.index or arguments.work / f"relevance-{arguments.learn_from}-{count}"
     if arguments.learn or not folder.exists():
-        queries = None if arguments.learn_from == "tokens" else arguments.corpus / "queries_train.parquet"
+        taught_by = None if arguments.learn_from == "tokens" else arguments.corpus / "queries_train.parquet"
         begin = time.perf_counter()
-        learned = lemur_ann.LemurIndex().fit(documents, queries, num_threads=2, progress=False)
+        learned = lemur_ann.LemurIndex().fit(corpus.documents, taught_by, num_threads=2, progress=False)
         print(f"fit: {time.perf_counter() - begin:.0f} s, {learned.encoder.training['look_found']}")
         learned.save(folder)
         del learned
-    del documents
-    rows: dict[str, set[int]] = {}
-    for row, name in enumerate(names):
-        rows.setdefault(name, set()).add(row)
-    asked = pq.read_table(arguments.corpus / "queries_dev.parquet", columns=["id", "tokens"])
-    asked = asked.filter(pa.array([name in rows for name in asked.column("id").to_pylist()]))[: arguments.num_queries]
-    wanted = [rows[name] for name in asked.column("id").to_pylist()]
-    batch = read_queries(asked.select(["tokens"]))
-    queries = [batch.matrix(i) for i in range(len(batch))]
+    del corpus
     index = lemur_ann.LemurIndex.load(folder, verify=False)
     most = 1000 if arguments.deep else 10
-    known = arguments.work / f"exact-{len(names)}-{len(queries)}-{most}.npy"
+    known = arguments.work / f"exact-{count}-{len(queries)}-{most}.npy"
     if not known.exists():
         np.save(known, np.array([hits.ids for hits in index.search(queries, k=most, exact=True)]))
     exact = np.load(known)
-    top, grades = exact[:, :10].tolist(), [dict.fromkeys(want, 1.0) for want in wanted]
+    top = exact[:, :10].tolist()
     base = relevance(top, top, grades, 10, index.snapshot.ids).measures
     report = [{"name": "exact MaxSim", "recall@10": 1.0, **{name: base[name].exact for name in MEASURES}}]
     figures = " ".join(f"{base[name].exact:.4f}" for name in MEASURES)
-    print(f"{len(names)} documents, {len(queries)} queries\n{'exact MaxSim':24} 1.0000 {figures}")
+    print(f"{count} documents, {len(queries)} queries\n{'exact MaxSim':24} 1.0000 {figures}")
     looks = index.snapshot.learned.look is not None
     tried = [({"k": 10}, "default")]
     tried += [

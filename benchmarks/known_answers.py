@@ -1,0 +1,41 @@
+"""A corpus whose query i was written for the document whose name it has: what several benchmarks read."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+
+@dataclass(frozen=True)
+class Known:
+    """Documents by row, queries of queries_dev whose document is among them, and each one's relevant rows."""
+
+    documents: pa.Table  # id, which is the row, and tokens
+    queries: list[npt.NDArray[Any]]
+    batch: Any  # the same, as lemur_ann reads queries
+    grades: list[dict[int, float]]
+
+
+def read(corpus: Path, limit: int | None, num_queries: int) -> Known:
+    """The first documents, and the first queries that ask for one of them."""
+    from lemur_ann.documents import read_queries
+
+    documents = pq.read_table(corpus / "docs.parquet", columns=["id", "tokens"])[:limit]
+    rows: dict[str, dict[int, float]] = {}
+    for row, name in enumerate(documents.column("id").to_pylist()):  # names are repeated
+        rows.setdefault(name, {})[row] = 1.0
+    asked = pq.read_table(corpus / "queries_dev.parquet", columns=["id", "tokens"])
+    asked = asked.filter(pa.array([name in rows for name in asked.column("id").to_pylist()]))[:num_queries]
+    batch = read_queries(asked.select(["tokens"]))
+    return Known(
+        documents.select(["tokens"]).append_column("id", pa.array(np.arange(len(documents)))),
+        [batch.matrix(i) for i in range(len(batch))],
+        batch,
+        [rows[name] for name in asked.column("id").to_pylist()],
+    )
