@@ -112,6 +112,9 @@ class SecondLook:
         Each query's best of its own shortlist and num_rare documents of rare centroids at most, by a network of weights (hidden, 5), (hidden,) and (hidden,), best first, (num_queries, count), and how many of them count.
         """
 
+def small_bytes(dim: int, bits: int) -> int:
+    """Of the codes of a token of dim components."""
+
 class Codec:
     """Tokens as a centroid's number and 1, 2 or 4 bits a component."""
 

@@ -60,7 +60,7 @@ NewArray<float, 2> decode(const lemur::Codec& codec, const Bytes& codes, const W
   float* data = out.data();
   nb::gil_scoped_release release;
   std::vector<float> turned(static_cast<std::size_t>(size * codec.dim()));
-  lemur::SmallReader(lemur::active_kernels(), one.view()).float_rows(one.view().document(0), turned.data());
+  lemur::SmallReader(lemur::active_kernels(), one.view()).float_rows(one.view().document(0), size, turned.data());
   codec.turn_back(turned.data(), size, data);
   return out;
 }
@@ -68,6 +68,13 @@ NewArray<float, 2> decode(const lemur::Codec& codec, const Bytes& codes, const W
 }  // namespace
 
 void bind_codec(nb::module_& m) {
+  m.def(
+      "small_bytes",
+      [](std::int64_t dim, std::int64_t bits) {
+        if (bits != 1 && bits != 2 && bits != 4) throw nb::value_error("small codes have 1, 2 or 4 bits");
+        return lemur::small_bytes(coded_dim(dim), bits);
+      },
+      nb::arg("dim"), nb::arg("bits"), "Of the codes of a token of dim components.");
   nb::class_<lemur::Codec>(m, "Codec", "Tokens as a centroid's number and 1, 2 or 4 bits a component.")
       .def(
           "__init__",

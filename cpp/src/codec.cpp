@@ -77,8 +77,7 @@ Codec::Codec(const float* centroids, std::int64_t num_centroids, const float* to
   book_.bits = checked_bits(bits);
   if (num_centroids < 1 || num_centroids > 65536) throw std::invalid_argument("expected 1 to 65536 centroids");
   if (!(unit > 1e-30f && unit < 1e30f)) throw std::invalid_argument("the unit of codes must be above 0");
-  const std::int64_t whole = 8 * kSmallBytes;
-  book_.num_bytes = (dim * bits + whole - 1) / whole * kSmallBytes;
+  book_.num_bytes = small_bytes(dim, bits);
   book_.num_centroids = num_centroids;
   book_.stride = int8_stride(book_.num_bytes * 8 / bits);
   write_levels(bits, levels_);
@@ -238,7 +237,9 @@ Int8Document SmallReader::int8_rows(const SmallDocuments::Document& document, co
   return {rows_.data(), scales_.data(), sums_.data(), count, codec.dim(), book.stride, nullptr, 0};
 }
 
-void SmallReader::float_rows(const SmallDocuments::Document& document, float* out) {
+void SmallReader::float_rows(const SmallDocuments::Document& document, std::int64_t num_rows, float* out) {
+  if (document.tokens.num_rows != num_rows)
+    throw std::invalid_argument("offsets of codes changed while they were read");
   const Int8Document rows = int8_rows(document, {{nullptr, nullptr, nullptr, 0}, nullptr});
   for (std::int64_t t = 0; t < rows.num_rows; ++t)
     for (std::int64_t k = 0; k < rows.dim; ++k)

@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <limits>
+#include <optional>
 #include <stdexcept>
 #include <string>
 
@@ -40,7 +41,8 @@ class FloatRun {
     float* free = widened_.data();
     for (const auto& document : documents_) {
       if (document.chunk == nullptr) {
-        SmallReader(kernels, *documents.small()).float_rows(documents.small()->document(document.index), free);
+        if (!reader_) reader_.emplace(kernels, *documents.small());
+        reader_->float_rows(documents.small()->document(document.index), document.range.size(), free);
         matrices_.push_back({free, document.range.size()});
         free += document.range.size() * documents.dim();
         continue;
@@ -62,6 +64,7 @@ class FloatRun {
   std::vector<DocumentsView::Document> documents_;
   std::vector<Matrix> matrices_;
   std::vector<float> widened_;
+  std::optional<SmallReader> reader_;
 };
 
 // The documents cut into runs of about kTaskTokens tokens: run i is documents [cuts[i], cuts[i + 1]).

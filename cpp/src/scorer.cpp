@@ -57,7 +57,7 @@ float Scorer::operator()(const PackedQuery& query, const DocumentsView::Document
   if (document.chunk == nullptr) {
     const std::int64_t rows = document.range.size(), dim = documents_.dim();
     widened_.resize(static_cast<std::size_t>(rows * dim));
-    reader_->float_rows(documents_.small()->document(document.index), widened_.data());
+    reader_->float_rows(documents_.small()->document(document.index), rows, widened_.data());
     kernels_.update_maxima(query.panels.data(), query.num_panels(), widened_.data(), rows, dim, best_.data());
     return sum(best_.data(), query.num_tokens);
   }

@@ -26,7 +26,8 @@ from lemur_ann.validate import Offsets
 
 NUM_KNOWN = 5  # numbers that are known of a document
 MAX_CENTROIDS = 65_536  # which two bytes can number
-MIN_DOCUMENTS = 500  # of fewer a search reranks nearly all
+MIN_LOOK_DOCUMENTS = 500  # of fewer a search reranks nearly all
+NUM_HIDDEN = 32  # units of a network that is learned
 ROWS_PER_BLOCK = 1024  # of documents here and there, whose tokens are copied
 RARE_SHARE = 1.5  # documents that match a rare token, for each on the shortlist, at most: they cost less than a wider walk
 
@@ -34,6 +35,13 @@ RARE_SHARE = 1.5  # documents that match a rare token, for each on the shortlist
 def usual_centroids(num_tokens: int) -> int:
     """How many centroids so many tokens are given: about twice the root, a power of two."""
     return int(np.clip(2 ** round(math.log2(2 * math.sqrt(max(num_tokens, 1)))), 1, MAX_CENTROIDS))
+
+
+def num_centroids(asked: int | None, num_documents: int, num_tokens: int, *, are_coded: bool) -> int:
+    """How many a map learns: those asked for, or what is usual; 0 for none, as of few documents without small codes."""
+    if asked is not None:
+        return asked
+    return usual_centroids(num_tokens) if num_documents >= MIN_LOOK_DOCUMENTS or are_coded else 0
 
 
 class CodeMaps(NamedTuple):
@@ -128,7 +136,9 @@ class SecondLook:
         """With the documents of a store at the end."""
         parts = self.parts
         if isinstance(store, CodedStore):
-            for part in store.parts if store.book.is_like(self.book) else [self.of_decoded(store, num_threads=num_threads)]:
+            if not store.book.is_like(self.book):  # what other codes stand for is coded anew
+                return self.of_rows(store, np.arange(len(store)), num_threads=num_threads)
+            for part in store.parts:
                 parts = appended(parts, part)
         for chunk in store.chunks:
             parts = appended(parts, self.book.coded(chunk.tokens, chunk.offsets, num_threads=num_threads))
@@ -151,11 +161,6 @@ class SecondLook:
             parts = [empty.book.recoded(part, self.book, num_threads=num_threads) for part in self.parts]
             return SecondLook(weights, parts, bits)
         return empty.extended(store, num_threads=num_threads)
-
-    def of_decoded(self, store: CodedStore, *, num_threads: int) -> Part:
-        """All documents of a store of codes, coded anew from what these stand for."""
-        parts = SecondLook(self.weights, [], self.bits).of_rows(store, np.arange(len(store)), num_threads=num_threads).parts
-        return taken(parts, np.arange(len(store)), self.book)
 
     def of_rows(self, store: TokenStore, rows: Rows, *, num_threads: int) -> SecondLook:
         """The same for some documents of a store, by ascending rows."""

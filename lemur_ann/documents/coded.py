@@ -15,13 +15,14 @@ import numpy.typing as npt
 from lemur_ann import _core
 from lemur_ann.arrays import are_finite
 from lemur_ann.documents.inputs import to_offsets
-from lemur_ann.documents.rows import Rows
+from lemur_ann.documents.rows import Rows, runs
 from lemur_ann.errors import CorruptIndex
 from lemur_ann.events import cached_property
 from lemur_ann.validate import Offsets, Tokens
 
 TOKENS_PER_BLOCK = 2**18  # that are coded together
 TOKENS_TO_MERGE = 2**22  # parts with fewer may be merged: 8 MiB of centroids
+CENTROID_BYTES, SCALE_BYTES, LENGTH_BYTES = 2, 2, 4  # of a token, beside its code
 UNIT_LENGTH = 0.01  # lengths that differ no more from 1 are 1
 
 Centroids = npt.NDArray[np.uint16]
@@ -203,7 +204,7 @@ def taken(parts: Sequence[Part], rows: Rows, book: Codebook) -> Part:
         offsets = part.offsets
         inside = rows[(rows >= first) & (rows < first + len(part))] - first
         lengths.append(offsets[inside + 1] - offsets[inside])
-        blocks += [part.slice(int(offsets[run[0]]), int(offsets[run[-1] + 1])) for run in _runs(inside)]
+        blocks += [part.slice(int(offsets[run[0]]), int(offsets[run[-1] + 1])) for run in runs(inside)]
         first += len(part)
     return replace(_laid_end_to_end(blocks), offsets=to_offsets(np.concatenate(lengths)))
 
@@ -218,8 +219,3 @@ def _laid_end_to_end(parts: Sequence[Part]) -> Part:
             lengths = np.concatenate([np.ones(len(s), np.float32) if own is None else own for _, s, own in smalls])
         small = np.concatenate([codes for codes, _, _ in smalls]), np.concatenate([s for _, s, _ in smalls]), lengths
     return replace(parts[0], ids=np.concatenate([part.ids for part in parts]), small=small)
-
-
-def _runs(rows: Rows) -> list[Rows]:
-    """Neighbouring rows together."""
-    return np.split(rows, np.flatnonzero(np.diff(rows) != 1) + 1) if len(rows) else []

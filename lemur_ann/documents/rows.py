@@ -57,3 +57,8 @@ class RowSet:
         mask = np.zeros(num_rows, np.bool_)
         mask[: len(self.mask)] = self.mask
         return RowSet.of(mask)
+
+
+def runs(rows: Rows) -> list[Rows]:
+    """Ascending rows, those that are neighbours together."""
+    return np.split(rows, np.flatnonzero(np.diff(rows) != 1) + 1) if len(rows) else []

@@ -19,7 +19,7 @@ import pyarrow as pa
 from lemur_ann import _core
 from lemur_ann.documents.arrow_files import open_arrow
 from lemur_ann.documents.inputs import to_offsets, tokens_from_arrow
-from lemur_ann.documents.rows import Rows
+from lemur_ann.documents.rows import Rows, runs
 from lemur_ann.errors import CorruptIndex
 from lemur_ann.validate import Offsets, Tokens, cores
 
@@ -121,8 +121,7 @@ class TokenStore:
             tokens, offsets, _ = self.chunks[i]
             inside = rows[cuts[i] : cuts[i + 1]] - self._firsts[i]
             # runs of neighbouring documents become one chunk each
-            runs = np.split(inside, np.flatnonzero(np.diff(inside) != 1) + 1)
-            chunks += [(tokens, offsets[run[0] : run[-1] + 2]) for run in runs]
+            chunks += [(tokens, offsets[run[0] : run[-1] + 2]) for run in runs(inside)]
         return _core.Documents(chunks)
 
     def candidate_scores(
@@ -217,8 +216,7 @@ class TokenStore:
                 continue
             with TokenFile(directory, coded=self._coded) as file:
                 for chunk, own in run:
-                    rows = np.flatnonzero(~own)
-                    for part in np.split(rows, np.flatnonzero(np.diff(rows) != 1) + 1) if len(rows) else ():
+                    for part in runs(np.flatnonzero(~own)):
                         file.append(chunk.tokens, chunk.offsets[part[0] : part[-1] + 2])
                 chunks += file.mapped()
         return TokenStore(chunks, coded=self._coded)

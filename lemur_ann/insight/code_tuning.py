@@ -8,6 +8,7 @@ import numpy as np
 
 from lemur_ann import _core
 from lemur_ann.candidates.look import SecondLook
+from lemur_ann.documents.coded import CENTROID_BYTES, SCALE_BYTES
 from lemur_ann.documents.coded_store import CodedStore
 from lemur_ann.documents.inputs import QueryBatch, to_offsets
 from lemur_ann.documents.rows import Rows
@@ -19,7 +20,6 @@ from lemur_ann.searching.search import Candidates, exact_scores
 from lemur_ann.searching.settings import Settings
 from lemur_ann.searching.snapshot import Snapshot
 
-CENTROID_BYTES, SCALE_BYTES = 2, 2  # of a token, beside its code
 SEVERAL = 4  # times k: so many of the best by codes have the exact top k, if exact tokens order them
 
 
@@ -29,7 +29,7 @@ class Width:
 
     Attributes:
         token_codes: its name.
-        bytes_per_token: of the code, its scale and the centroid; the tokens' own lengths take two more where they are not 1.
+        bytes_per_token: of the code, its scale and the centroid; the tokens' own lengths take four more where they are not 1.
         recall, recall_interval: share of the exact MaxSim top k among the k best by codes, and its 95% interval over queries.
         recall_of_several: the same among the 4 k best, which the tokens would order if they were kept.
         relevance: of relevant documents beside exact MaxSim's, where these were given.

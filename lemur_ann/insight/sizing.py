@@ -9,13 +9,12 @@ import numpy as np
 
 from lemur_ann import _core, validate
 from lemur_ann.candidates import too_many
-from lemur_ann.candidates.look import MIN_DOCUMENTS, NUM_KNOWN, usual_centroids
+from lemur_ann.candidates.look import NUM_HIDDEN, NUM_KNOWN, num_centroids
+from lemur_ann.documents.coded import CENTROID_BYTES, LENGTH_BYTES, SCALE_BYTES
 from lemur_ann.documents.tokens import MAX_DIM
 from lemur_ann.learning.memory import plan as usual_sizes
 from lemur_ann.options import Options
 
-NUM_HIDDEN = 32  # of the network of the second look
-SMALL_BYTES = 16  # of which small codes of a token are a multiple
 MB = 1e6
 MOST = 2.0**40  # tokens of a document, and bytes of an id: none has more
 
@@ -68,6 +67,7 @@ def plan(
     dim: int,
     *,
     token_dtype: Any = "float16",
+    unit_length: bool = True,
     id_bytes: float = 16,
     num_query_tokens: int = 320_000,
     **options: Any,
@@ -79,10 +79,10 @@ def plan(
         tokens_per_document: their tokens, in mean.
         dim: components of a token.
         token_dtype: of the tokens, float16 or float32.
+        unit_length: whether all tokens are of length 1, as most models make them; small codes keep the lengths of others.
         id_bytes: of an id, in mean; 8 of an integer.
         num_query_tokens: of all training queries together.
-        **options: of :class:`~lemur_ann.LemurIndex`, such as token_codes, keep_tokens or rank. Small codes of tokens that are
-            not of length 1 take four bytes more, which are not counted.
+        **options: of :class:`~lemur_ann.LemurIndex`, such as token_codes, keep_tokens or rank.
 
     Returns:
         :class:`SizePlan`; print it. Time is not in it: that depends on the machine, and ``evaluate`` measures it.
@@ -105,18 +105,16 @@ def plan(
     num_tokens = max(round(num_documents * float(tokens_per_document)), 1)
     int8 = num_tokens * (_core.int8_stride(dim) + 8) + 24 * num_documents if chosen.keeps_int8 else 0
     tokens = num_tokens * dim * dtype.itemsize + 8 * num_documents
-    looks = chosen.num_centroids != 0 and (num_documents >= MIN_DOCUMENTS or chosen.small_bits > 0)
-    num_centroids = (chosen.num_centroids or usual_centroids(num_tokens)) if looks else 0
-    small = 0
-    if chosen.small_bits:
-        small = num_tokens * (-(-dim * chosen.small_bits // (8 * SMALL_BYTES)) * SMALL_BYTES + 2)
+    count = num_centroids(chosen.num_centroids, num_documents, num_tokens, are_coded=chosen.small_bits > 0)
+    beside = SCALE_BYTES + (0 if validate.boolean(unit_length, "unit_length") else LENGTH_BYTES)
+    small = num_tokens * (_core.small_bytes(dim, chosen.small_bits) + beside) if chosen.small_bits else 0
     graph, links = _candidates(chosen, num_documents)
     parts = {
         "tokens": tokens if chosen.keep_tokens == "exact" else 0,
         "token codes": int8 or small,
         "candidates": graph + links,
-        "token centroids": 2 * num_tokens + 8 * num_documents if looks else 0,
-        "learned map": _map(chosen, dim, num_centroids, num_query_tokens),
+        "token centroids": CENTROID_BYTES * num_tokens + 8 * num_documents if count else 0,
+        "learned map": _map(chosen, dim, count, num_query_tokens),
         "ids": round(num_documents * (id_bytes + (0 if id_bytes == 8 else 8))),
     }
     has_codes = chosen.token_codes is not None
@@ -145,9 +143,9 @@ def _candidates(options: Options, num_documents: int) -> tuple[int, int]:
     return round(vectors + num_documents * (8 * m + 4 + 8 + 4 + upper)), round(links)
 
 
-def _map(options: Options, dim: int, num_centroids: int, num_query_tokens: int) -> int:
+def _map(options: Options, dim: int, count: int, num_query_tokens: int) -> int:
     features, sample = options.num_features, min(options.sample_tokens, num_query_tokens)
     rank = features if options.rank is None else min(options.rank, features)
     psi = features * (dim + 3) if options.epochs else features * dim
-    look = num_centroids * dim + NUM_HIDDEN * (NUM_KNOWN + 2) + 2 * dim * dim if num_centroids else 0
+    look = count * dim + NUM_HIDDEN * (NUM_KNOWN + 2) + 2 * dim * dim if count else 0
     return 4 * (psi + sample * (dim + 1 + rank) + rank + features * rank + look)

@@ -22,8 +22,7 @@ import numpy.typing as npt
 import torch
 
 from lemur_ann import _core
-from lemur_ann.candidates.look import MIN_DOCUMENTS as MIN_LOOK_DOCUMENTS
-from lemur_ann.candidates.look import LookWeights, SecondLook, usual_centroids
+from lemur_ann.candidates.look import MIN_LOOK_DOCUMENTS, LookWeights, SecondLook, num_centroids
 from lemur_ann.documents.inputs import QueryBatch, directions_of, to_offsets
 from lemur_ann.documents.rows import Rows
 from lemur_ann.documents.tokens import TokenStore
@@ -359,9 +358,9 @@ def _second_look(
 ) -> tuple[LookWeights | None, dict[str, float]]:
     """Centroids of document tokens, and how to rank a shortlist by them, learned from queries that the map has not seen."""
     options, clock = job.options, job.clock
-    count = usual_centroids(job.store.num_tokens) if options.num_centroids is None else options.num_centroids
-    is_asked_for = options.small_bits > 0 or options.num_centroids is not None
-    if count == 0 or (len(job.live) < MIN_LOOK_DOCUMENTS and not is_asked_for):
+    are_coded = options.small_bits > 0
+    count = num_centroids(options.num_centroids, len(job.live), job.store.num_tokens, are_coded=are_coded)
+    if count == 0:
         return None, {}
     unlearned = kept
     if unlearned is None:

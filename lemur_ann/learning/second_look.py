@@ -17,7 +17,7 @@ import numpy.typing as npt
 import torch
 
 from lemur_ann import _core
-from lemur_ann.candidates.look import NUM_KNOWN
+from lemur_ann.candidates.look import NUM_HIDDEN, NUM_KNOWN
 from lemur_ann.documents.inputs import directions_of
 from lemur_ann.documents.rows import Rows
 from lemur_ann.documents.tokens import TokenStore
@@ -26,7 +26,6 @@ from lemur_ann.validate import Offsets
 TOKENS_PER_CENTROID, SAMPLE_VALUES = 64, 2**24  # of the sample; and values of it at most, 32 MiB of float16
 TOKENS_PER_BLOCK = 2**14  # of it, which are summed together
 ROUNDS = 6
-HIDDEN = 32
 STEPS, QUERIES_PER_STEP, LEARNING_RATE = 1500, 32, 3e-3
 TOP = 10
 LOWEST = -1e4  # of a document that is not there
@@ -101,7 +100,7 @@ def learn_ranking(
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         network = torch.nn.Sequential(
-            torch.nn.Linear(NUM_KNOWN, HIDDEN), torch.nn.ReLU(), torch.nn.Linear(HIDDEN, 1, bias=False)
+            torch.nn.Linear(NUM_KNOWN, NUM_HIDDEN), torch.nn.ReLU(), torch.nn.Linear(NUM_HIDDEN, 1, bias=False)
         )
     x, exact = torch.from_numpy(known), torch.from_numpy(scores)
     is_none = ~torch.isfinite(exact)

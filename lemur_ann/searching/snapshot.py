@@ -228,7 +228,8 @@ class Snapshot:
             column = column.extended(after.ids.column.take_array(later))
             new = None if after.metadata is None else after.metadata.take(pa.array(later))
             metadata = joined_metadata(metadata, self.num_rows, [rows_of(new, len(later))])
-            store = store.joined(after.store.slice(before.num_rows, after.num_rows))
+            if learned is None or not learned.keeps_codes_alone:  # these come with the second look, below
+                store = store.joined(after.store.slice(before.num_rows, after.num_rows))
         if learned is not None and after.learned is not None:
             now = after.learned
             candidates = learned.candidates.extended(now.candidates.take(later), num_threads=num_threads)

@@ -33,7 +33,7 @@ def test_a_plan_is_what_is_built(rng, tmp_path, options):
     chosen = {**SMALL, **options}
     index = LemurIndex(**chosen).fit(documents, queries)
     index.save(tmp_path / "index")
-    planned = lemur_ann.plan(2500, index.num_tokens / 2500, 48, id_bytes=8, num_query_tokens=800, **chosen)
+    planned = lemur_ann.plan(2500, index.num_tokens / 2500, 48, id_bytes=8, num_query_tokens=800, unit_length=False, **chosen)
     assert planned.num_tokens == index.num_tokens
     sizes = {}
     for file in (tmp_path / "index").iterdir():

@@ -104,8 +104,9 @@ class SmallReader {
   // is fetched meanwhile.
   Int8Document int8_rows(const SmallDocuments::Document& document, const SmallDocuments::Document& next);
 
-  // The same as float32, (num_tokens, dim), as they are turned.
-  void float_rows(const SmallDocuments::Document& document, float* out);
+  // The same as float32, (num_rows, dim), as they are turned. Throws std::invalid_argument where the document has other
+  // rows than that, as of offsets that changed behind our back.
+  void float_rows(const SmallDocuments::Document& document, std::int64_t num_rows, float* out);
 
  private:
   const KernelTable& kernels_;

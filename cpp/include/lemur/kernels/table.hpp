@@ -57,6 +57,9 @@ struct SmallBook {
   const std::int16_t* levels;    // (16,), in units of 1 / 8; those beyond 2^bits are 0
 };
 constexpr std::int64_t kSmallBytes = 16;
+static constexpr std::int64_t small_bytes(std::int64_t dim, std::int64_t bits) {
+  return (dim * bits + 8 * kSmallBytes - 1) / (8 * kSmallBytes) * kSmallBytes;
+}
 
 struct SmallCodes {
   const std::uint8_t* codes;       // (num_rows, num_bytes)
