@@ -12,6 +12,11 @@ leaves as much error as in any other.
 
 from __future__ import annotations
 
+import functools
+import operator
+from collections.abc import Iterator
+from typing import Any
+
 import numpy as np
 import numpy.typing as npt
 
@@ -23,6 +28,7 @@ from lemur_ann.learning.reduction import random_rotation
 from lemur_ann.learning.second_look import sample_directions
 
 NUM_TOKENS = 2**17  # of documents, that are looked at
+ROWS_PER_BLOCK = 2**12
 HEADROOM = 1.05  # of components larger than those of the sample
 RIDGE = 1e-3  # of the mean eigenvalue, added to all: directions that no query of the sample has are coded too
 
@@ -30,31 +36,38 @@ Matrix = npt.NDArray[np.float64]
 
 
 def learn_codes(
-    store: TokenStore, rows: Rows, centroids: npt.NDArray[np.float32], queries: npt.NDArray[np.float32], seed: int
+    store: TokenStore, rows: Rows, centroids: npt.NDArray[np.float32], queries: npt.NDArray[Any], seed: int
 ) -> CodeMaps:
     """The maps of tokens and of queries, and the unit of turned tokens.
 
     Args:
         store, rows: documents, and those to look at.
         centroids: float32 (num_centroids, dim), of length 1.
-        queries: float32 (n, dim), tokens of queries; each counts by the square of its length.
+        queries: float32 or float16 (n, dim), tokens of queries; each counts by the square of its length.
         seed: for the rotation and the sample.
     """
     random = np.random.default_rng((seed, len(centroids)))
     tokens = sample_directions(store, rows, NUM_TOKENS, random)
-    left = tokens.astype(np.float32) - centroids[_core.Centroids(centroids).nearest(tokens, 1)]
-    balanced = _root(_geometric_mean(_moment(left), _moment(queries)), 0.5)
+    ids = _core.Centroids(centroids).nearest(tokens, 1)
+    left = (block.astype(np.float32) - centroids[own] for block, own in zip(_blocks(tokens), _blocks(ids), strict=True))
+    balanced = _root(_geometric_mean(_moment(left), _moment(_blocks(queries))), 0.5)
     token_map = random_rotation(store.dim or 1, random).astype(np.float64) @ balanced
-    turned = (part.astype(np.float64) @ token_map.T for part in (tokens, centroids))
-    largest = max(float(np.abs(part).max(initial=0.0)) for part in turned) or 1.0
+    turned = (block.astype(np.float64) @ token_map.T for rows in (tokens, centroids) for block in _blocks(rows))
+    largest = max((float(np.abs(block).max(initial=0.0)) for block in turned), default=0.0) or 1.0
     query_map = np.linalg.inv(token_map).T
     unit = np.array([largest * HEADROOM / 127], np.float32)
     return CodeMaps(np.ascontiguousarray(token_map, np.float32), np.ascontiguousarray(query_map, np.float32), unit)
 
 
-def _moment(rows: npt.NDArray[np.float32]) -> Matrix:
-    """The second moment, of mean eigenvalue 1, which scales of codes make up for."""
-    moment = rows.T.astype(np.float64) @ rows.astype(np.float64)
+def _blocks(rows: npt.NDArray[Any]) -> Iterator[npt.NDArray[Any]]:
+    """A few rows at a time, so that their float64 takes little memory; one block without rows, of none."""
+    return (rows[begin : begin + ROWS_PER_BLOCK] for begin in range(0, max(len(rows), 1), ROWS_PER_BLOCK))
+
+
+def _moment(blocks: Iterator[npt.NDArray[Any]]) -> Matrix:
+    """The second moment of rows, of mean eigenvalue 1, which scales of codes make up for."""
+    wide = (block.astype(np.float64) for block in blocks)
+    moment = functools.reduce(operator.add, (rows.T @ rows for rows in wide))
     mean = float(np.trace(moment)) / len(moment)
     return (moment / mean if mean > 0 else np.zeros_like(moment)) + RIDGE * np.eye(len(moment))
 

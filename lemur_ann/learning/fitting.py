@@ -367,8 +367,7 @@ def _second_look(
         centroids = learn_centroids(job.store, job.live, count, job.random, job.num_threads)
         if len(centroids) == 0:
             return None, {}
-        own = _float32(reduced.queries.tokens[:MAX_POOL_TOKENS])
-        codes = learn_codes(job.store, job.live, centroids, own, options.seed)
+        codes = learn_codes(job.store, job.live, centroids, reduced.queries.tokens[:MAX_POOL_TOKENS], options.seed)
         unlearned = LookWeights(centroids, *UNLEARNED, codes)
         clock.lap("centroids")
     size = min(LOOK_SHORTLIST, len(reduced.kept))
