@@ -278,6 +278,51 @@ void test_products(const std::string& isa) {
     }
 }
 
+// Small codes by every instruction set: whole numbers, so that all decode the same rows and sums, what overflows too.
+void test_small_rows(int bits, std::int64_t dim) {
+  constexpr std::int64_t kRows = 37, kCentroids = 5;
+  const std::int64_t num_bytes = lemur::small_bytes(dim, bits), stride = lemur::int8_stride(num_bytes * 8 / bits);
+  std::vector<std::int8_t> centroids(kCentroids * stride, 0);
+  for (std::int64_t c = 0; c < kCentroids; ++c)
+    for (std::int64_t k = 0; k < dim; ++k)
+      centroids[c * stride + k] = static_cast<std::int8_t>((c * 89 + k * 37) % 255 - 127);
+  std::int16_t levels[16] = {};
+  for (int i = 0; i < 1 << bits; ++i) levels[i] = static_cast<std::int16_t>(8 * (-127 + 254 * i / ((1 << bits) - 1)));
+  std::vector<std::uint8_t> codes(kRows * num_bytes);
+  for (std::size_t i = 0; i < codes.size(); ++i) codes[i] = static_cast<std::uint8_t>(i * 151 + i / 7);
+  std::vector<std::uint16_t> ids(kRows);
+  std::vector<std::int16_t> scales(kRows);
+  for (std::int64_t r = 0; r < kRows; ++r) {
+    ids[r] = static_cast<std::uint16_t>(r % kCentroids);
+    scales[r] = static_cast<std::int16_t>(r == 0 ? 0 : r == 1 ? 32767 : r * 613);
+  }
+  const lemur::SmallBook book{bits, num_bytes, kCentroids, stride, centroids.data(), levels};
+  lemur::SmallCodes tokens{codes.data(), ids.data(), scales.data(), kRows};
+  std::vector<std::int8_t> expected;
+  std::vector<std::int32_t> expected_sums;
+  for (const std::string& isa : lemur::supported_isas()) {
+    lemur::force_isa(isa);
+    std::vector<std::int8_t> rows(kRows * stride, 99);
+    std::vector<std::int32_t> sums(kRows, 99);
+    check(lemur::active_kernels().small_rows(book, tokens, rows.data(), sums.data()), isa + " decodes small codes");
+    for (std::int64_t r = 0; r < kRows; ++r) {
+      std::int32_t sum = 0;
+      for (std::int64_t k = 0; k < stride; ++k) sum += rows[r * stride + k];
+      check(sum == sums[r], isa + " sums a decoded row");
+    }
+    if (expected.empty()) expected = rows, expected_sums = sums;
+    check(rows == expected && sums == expected_sums, isa + " decodes the same rows");
+    ids[kRows - 1] = kCentroids;
+    check(!lemur::active_kernels().small_rows(book, tokens, rows.data(), sums.data()),
+          isa + " refuses other centroids");
+    ids[kRows - 1] = 0;
+    tokens.num_rows = 0;
+    check(lemur::active_kernels().small_rows(book, tokens, nullptr, nullptr), isa + " decodes no rows");
+    tokens.num_rows = kRows;
+    ids[kRows - 1] = static_cast<std::uint16_t>((kRows - 1) % kCentroids);
+  }
+}
+
 void test_first_bad_row() {
   const float largest = 1e15f, infinity = std::numeric_limits<float>::infinity();
   const std::int64_t rows = 5, dim = 37;
@@ -351,6 +396,8 @@ int main() {
   // more tokens than one thread takes at once, and documents without any token at all
   test_int8({700, 1500, 0, 2100, 1, 999, 2047, 33}, 19, 33, false);
   test_int8({0, 0, 0, 0, 0, 0}, 5, 3, false);
+  for (const int bits : {1, 2, 4})
+    for (const std::int64_t dim : {1, 24, 96, 128, 130, 256, 384, 1024}) test_small_rows(bits, dim);
   std::printf("int8 digest %016llx, ", static_cast<unsigned long long>(digest));
   test_first_bad_row();
   test_errors();
