@@ -61,7 +61,7 @@ def main() -> None:
             "by query tokens": learn_codes(store, every, centroids, training, 0),
         }
         for kind, maps in kinds.items():
-            for bits in (4, 2, 1):
+            for bits in (4, 3, 2, 1):
                 book = Codebook(centroids, maps.token_map, maps.query_map, float(maps.unit[0]), bits)
                 parts = [book.coded(chunk.tokens, chunk.offsets, num_threads=2) for chunk in store.chunks]
                 coded = CodedStore(book, parts, store.dtype).documents

@@ -25,8 +25,8 @@ from typing import Any
 import known_answers
 import numpy as np
 
-KEPT = (("int8", "exact"), ("int4", "exact"), ("int2", "exact"), ("int1", "exact"))
-ALONE = (("int4", "none"), ("int2", "none"), ("int1", "none"))
+KEPT = (("int8", "exact"), ("int4", "exact"), ("int3", "exact"), ("int2", "exact"), ("int1", "exact"))
+ALONE = (("int4", "none"), ("int3", "none"), ("int2", "none"), ("int1", "none"))
 WARM_UP = 50
 
 

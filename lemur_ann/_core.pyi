@@ -116,7 +116,7 @@ def small_bytes(dim: int, bits: int) -> int:
     """Of the codes of a token of dim components."""
 
 class Codec:
-    """Tokens as a centroid's number and 1, 2 or 4 bits a component."""
+    """Tokens as a centroid's number and 1 to 4 bits a component."""
 
     def __init__(self, centroids: Annotated[NDArray[numpy.float32], dict(shape=(None, None), order='C', device='cpu', writable=False)], token_map: Annotated[NDArray[numpy.float32], dict(shape=(None, None), order='C', device='cpu', writable=False)], query_map: Annotated[NDArray[numpy.float32], dict(shape=(None, None), order='C', device='cpu', writable=False)], unit: float, bits: int) -> None: ...
 

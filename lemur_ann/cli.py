@@ -343,7 +343,7 @@ def plan(
     num_documents: Annotated[int, typer.Argument(help="How many documents.")],
     tokens_per_document: Annotated[float, typer.Argument(help="Their tokens, in mean.")],
     dim: Annotated[int, typer.Argument(help="Components of a token.")],
-    token_codes: Annotated[str, typer.Option(help="int8, int4, int2, int1, or none.")] = "int8",
+    token_codes: Annotated[str, typer.Option(help="int8, int4, int3, int2, int1, or none.")] = "int8",
     keep_tokens: Annotated[str, typer.Option(help="exact, or none: codes alone are kept.")] = "exact",
     token_dtype: Annotated[str, typer.Option(help="float16 or float32.")] = "float16",
 ) -> None:
@@ -361,7 +361,7 @@ def plan(
 @app.command()
 def recode(
     path: IndexDir,
-    token_codes: Annotated[str, typer.Argument(help="int8, int4, int2, int1, or none.")],
+    token_codes: Annotated[str, typer.Argument(help="int8, int4, int3, int2, int1, or none.")],
     keep_tokens: Annotated[
         str | None, typer.Option(help="exact, or none: codes alone are kept, for ever. \\[default: as it is]")
     ] = None,

@@ -14,7 +14,7 @@ from lemur_ann.candidates.look import MAX_CENTROIDS
 # More than these nobody has a use for. Memory and time follow from them, and they come from a file of anyone's too.
 MAX_FEATURES, MAX_TRAINING, MAX_STEPS = 65_536, 2**31, 10**7
 MAX_M, MAX_EF_CONSTRUCTION = 512, 10_000
-SMALL_BITS = {"int4": 4, "int2": 2, "int1": 1}  # a component, of small codes
+SMALL_BITS = {"int4": 4, "int3": 3, "int2": 2, "int1": 1}  # a component, of small codes
 
 
 @dataclass(frozen=True)
@@ -77,14 +77,14 @@ class Options:
         if self.target_precision not in ("int8", "float32"):
             raise ValueError(f"target_precision must be 'int8' or 'float32', got {self.target_precision!r}")
         if self.token_codes not in (None, "int8", *SMALL_BITS):
-            raise ValueError(f"token_codes must be 'int8', 'int4', 'int2', 'int1' or None, got {self.token_codes!r}")
+            raise ValueError(f"token_codes must be 'int8', 'int4', 'int3', 'int2', 'int1' or None, got {self.token_codes!r}")
         if self.small_bits and self.num_centroids == 0:
             raise ValueError(f"token_codes={self.token_codes!r} are relative to centroids, and num_centroids=0 has none")
         if self.keep_tokens not in ("exact", "none"):
             raise ValueError(f"keep_tokens must be 'exact' or 'none', got {self.keep_tokens!r}")
         if self.keep_tokens == "none" and not self.small_bits:
             raise ValueError(
-                "keep_tokens='none' keeps small codes alone: token_codes must be 'int4', 'int2' or 'int1', got "
+                "keep_tokens='none' keeps small codes alone: token_codes must be 'int4', 'int3', 'int2' or 'int1', got "
                 f"{self.token_codes!r}"
             )
         if self.keep_tokens == "none" and self.device != "cpu":

@@ -71,11 +71,11 @@ void bind_codec(nb::module_& m) {
   m.def(
       "small_bytes",
       [](std::int64_t dim, std::int64_t bits) {
-        if (bits != 1 && bits != 2 && bits != 4) throw nb::value_error("small codes have 1, 2 or 4 bits");
+        if (bits < 1 || bits > 4) throw nb::value_error("small codes have 1 to 4 bits");
         return lemur::small_bytes(coded_dim(dim), bits);
       },
       nb::arg("dim"), nb::arg("bits"), "Of the codes of a token of dim components.");
-  nb::class_<lemur::Codec>(m, "Codec", "Tokens as a centroid's number and 1, 2 or 4 bits a component.")
+  nb::class_<lemur::Codec>(m, "Codec", "Tokens as a centroid's number and 1 to 4 bits a component.")
       .def(
           "__init__",
           [](lemur::Codec* self, const FloatMatrix& centroids, const FloatMatrix& token_map,
@@ -84,7 +84,7 @@ void bind_codec(nb::module_& m) {
             for (const FloatMatrix& map : {token_map, query_map})
               if (static_cast<std::int64_t>(map.shape(0)) != view.dim || map.shape(1) != map.shape(0))
                 throw nb::value_error("maps of tokens must be (dim, dim)");
-            if (bits < 1 || bits > 4) throw nb::value_error("small codes have 1, 2 or 4 bits");
+            if (bits < 1 || bits > 4) throw nb::value_error("small codes have 1 to 4 bits");
             new (self)
                 lemur::Codec(static_cast<const float*>(view.data), view.num_tokens, token_map.data(), query_map.data(),
                              coded_dim(view.dim), static_cast<float>(unit), static_cast<int>(bits));

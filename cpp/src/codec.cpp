@@ -25,9 +25,12 @@ constexpr int kLevelUnit = 8;
 // Those above 0 for a standard normal distribution.
 constexpr float kLevels1[] = {0.7979f};
 constexpr float kLevels2[] = {0.4528f, 1.5104f};
+constexpr float kLevels3[] = {0.2451f, 0.7560f, 1.3439f, 2.1520f};
 constexpr float kLevels4[] = {0.1284f, 0.3881f, 0.6568f, 0.9424f, 1.2562f, 1.6181f, 2.0690f, 2.7326f};
 
-const float* positive_levels(int bits) { return bits == 1 ? kLevels1 : bits == 2 ? kLevels2 : kLevels4; }
+const float* positive_levels(int bits) {
+  return bits == 1 ? kLevels1 : bits == 2 ? kLevels2 : bits == 3 ? kLevels3 : kLevels4;
+}
 
 // Whole numbers, the largest 127.
 void write_levels(int bits, std::int16_t* out) {
@@ -60,8 +63,7 @@ void multiply(const float* rows, std::int64_t num_rows, const Columns& by, float
 }
 
 int checked_bits(int bits) {
-  if (bits != 1 && bits != 2 && bits != 4)
-    throw std::invalid_argument("small codes have 1, 2 or 4 bits, got " + std::to_string(bits));
+  if (bits < 1 || bits > 4) throw std::invalid_argument("small codes have 1 to 4 bits, got " + std::to_string(bits));
   return bits;
 }
 
@@ -77,9 +79,10 @@ Codec::Codec(const float* centroids, std::int64_t num_centroids, const float* to
   book_.bits = checked_bits(bits);
   if (num_centroids < 1 || num_centroids > 65536) throw std::invalid_argument("expected 1 to 65536 centroids");
   if (!(unit > 1e-30f && unit < 1e30f)) throw std::invalid_argument("the unit of codes must be above 0");
+  book_.dim = dim;
   book_.num_bytes = small_bytes(dim, bits);
   book_.num_centroids = num_centroids;
-  book_.stride = int8_stride(book_.num_bytes * 8 / bits);
+  book_.stride = int8_stride(small_columns(dim, bits));
   write_levels(bits, levels_);
   std::vector<float> turned(static_cast<std::size_t>(num_centroids * dim));
   turn(centroids, num_centroids, turned.data());
@@ -176,8 +179,17 @@ void Codec::encode_direction(const float* turned, std::uint16_t centroid, std::u
   for (std::int64_t k = 0; k < dim_; ++k) {
     int code = 0;
     for (int i = 0; i + 1 < num_levels; ++i) code += left[k] > bounds[i] ? 1 : 0;
-    codes[k % book_.num_bytes] |= static_cast<std::uint8_t>(code << (k / book_.num_bytes * book_.bits));
+    write_code(code, k, codes);
   }
+}
+
+void Codec::write_code(int code, std::int64_t k, std::uint8_t* codes) const {
+  const int bits = book_.bits == 3 ? 2 : book_.bits;
+  const std::int64_t size = small_bytes(dim_, bits);
+  codes[k % size] |= static_cast<std::uint8_t>((code & ((1 << bits) - 1)) << (k / size * bits));
+  if (book_.bits != 3) return;
+  const std::int64_t num_third = book_.num_bytes - size;
+  codes[size + k % num_third] |= static_cast<std::uint8_t>((code >> 2) << (k / num_third));
 }
 
 std::int64_t DocumentsView::size() const { return is_coded_alone() ? small_->size() : firsts_.size(); }
@@ -226,7 +238,7 @@ Int8Document SmallReader::int8_rows(const SmallDocuments::Document& document, co
       throw std::invalid_argument("an id is not that of a centroid");
   }
   // Codes beyond dim, which fill the last bytes, stand for nothing.
-  for (std::int64_t k = codec.dim(); k < book.num_bytes * 8 / book.bits; ++k)
+  for (std::int64_t k = codec.dim(); k < small_columns(book.dim, book.bits); ++k)
     for (std::int64_t t = 0; t < count; ++t) {
       std::int8_t& value = rows_[static_cast<std::size_t>(t * book.stride + k)];
       sums_[t] -= value;

@@ -1,6 +1,6 @@
 """Documents by what stands for their tokens: each token's nearest centroid, and small codes beside it where these are kept.
 
-A small code has 1, 2 or 4 bits for each component of what a token is beside its centroid; cpp/include/lemur/codec.hpp says how.
+A small code has 1 to 4 bits for each component of what a token is beside its centroid; cpp/include/lemur/codec.hpp says how.
 """
 
 from __future__ import annotations

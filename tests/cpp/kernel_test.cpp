@@ -281,7 +281,8 @@ void test_products(const std::string& isa) {
 // Small codes by every instruction set: whole numbers, so that all decode the same rows and sums, what overflows too.
 void test_small_rows(int bits, std::int64_t dim) {
   constexpr std::int64_t kRows = 37, kCentroids = 5;
-  const std::int64_t num_bytes = lemur::small_bytes(dim, bits), stride = lemur::int8_stride(num_bytes * 8 / bits);
+  const std::int64_t num_bytes = lemur::small_bytes(dim, bits),
+                     stride = lemur::int8_stride(lemur::small_columns(dim, bits));
   std::vector<std::int8_t> centroids(kCentroids * stride, 0);
   for (std::int64_t c = 0; c < kCentroids; ++c)
     for (std::int64_t k = 0; k < dim; ++k)
@@ -296,7 +297,7 @@ void test_small_rows(int bits, std::int64_t dim) {
     ids[r] = static_cast<std::uint16_t>(r % kCentroids);
     scales[r] = static_cast<std::int16_t>(r == 0 ? 0 : r == 1 ? 32767 : r * 613);
   }
-  const lemur::SmallBook book{bits, num_bytes, kCentroids, stride, centroids.data(), levels};
+  const lemur::SmallBook book{bits, dim, num_bytes, kCentroids, stride, centroids.data(), levels};
   lemur::SmallCodes tokens{codes.data(), ids.data(), scales.data(), kRows};
   std::vector<std::int8_t> expected;
   std::vector<std::int32_t> expected_sums;
@@ -396,7 +397,7 @@ int main() {
   // more tokens than one thread takes at once, and documents without any token at all
   test_int8({700, 1500, 0, 2100, 1, 999, 2047, 33}, 19, 33, false);
   test_int8({0, 0, 0, 0, 0, 0}, 5, 3, false);
-  for (const int bits : {1, 2, 4})
+  for (const int bits : {1, 2, 3, 4})
     for (const std::int64_t dim : {1, 24, 96, 128, 130, 256, 384, 1024}) test_small_rows(bits, dim);
   std::printf("int8 digest %016llx, ", static_cast<unsigned long long>(digest));
   test_first_bad_row();

@@ -88,8 +88,8 @@ def index(demo_data):
 
 def test_tune_codes(index, demo_data):
     found = index.tune_codes(demo_data.queries, relevant="id", max_loss=0.2)
-    assert [width.token_codes for width in found.widths] == ["int4", "int2", "int1"]
-    assert [width.bytes_per_token for width in found.widths] == [68, 36, 20]
+    assert [width.token_codes for width in found.widths] == ["int4", "int3", "int2", "int1"]
+    assert [width.bytes_per_token for width in found.widths] == [68, 52, 36, 20]
     recalls = [width.recall for width in found.widths]
     assert recalls == sorted(recalls, reverse=True)
     for width in found.widths:

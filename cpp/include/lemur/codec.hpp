@@ -1,4 +1,4 @@
-// Tokens as small codes: the number of the nearest centroid, and for each component 1, 2 or 4 bits.
+// Tokens as small codes: the number of the nearest centroid, and for each component 1 to 4 bits.
 //
 // A token is taken to its direction, and that through a linear map T, after which errors of all components cost the
 // scores of queries alike; query tokens go through the inverse of T transposed, so that products stay what they were.
@@ -22,8 +22,8 @@ namespace lemur {
 class Codec {
  public:
   // Component k of a turned token is its inner product with row k of `token_map`, (dim, dim); of a query token with row
-  // k of `query_map`, the inverse of the other transposed. Throws std::invalid_argument for other bits than 1, 2 and 4,
-  // no centroids or too many, or a unit that is not above 0.
+  // k of `query_map`, the inverse of the other transposed. Throws std::invalid_argument for other bits than 1 to 4, no
+  // centroids or too many, or a unit that is not above 0.
   Codec(const float* centroids, std::int64_t num_centroids, const float* token_map, const float* query_map,
         std::int64_t dim, float unit, int bits);
 
@@ -57,6 +57,7 @@ class Codec {
  private:
   void encode_direction(const float* turned, std::uint16_t centroid, std::uint8_t* codes, std::int16_t* scale,
                         std::vector<float>& scratch) const;
+  void write_code(int code, std::int64_t k, std::uint8_t* codes) const;
 
   SmallBook book_{};
   std::int64_t dim_;

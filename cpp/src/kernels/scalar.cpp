@@ -87,6 +87,9 @@ struct ScalarCodes {
   static std::int32_t shift(std::int32_t packed) {
     return packed >> kBits;
   }
+  static std::int32_t joined(std::int32_t low, int first, std::int32_t high, int third) {
+    return (low >> first & 3) | ((high >> third & 1) << 2);
+  }
   static std::int32_t add(std::int32_t a, std::int32_t b) { return within(a + b); }
   static std::int32_t no_sum() { return 0; }
   static std::int32_t add_sum(std::int32_t sum, std::int32_t a) { return sum + a; }

@@ -51,6 +51,12 @@ struct Codes16 {
   static __m128i shift(__m128i packed) {
     return _mm_srli_epi16(packed, kBits);
   }
+  // Of each byte of one the two bits from `first` on, and above them bit `third` of the other.
+  static __m128i joined(__m128i low, int first, __m128i high, int third) {
+    const __m128i two = _mm_and_si128(_mm_srl_epi16(low, _mm_cvtsi32_si128(first)), _mm_set1_epi8(3));
+    const __m128i bit = _mm_and_si128(_mm_srl_epi16(high, _mm_cvtsi32_si128(third)), _mm_set1_epi8(1));
+    return _mm_or_si128(two, _mm_slli_epi16(bit, 2));
+  }
   static __m128i add(__m128i a, __m128i b) { return _mm_adds_epi8(a, b); }
   static __m128i no_sum() { return _mm_setzero_si128(); }
   static __m128i add_sum(__m128i sum, __m128i a) {

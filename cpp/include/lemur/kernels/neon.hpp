@@ -64,6 +64,14 @@ struct Codes16 {
   static int8x16_t shift(int8x16_t packed) {
     return vreinterpretq_s8_u8(vshrq_n_u8(vreinterpretq_u8_s8(packed), kBits));
   }
+  static uint8x16_t moved(int8x16_t a, int bits) {
+    return vshlq_u8(vreinterpretq_u8_s8(a), vdupq_n_s8(static_cast<std::int8_t>(-bits)));
+  }
+  // Of each byte of one the two bits from `first` on, and above them bit `third` of the other.
+  static int8x16_t joined(int8x16_t low, int first, int8x16_t high, int third) {
+    const uint8x16_t bit = vshlq_n_u8(vandq_u8(moved(high, third), vdupq_n_u8(1)), 2);
+    return vreinterpretq_s8_u8(vorrq_u8(vandq_u8(moved(low, first), vdupq_n_u8(3)), bit));
+  }
   static int8x16_t add(int8x16_t a, int8x16_t b) { return vqaddq_s8(a, b); }
   static int32x4_t no_sum() { return vdupq_n_s32(0); }
   static int32x4_t add_sum(int32x4_t sum, int8x16_t a) { return vpadalq_s16(sum, vpaddlq_s8(a)); }

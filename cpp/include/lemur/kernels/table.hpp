@@ -47,18 +47,24 @@ struct Int8Document {
 
 // Small codes of tokens, with which an int8 row is decoded: that of the token's centroid, and beside it a level for
 // each component. `num_bytes` of codes a token, a multiple of kSmallBytes: code p of a row is bits (p / num_bytes) *
-// bits and up of byte p % num_bytes.
+// bits and up of byte p % num_bytes. Three bits are codes of two, and after them codes of one, the third.
 struct SmallBook {
-  int bits;  // 1, 2 or 4
-  std::int64_t num_bytes;
+  int bits;  // 1 to 4
+  std::int64_t dim;
+  std::int64_t num_bytes;  // small_bytes(dim, bits)
   std::int64_t num_centroids;
-  std::int64_t stride;           // of rows, at least num_bytes * 8 / bits
+  std::int64_t stride;           // of rows, at least small_columns(dim, bits)
   const std::int8_t* centroids;  // (num_centroids, stride)
   const std::int16_t* levels;    // (16,), in units of 1 / 8; those beyond 2^bits are 0
 };
 constexpr std::int64_t kSmallBytes = 16;
 static constexpr std::int64_t small_bytes(std::int64_t dim, std::int64_t bits) {
+  if (bits == 3) return small_bytes(dim, 2) + small_bytes(dim, 1);
   return (dim * bits + 8 * kSmallBytes - 1) / (8 * kSmallBytes) * kSmallBytes;
+}
+// How many components have room in them.
+static constexpr std::int64_t small_columns(std::int64_t dim, std::int64_t bits) {
+  return bits == 3 ? small_columns(dim, 2) : small_bytes(dim, bits) * 8 / bits;
 }
 
 struct SmallCodes {
