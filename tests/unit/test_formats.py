@@ -38,6 +38,29 @@ def test_load_search_add_and_save(folder, tmp_path):
     np.testing.assert_array_equal(again.search(expected["queries"][0], k=5).ids, index.search(expected["queries"][0], k=5).ids)
 
 
+@pytest.mark.parametrize("number", [1, 2, 3, 4, 5, 6, 7])
+def test_the_file_of_hnswlib_goes(number, tmp_path):
+    """With the first change where links stand beside it, else with the next compaction; whoever only reads leaves it."""
+    path = shutil.copytree(FORMATS / f"format_{number}" / "index", tmp_path / "index")
+    expected = np.load(FORMATS / f"format_{number}" / "expected.npz")
+    assert list(path.glob("*.hnsw"))
+    LemurIndex.open(path, read_only=True)
+    with LemurIndex.open(path) as index:
+        assert list(path.glob("*.hnsw"))
+        reader = LemurIndex.open(path, read_only=True)
+        index.add([expected["new_document"]], ids=["new"])
+        assert bool(list(path.glob("*.hnsw"))) == (number < 4)
+        assert reader.refresh()
+        index.delete("doc-5")
+        index.compact(num_threads=1)
+        assert not list(path.glob("*.hnsw"))
+    with LemurIndex.open(path, read_only=True, verify=True) as again:
+        again.check()
+        for query, ids in zip(expected["queries"], expected["ids"], strict=True):
+            found = again.search(query, k=5, num_candidates=200, ef_search=400).ids.tolist()
+            assert len({*ids.tolist(), "new"} & set(found)) >= 4
+
+
 @pytest.fixture
 def saved_map(tmp_path):
     """An encoder, the file of it alone, what that holds and what its header says."""
@@ -98,7 +121,8 @@ def test_a_map_in_two_steps(saved_map):
 
 def test_a_manifest_that_does_not_say_how_many_rows_the_map_was_learned_from():
     manifest = json.loads((FORMATS / "format_4/index/manifest.json").read_text())
-    assert formats.manifest(manifest) == {**manifest, "centroids": []}
+    structure = {**manifest["structure"], "files": {"links": manifest["structure"]["files"]["links"]}}
+    assert formats.manifest(manifest) == {**manifest, "centroids": [], "structure": structure}
     del manifest["training"]["num_rows"]
     assert formats.manifest(manifest)["training"]["num_rows"] == 1100
     assert "num_rows" not in manifest["training"], "what was read stays as it is"
