@@ -157,7 +157,8 @@ def assembled(
         deleted = RowSet.none(num_rows)
         if manifest["deleted"] is not None:
             name = manifest["deleted"]
-            deleted = known_or(name, lambda: RowSet.of(storage.read_deleted(folder / name, num_rows)))
+            key = ("deleted", name) if name in objects else name  # formats 1 to 3 have it in the file of the ids
+            deleted = known_or(key, lambda: RowSet.of(storage.read_deleted(folder / name, num_rows)))
         if (num_rows, num_rows - deleted.count) != (manifest["num_rows"], manifest["num_documents"]):
             raise CorruptIndex(
                 f"{folder} has {num_rows} rows, of which {deleted.count} are deleted, and its manifest says otherwise"

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from lemur_ann import _core
+from lemur_ann.candidates.hnsw import HnswKind
 from lemur_ann.candidates.hnswlib_file import read_links
 from lemur_ann.candidates.kinds import OWN_KINDS, kind_of
 from lemur_ann.documents.rows import RowSet
@@ -71,7 +72,7 @@ def saved_and_loaded(kind, index, folder):
 
 def kept(kind, vectors):
     """What is given back of vectors that joined a structure."""
-    if kind is not kind_of("hnsw"):
+    if not isinstance(kind, HnswKind):
         return vectors
     codes, scales = _core.int8_codes(vectors, 1)
     return codes[:, :16] * scales[:, None]
