@@ -17,9 +17,8 @@ from __future__ import annotations
 import logging
 import math
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
-import hnswlib
 import numpy as np
 import numpy.typing as npt
 
@@ -29,6 +28,9 @@ from lemur_ann.candidates.equals import EqualRows
 from lemur_ann.candidates.hnswlib_file import ROWS_PER_BLOCK, read_links, saved
 from lemur_ann.documents.rows import Rows, RowSet
 from lemur_ann.errors import CorruptIndex
+
+if TYPE_CHECKING:
+    import hnswlib
 
 # See links.hpp; hnswlib's graph need not be good for these links to be.
 LINKS_PER_M, BEAM_PER_EF, ALPHA = 4, 3, 1.2
@@ -65,7 +67,8 @@ class HnswGraph:
 
     def vectors(self, rows: Rows, dim: int) -> Vectors:
         """Of some rows, float32 (len(rows), dim): what the codes say."""
-        vectors = self.codes[rows, :dim] * self.scales[rows, None]
+        with np.errstate(over="ignore"):
+            vectors = self.codes[rows, :dim] * self.scales[rows, None]
         if not np.isfinite(vectors).all():
             raise CorruptIndex("a vector of the graph is not finite")
         return vectors
@@ -268,6 +271,8 @@ class HnswKind(Kind):
 
 
 def _new_graph(dim: int, options: dict[str, Any], capacity: int) -> hnswlib.Index:
+    import hnswlib  # searches and additions do without it
+
     graph = hnswlib.Index("l2", dim)
     graph.init_index(
         max_elements=max(capacity, 1),

@@ -14,14 +14,16 @@ import tempfile
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import hnswlib
 import numpy as np
 import numpy.typing as npt
 
 from lemur_ann.documents.rows import Rows
 from lemur_ann.errors import CorruptIndex
+
+if TYPE_CHECKING:
+    import hnswlib
 
 ROWS_PER_BLOCK = 16_384
 PREFIX = ".building-"  # of temporary files with a name; the next writer of an index deletes those in its folder

@@ -9,6 +9,7 @@ import numpy as np
 
 from lemur_ann import _core, validate
 from lemur_ann.candidates import too_many
+from lemur_ann.candidates.hnsw import LINKS_PER_M
 from lemur_ann.candidates.look import NUM_HIDDEN, NUM_KNOWN, num_centroids
 from lemur_ann.documents.coded import CENTROID_BYTES, LENGTH_BYTES, SCALE_BYTES
 from lemur_ann.documents.tokens import MAX_DIM
@@ -135,8 +136,6 @@ def _candidates(options: Options, num_documents: int) -> tuple[int, int]:
     vectors = 4 * num_documents * (rank + 1)
     if options.candidates != "hnsw" or not too_many(num_documents, 0):
         return vectors, 0
-    from lemur_ann.candidates.hnsw import LINKS_PER_M  # which brings hnswlib
-
     m = options.M
     upper = 4 * (m + 1) / (m - 1)  # a document has a list on each level above, and one in m on each goes on to the next
     links = num_documents * (_core.int8_stride(rank + 1) + 4 + 4 * LINKS_PER_M * m + 4 / m)

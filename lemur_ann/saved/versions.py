@@ -155,8 +155,7 @@ def assembled(
             raise CorruptIndex(f"{folder} has ids of more than one type")
         metadata = _joined(segments)
         deleted = RowSet.none(num_rows)
-        if manifest["deleted"] is not None:
-            name = manifest["deleted"]
+        if (name := manifest["deleted"]) is not None:
             key = ("deleted", name) if name in objects else name  # formats 1 to 3 have it in the file of the ids
             deleted = known_or(key, lambda: RowSet.of(storage.read_deleted(folder / name, num_rows)))
         if (num_rows, num_rows - deleted.count) != (manifest["num_rows"], manifest["num_documents"]):

@@ -19,8 +19,8 @@ namespace lemur {
 
 struct LinkChoice {
   CodedVectors vectors;
-  // Over all of them; or over the first, which then keep their links, but for links to those that join. next_equal, where
-  // it is not null, lists all of them.
+  // Over all of them; or over the first, which then keep their links, but for links to those that join. next_equal,
+  // where it is not null, lists all of them.
   Graph graph;
   std::int64_t degree = 0;  // most links of a node; at least graph.degree where vectors join
   std::int64_t beam = 0;    // of the searches, and so the candidates of a node
