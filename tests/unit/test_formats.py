@@ -34,6 +34,7 @@ def test_load_search_add_and_save(folder, tmp_path):
     np.testing.assert_allclose(vector, expected["new_vector"], atol=1e-5 * np.abs(vector).max())
     index.save(tmp_path / "index")  # in the newest format
     assert storage.read_manifest(tmp_path / "index")["format_version"] == formats.INDEX_VERSION
+    assert not list((tmp_path / "index").glob("*.hnsw"))
     again = LemurIndex.load(tmp_path / "index")
     np.testing.assert_array_equal(again.search(expected["queries"][0], k=5).ids, index.search(expected["queries"][0], k=5).ids)
 
