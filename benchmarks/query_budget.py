@@ -22,6 +22,7 @@ import sys
 import time
 from pathlib import Path
 
+import hnswlib
 import numpy as np
 import pyarrow.parquet as pq
 from rich.console import Console
@@ -102,6 +103,14 @@ def walked_bytes(candidates: HnswCandidates, encoded: np.ndarray, beam: int) -> 
     return float(np.mean(looked)), float(np.mean(bytes_read))
 
 
+def graph_of_hnswlib(candidates: HnswCandidates, options) -> hnswlib.Index:
+    vectors = candidates.take(np.arange(candidates.num_rows))
+    graph = hnswlib.Index("l2", vectors.shape[1])
+    graph.init_index(len(vectors), M=options.M, ef_construction=options.ef_construction, random_seed=options.seed)
+    graph.add_items(vectors)
+    return graph
+
+
 def copies_of(candidates: HnswCandidates, options: dict, copies: int) -> HnswCandidates:
     """A graph over every vector and noisy copies of it, 0.3 of the typical distance of near neighbours away."""
     random = np.random.default_rng(0)
@@ -152,7 +161,7 @@ def main() -> None:
         "graph": mean_seconds(lambda i: candidates.search(encoded[i : i + 1], count, beam, num_threads=1), len(queries)),
         "rerank": mean_seconds(lambda i: _core.rerank(queries[i], bounds[i], documents, found[i], ends, 10, 1), len(queries)),
     }
-    hnswlib_graph = candidates.structure.load(encoder.dim, candidates.num_rows)
+    hnswlib_graph = graph_of_hnswlib(candidates, index.options)
     plain = _core.Documents([(chunk.tokens, chunk.offsets) for chunk in index.snapshot.store.chunks])
     others = {
         "graph, by hnswlib": mean_seconds(

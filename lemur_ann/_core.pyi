@@ -46,9 +46,9 @@ def int8_codes(vectors: Annotated[NDArray[numpy.float32], dict(shape=(None, None
     int8 codes (n, stride), zeros from dim on, and float32 scales (n,) of float32 vectors (n, dim).
     """
 
-def better_links(dim: int, codes: Annotated[NDArray[numpy.int8], dict(shape=(None, None), order='C', device='cpu', writable=False)], scales: Annotated[NDArray[numpy.float32], dict(shape=(None,), order='C', device='cpu', writable=False)], links: Annotated[NDArray[numpy.int32], dict(shape=(None, None), order='C', device='cpu', writable=False)], entries: Annotated[NDArray[numpy.int32], dict(shape=(None,), order='C', device='cpu', writable=False)], first: int, degree: int, beam: int, alpha: float, num_threads: int, next_equal: Annotated[NDArray[numpy.int32], dict(shape=(None,), order='C', device='cpu', writable=False)] | None = ...) -> Annotated[NDArray[numpy.int32], dict(shape=(None, None))]:
+def better_links(dim: int, codes: Annotated[NDArray[numpy.int8], dict(shape=(None, None), order='C', device='cpu', writable=False)], scales: Annotated[NDArray[numpy.float32], dict(shape=(None,), order='C', device='cpu', writable=False)], links: Annotated[NDArray[numpy.int32], dict(shape=(None, None), order='C', device='cpu', writable=False)], entries: Annotated[NDArray[numpy.int32], dict(shape=(None,), order='C', device='cpu', writable=False)], degree: int, beam: int, alpha: float, num_threads: int, next_equal: Annotated[NDArray[numpy.int32], dict(shape=(None,), order='C', device='cpu', writable=False)] | None = ...) -> Annotated[NDArray[numpy.int32], dict(shape=(None, None))]:
     """
-    Links (n, degree) of coded vectors, chosen among what a search of the graph there is finds near each; nodes before `first` keep theirs. next_equal int32 (n,): the next row with the same codes, -1 for none; or empty.
+    Links (n, degree) of coded vectors, chosen among what a search of the graph there is finds near each. Where `links` are of fewer rows, these keep theirs, and the others join them. next_equal int32 (n,): the next row with the same codes, -1 for none; or empty.
     """
 
 class CodedGraph:

@@ -14,8 +14,9 @@ Two kinds of files carry a number: the manifest of an index (INDEX_VERSION), and
    ``copies``.
 6. Maps may have ``centroids`` and the weights of a second look, and an index then has those of its documents' tokens,
    ``centroids`` in the manifest. Its options may leave numbers open.
-7. The newest: maps have what small codes are made with, ``codes.*``, files of centroids may have such codes, and segments may
-   then be without ``tokens``.
+7. Maps have what small codes are made with, ``codes.*``, files of centroids may have such codes, and segments may then be
+   without ``tokens``. Beside the links there was hnswlib's file still, which documents were added to.
+8. The newest: links alone.
 
 A map in a file of its own was "lemur_ann encoder 1" in one string, then format 1; its arrays were always those of format 4.
 
@@ -51,9 +52,10 @@ from lemur_ann.learning.query_features import FeatureWeights
 
 Arrays = dict[str, npt.NDArray[Any]]
 
-INDEX_VERSION = 7
+INDEX_VERSION = 8
 MAP_FORMAT, MAP_VERSION = "lemur_ann encoder", 2
 UNIT_TOLERANCE = 0.01  # of squared lengths: float16 tokens are within a tenth of that
+OLD_LINKS = "graph.safetensors"  # of formats 1 to 3, which may have links of some rows alone
 FIRST_MAP = "lemur_ann encoder 1"  # format and number in one, which was compared for equality
 
 
@@ -68,7 +70,16 @@ def manifest(old: dict[str, Any]) -> dict[str, Any]:
     training = new["training"]
     if training is not None and "num_rows" not in training:  # then all rows there are count as those it was learned from
         new = {**new, "training": {**training, "num_rows": new["num_rows"]}}
-    return new
+    return new if version >= 8 else _without_hnswlib(new)
+
+
+def _without_hnswlib(old: dict[str, Any]) -> dict[str, Any]:
+    """The manifest without hnswlib's file in the structure, where there are links of all rows; the next change deletes it."""
+    structure = old["structure"]
+    links = None if structure is None else structure["files"].get("links")
+    if links in (None, OLD_LINKS):
+        return old
+    return {**old, "structure": {**structure, "files": {"links": links}}}
 
 
 def _with_segments(old: dict[str, Any], version: int) -> dict[str, Any]:
@@ -79,7 +90,7 @@ def _with_segments(old: dict[str, Any], version: int) -> dict[str, Any]:
         options["target_precision"] = "float32"
     if version <= 2:
         options["token_codes"] = None
-    names = {"graph": "graph.hnsw", "links": "graph.safetensors"}
+    names = {"graph": "graph.hnsw", "links": OLD_LINKS}
     structure = {role: file for role, file in names.items() if file in files}
     return {
         **old,
@@ -271,20 +282,17 @@ def _solved(arrays: Arrays, config: dict[str, Any]) -> Arrays:
 
 def load_structure(kind: Kind, paths: dict[str, Path], dim: int, num_rows: int) -> Structure:
     """What candidates of a kind saved, in any format: hnswlib's file may be alone, or beside links of fewer rows."""
-    if "links" in kind.files and ("links" not in paths or len(map_arrays(paths["links"])["links"]) != num_rows):
-        return _graph_of_hnswlib(paths["graph"], dim, num_rows)
+    of_hnswlib = paths.get("graph") if "links" in kind.files else None
+    if of_hnswlib and ("links" not in paths or len(map_arrays(paths["links"])["links"]) != num_rows):
+        return _graph_of_hnswlib(of_hnswlib, dim, num_rows)
     return kind.load_structure(paths, dim, num_rows)
 
 
 def _graph_of_hnswlib(path: Path, dim: int, num_rows: int) -> Structure:
     """hnswlib's own links, of its file. Rows beyond ``num_rows`` are of a change that was broken off."""
     from lemur_ann.candidates.hnsw import HnswGraph
-    from lemur_ann.candidates.hnswlib_file import GraphFile, check, read_links
+    from lemur_ann.candidates.hnswlib_file import check, read_links, read_vectors
 
-    file = GraphFile(path)
-    if num_rows > len(file.nodes[0]) or (file.nodes_of(np.arange(num_rows)) < 0).any():
-        raise CorruptIndex(f"{path} does not have all of {num_rows} documents")
     check(path, dim)
-    links, entries = read_links(path, dim, num_rows)
-    codes, scales = _core.int8_codes(file.vectors(np.arange(num_rows), dim), 1)
-    return HnswGraph(file, codes, scales, links, entries)
+    codes, scales = _core.int8_codes(read_vectors(path, dim, num_rows), 1)
+    return HnswGraph(codes, scales, *read_links(path, dim, num_rows))

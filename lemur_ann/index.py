@@ -292,8 +292,9 @@ class LemurIndex(MeasuredIndex):
 
         Args:
             tokens: with the column ``tokens``, large_list<fixed_size_list<float32 or float16>[dim]>.
-            vectors: with the column ``vector``, fixed_size_list<float32>[encoder.dim]: what the graph has, see
-                :class:`~lemur_ann.LemurEncoder`; only where the index has learned its map.
+            vectors: with the column ``vector``, fixed_size_list<float32>[encoder.dim], see
+                :class:`~lemur_ann.LemurEncoder`; only where the index has learned its map. Of documents in the default's graph
+                they are what its int8 codes say; ``encoder.encode_documents`` gives them to the last bit.
 
         Returns:
             a reader of ``id``, ``vector``, ``tokens`` and the metadata columns, 1,024 documents a batch.

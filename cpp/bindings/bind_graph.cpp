@@ -61,23 +61,23 @@ const std::int32_t* next_equal_or_null(const std::optional<Int32Vector>& next_eq
 }
 
 NewArray<std::int32_t, 2> better_links(std::int64_t dim, const Codes& codes, const FloatVector& scales,
-                                       const Int32Matrix& links, const Int32Vector& entries, std::int64_t first,
-                                       std::int64_t degree, std::int64_t beam, float alpha, std::int64_t num_threads,
+                                       const Int32Matrix& links, const Int32Vector& entries, std::int64_t degree,
+                                       std::int64_t beam, float alpha, std::int64_t num_threads,
                                        const std::optional<Int32Vector>& next_equal) {
   lemur::LinkChoice choice;
   choice.vectors = coded_vectors(codes, scales, dim);
   const std::int64_t size = choice.vectors.size, before = static_cast<std::int64_t>(links.shape(1));
-  if (static_cast<std::int64_t>(links.shape(0)) != size) throw nb::value_error("codes and links differ in length");
-  if (first < 0 || first > size || degree < 1 || degree > kMaxDegree || before > kMaxDegree ||
-      (first > 0 && degree < before) || beam < 1 || !(alpha >= 1))
-    throw nb::value_error("first, degree, beam or alpha is out of range");
+  const auto known = static_cast<std::int64_t>(links.shape(0));
+  if (known > size) throw nb::value_error("there are links of more rows than codes");
+  if (degree < 1 || degree > kMaxDegree || before > kMaxDegree || (known < size && degree < before) || beam < 1 ||
+      !(alpha >= 1))
+    throw nb::value_error("degree, beam or alpha is out of range");
   choice.graph = {links.data(),
-                  size,
+                  known,
                   before,
                   entries.data(),
                   static_cast<std::int64_t>(entries.shape(0)),
                   next_equal_or_null(next_equal, size)};
-  choice.first = first;
   choice.degree = degree;
   choice.beam = beam;
   choice.alpha = alpha;
@@ -168,10 +168,11 @@ void bind_graph(nb::module_& m) {
   m.def("int8_codes", &int8_codes, nb::arg("vectors").noconvert(), nb::arg("num_threads"),
         "int8 codes (n, stride), zeros from dim on, and float32 scales (n,) of float32 vectors (n, dim).");
   m.def("better_links", &better_links, nb::arg("dim"), nb::arg("codes").noconvert(), nb::arg("scales").noconvert(),
-        nb::arg("links").noconvert(), nb::arg("entries").noconvert(), nb::arg("first"), nb::arg("degree"),
-        nb::arg("beam"), nb::arg("alpha"), nb::arg("num_threads"), nb::arg("next_equal").noconvert() = nb::none(),
-        "Links (n, degree) of coded vectors, chosen among what a search of the graph there is finds near each; nodes "
-        "before `first` keep theirs. next_equal int32 (n,): the next row with the same codes, -1 for none; or empty.");
+        nb::arg("links").noconvert(), nb::arg("entries").noconvert(), nb::arg("degree"), nb::arg("beam"),
+        nb::arg("alpha"), nb::arg("num_threads"), nb::arg("next_equal").noconvert() = nb::none(),
+        "Links (n, degree) of coded vectors, chosen among what a search of the graph there is finds near each. Where "
+        "`links` are of fewer rows, these keep theirs, and the others join them. next_equal int32 (n,): the next row "
+        "with the same codes, -1 for none; or empty.");
   nb::class_<CodedGraph>(m, "CodedGraph",
                          "int8 codes of vectors, links (num_nodes, degree) between them, -1 for none, and codes of the "
                          "rows after them, which are scanned. Rows with the same codes are listed in next_equal "

@@ -12,8 +12,10 @@ namespace lemur {
 namespace {
 
 constexpr std::int64_t kNodesPerTask = 64;  // so many searches share the scratch memory that one call sets up
+// Added at once: a share of those there are, so that what is done once for all of a block does not count for much.
+constexpr std::int64_t kNodesPerBlock = 256, kShareOfBlock = 1024;
 
-struct Near {
+struct Candidate {
   float distance;  // squared, from the node whose links are chosen
   std::int32_t node;
   // The largest factor, of squared distances, by which a chosen neighbour is nearer to it than the node is. Above 1, a
@@ -21,7 +23,7 @@ struct Near {
   float shadow;
 };
 
-bool nearer(const Near& a, const Near& b) {
+bool nearer(const Candidate& a, const Candidate& b) {
   return a.distance < b.distance || (a.distance == b.distance && a.node < b.node);
 }
 
@@ -89,7 +91,7 @@ class Chooser {
   const LinkChoice& choice_;
   const std::vector<float>& squares_;
   const KernelTable& kernels_;
-  std::vector<Near> near_;
+  std::vector<Candidate> near_;
   std::vector<std::int32_t> rest_;
   std::vector<std::int32_t> products_;
   std::vector<float> distances_;
@@ -111,72 +113,89 @@ std::vector<float> squared_lengths(const CodedVectors& vectors) {
   return squares;
 }
 
-// Links of the nodes before `first`, as they are.
-void keep_links(const LinkChoice& choice, std::int32_t* links) {
-  const Graph& graph = choice.graph;
-  for (std::int64_t node = 0; node < choice.first; ++node) {
-    const std::int32_t* known = graph.links + node * graph.degree;
-    std::fill(std::copy(known, known + std::min(graph.degree, choice.degree), links + node * choice.degree),
-              links + (node + 1) * choice.degree, -1);
-  }
-}
-
 // Which rows another one with the same codes stands for, 1 each: they have no links.
-std::vector<std::uint8_t> stood_for(const Graph& graph) {
-  std::vector<std::uint8_t> rows(static_cast<std::size_t>(graph.num_nodes), 0);
-  if (graph.next_equal == nullptr) return rows;
-  for (std::int64_t row = 0; row < graph.num_nodes; ++row) {
-    const std::int64_t next = graph.next_equal[row];
-    if (next >= graph.num_nodes || (next >= 0 && next <= row))
+std::vector<std::uint8_t> stood_for(const std::int32_t* next_equal, std::int64_t size) {
+  std::vector<std::uint8_t> rows(static_cast<std::size_t>(size), 0);
+  if (next_equal == nullptr) return rows;
+  for (std::int64_t row = 0; row < size; ++row) {
+    const std::int64_t next = next_equal[row];
+    if (next >= size || (next >= 0 && next <= row))
       throw std::invalid_argument("rows with the same codes do not ascend within the graph");
     if (next >= 0) rows[next] = 1;
   }
   return rows;
 }
 
-// Links of the nodes from `first` on, among those they have and what a search finds near each.
-void choose_links(const LinkChoice& choice, const std::vector<float>& squares, std::int32_t* links, int num_threads) {
+// What is near a node: what a walk of the graph finds, and, of a block of nodes that have no links yet, a scan.
+struct Near {
+  CandidateSearch walk, scan;
+
+  Near(const LinkChoice& choice, const Graph& graph, const std::vector<std::uint8_t>& has_none, std::int64_t end) {
+    const CodedVectors& vectors = choice.vectors;
+    const std::int64_t begin = graph.num_nodes;
+    const auto none_of = [&](std::int64_t from, std::int64_t to) {
+      return std::count(has_none.begin() + from, has_none.begin() + to, 1);
+    };
+    walk.nodes = {vectors.codes, vectors.scales, begin, vectors.dim, vectors.stride};
+    walk.graph = graph;
+    walk.graph.next_equal = nullptr;
+    walk.excluded = has_none.data();
+    walk.num_excluded = none_of(0, begin);
+    walk.num_candidates = walk.beam = std::min(choice.beam, begin);
+    scan.nodes = {nullptr, nullptr, 0, vectors.dim, vectors.stride};
+    scan.recent = {vectors.codes + begin * vectors.stride, vectors.scales + begin, end - begin, vectors.dim,
+                   vectors.stride};
+    scan.excluded = has_none.data() + begin;
+    scan.num_excluded = none_of(begin, end);
+    scan.num_candidates = scan.beam = std::min(choice.beam, end - begin);
+  }
+};
+
+// Links of the nodes from `begin` to `end`, among those they have in the graph and what is near each. The graph has all
+// of these nodes, or none: then they are linked to each other too.
+void choose_links(const LinkChoice& choice, const Graph& graph, const std::vector<std::uint8_t>& has_none,
+                  const std::vector<float>& squares, std::int64_t begin, std::int64_t end, std::int32_t* links,
+                  int num_threads) {
   const CodedVectors& vectors = choice.vectors;
-  const Graph& graph = choice.graph;
-  CandidateSearch search;
-  search.nodes = vectors;
-  search.graph = graph;
-  search.graph.next_equal = nullptr;
-  const std::vector<std::uint8_t> has_none = stood_for(graph);
-  search.excluded = has_none.data();
-  search.num_excluded = std::count(has_none.begin(), has_none.end(), 1);
-  search.num_candidates = search.beam = std::min(choice.beam, vectors.size);
-  const std::int64_t found = search.num_found();
-  parallel_for((vectors.size - choice.first + kNodesPerTask - 1) / kNodesPerTask, num_threads, [&] {
-    return [&, choose = Chooser(choice, squares), queries = std::vector<float>(), near = std::vector<std::int64_t>(),
-            candidates = std::vector<std::int32_t>()](std::int64_t task) mutable {
-      const std::int64_t begin = choice.first + task * kNodesPerTask;
-      const std::int64_t end = std::min(begin + kNodesPerTask, vectors.size);
+  const Near near(choice, graph, has_none, end);
+  const std::int64_t walked = near.walk.num_found(), scanned = near.scan.num_found();
+  parallel_for((end - begin + kNodesPerTask - 1) / kNodesPerTask, num_threads, [&] {
+    return [&, choose = Chooser(choice, squares), queries = std::vector<float>(), found = std::vector<std::int64_t>(),
+            others = std::vector<std::int64_t>(), candidates = std::vector<std::int32_t>()](std::int64_t task) mutable {
+      const std::int64_t first = begin + task * kNodesPerTask, last = std::min(first + kNodesPerTask, end);
       queries.clear();
-      for (std::int64_t node = begin; node < end; ++node)
+      for (std::int64_t node = first; node < last; ++node)
         if (has_none[node] == 0)  // an own code is its own query: the scale does not matter
           queries.insert(queries.end(), vectors.codes + node * vectors.stride,
                          vectors.codes + node * vectors.stride + vectors.dim);
       const std::int64_t asked = static_cast<std::int64_t>(queries.size()) / vectors.dim;
-      near.resize(static_cast<std::size_t>(asked * found));
-      search.run(queries.data(), asked, near.data(), 1);
-      const std::int64_t* own = near.data();
-      for (std::int64_t node = begin; node < end; ++node) {
+      found.resize(static_cast<std::size_t>(asked * walked));
+      others.resize(static_cast<std::size_t>(asked * scanned));
+      near.walk.run(queries.data(), asked, found.data(), 1);
+      near.scan.run(queries.data(), asked, others.data(), 1);
+      std::int64_t i = 0;
+      for (std::int64_t node = first; node < last; ++node) {
+        std::int32_t* own = links + node * choice.degree;
         if (has_none[node] != 0) {
-          std::fill_n(links + node * choice.degree, choice.degree, -1);
+          std::fill_n(own, choice.degree, -1);
           continue;
         }
-        const std::int32_t* known = graph.links + node * graph.degree;
-        candidates.assign(known, known + num_links(known, graph.degree));
-        candidates.insert(candidates.end(), own, own + found);
-        choose(static_cast<std::int32_t>(node), candidates, links + node * choice.degree);
-        own += found;
+        candidates.clear();
+        if (node < graph.num_nodes) {
+          const std::int32_t* known = graph.links + node * graph.degree;
+          candidates.assign(known, known + num_links(known, graph.degree));
+        }
+        candidates.insert(candidates.end(), found.begin() + i * walked, found.begin() + (i + 1) * walked);
+        for (std::int64_t other = i * scanned; other < (i + 1) * scanned; ++other)
+          candidates.push_back(static_cast<std::int32_t>(graph.num_nodes + others[other]));
+        choose(static_cast<std::int32_t>(node), candidates, own);
+        ++i;
       }
     };
   });
 }
 
-// Who of the nodes from `first` on links to whom: those that link to node n are nodes[ends[n] .. ends[n + 1]),
+// Who of the nodes from `first` to `size` links to whom: those that link to node n are nodes[ends[n] .. ends[n + 1]),
 // ascending.
 struct Linking {
   std::vector<std::int64_t> ends;
@@ -184,8 +203,8 @@ struct Linking {
 };
 
 // Sorted by counting.
-Linking linking_nodes(const LinkChoice& choice, const std::int32_t* links) {
-  const std::int64_t size = choice.vectors.size, begin = choice.first * choice.degree, end = size * choice.degree;
+Linking linking_nodes(std::int64_t degree, std::int64_t first, std::int64_t size, const std::int32_t* links) {
+  const std::int64_t begin = first * degree, end = size * degree;
   Linking linking{std::vector<std::int64_t>(static_cast<std::size_t>(size + 1), 0), {}};
   for (std::int64_t i = begin; i < end; ++i)
     if (links[i] >= 0) ++linking.ends[links[i] + 1];
@@ -193,7 +212,7 @@ Linking linking_nodes(const LinkChoice& choice, const std::int32_t* links) {
   linking.nodes.resize(static_cast<std::size_t>(linking.ends[size]));
   std::vector<std::int64_t> next(linking.ends.begin(), linking.ends.end() - 1);
   for (std::int64_t i = begin; i < end; ++i)
-    if (links[i] >= 0) linking.nodes[next[links[i]]++] = static_cast<std::int32_t>(i / choice.degree);
+    if (links[i] >= 0) linking.nodes[next[links[i]]++] = static_cast<std::int32_t>(i / degree);
   return linking;
 }
 
@@ -201,7 +220,7 @@ Linking linking_nodes(const LinkChoice& choice, const std::int32_t* links) {
 // listed before, so that a task reads and writes its own nodes' links alone: the same whatever the threads.
 void link_back(const LinkChoice& choice, const std::vector<float>& squares, const Linking& linking, std::int32_t* links,
                int num_threads) {
-  const std::int64_t size = choice.vectors.size, degree = choice.degree;
+  const std::int64_t size = static_cast<std::int64_t>(linking.ends.size()) - 1, degree = choice.degree;
   parallel_for((size + kNodesPerTask - 1) / kNodesPerTask, num_threads, [&] {
     return [&, choose = Chooser(choice, squares), all = std::vector<std::int32_t>()](std::int64_t task) mutable {
       for (std::int64_t node = task * kNodesPerTask; node < std::min((task + 1) * kNodesPerTask, size); ++node) {
@@ -224,13 +243,31 @@ void link_back(const LinkChoice& choice, const std::vector<float>& squares, cons
 }  // namespace
 
 void LinkChoice::run(std::int32_t* links, int num_threads) const {
-  for (std::int64_t i = 0; i < vectors.size * graph.degree; ++i)
-    if (graph.links[i] < -1 || graph.links[i] >= vectors.size)
+  const std::int64_t known = graph.num_nodes, size = vectors.size;
+  for (std::int64_t i = 0; i < known * graph.degree; ++i)
+    if (graph.links[i] < -1 || graph.links[i] >= known)
       throw std::invalid_argument("a link of the graph is not a node");
   const std::vector<float> squares = squared_lengths(vectors);
-  choose_links(*this, squares, links, num_threads);
-  keep_links(*this, links);
-  link_back(*this, squares, linking_nodes(*this, links), links, num_threads);
+  const std::vector<std::uint8_t> has_none = stood_for(graph.next_equal, size);
+  if (known == size) {
+    choose_links(*this, graph, has_none, squares, 0, size, links, num_threads);
+    link_back(*this, squares, linking_nodes(degree, 0, size, links), links, num_threads);
+    return;
+  }
+  for (std::int64_t node = 0; node < known; ++node) {
+    const std::int32_t* own = graph.links + node * graph.degree;
+    std::fill(std::copy(own, own + graph.degree, links + node * degree), links + (node + 1) * degree, -1);
+  }
+  Graph grown = graph;
+  grown.links = links;
+  grown.degree = degree;
+  while (grown.num_nodes < size) {
+    const std::int64_t begin = grown.num_nodes;
+    const std::int64_t end = std::min(size, begin + std::max(kNodesPerBlock, begin / kShareOfBlock));
+    choose_links(*this, grown, has_none, squares, begin, end, links, num_threads);
+    link_back(*this, squares, linking_nodes(degree, begin, end, links), links, num_threads);
+    grown.num_nodes = end;
+  }
 }
 
 }  // namespace lemur

@@ -1,34 +1,38 @@
-"""An HNSW graph: hnswlib builds it, by L2 distance; our own search walks it, with the vectors as int8 codes.
+"""A graph that is searched with the vectors as int8 codes: hnswlib finds who is near whom, and links of our own are chosen.
 
-The search works on links of its own, which are better than hnswlib's: each document's are chosen, as Vamana chooses them, among
-what a search of hnswlib's graph finds near it (cpp/include/lemur/links.hpp). Documents that came since these links were made
-are scanned, which for a few thousand is as fast. When they are many, hnswlib takes them into its graph, and new links are made.
-So nothing that a search reads ever changes, and a process that only searches never loads hnswlib's graph (hnswlib_file.py).
+Each document's links are chosen, as Vamana chooses them, among what a search of hnswlib's graph finds near it
+(cpp/include/lemur/links.hpp). Then hnswlib's graph is done with, and so are the vectors: codes and links are all that is kept,
+in memory and on disk, and all that searches read. Whoever asks for vectors gets what the codes say.
 
-Of documents with the same codes, copies of one another, the first alone is in hnswlib's graph and has links: many of them would
-fill each other's links, and the view of a search. The graph lists the others, and finds them with the first.
+Documents that came since these links were made are scanned, which for a few thousand is as fast; until then they have their
+float32 vectors. When they are many, they join the graph: each one's links are chosen among what a walk over the links there are
+finds near it. So nothing that a search reads ever changes, and only what makes a graph needs hnswlib (hnswlib_file.py).
+
+Of documents with the same codes, copies of one another, the first alone has links: many of them would fill each other's links,
+and the view of a search. The graph lists the others, and finds them with the first.
 """
 
 from __future__ import annotations
 
 import logging
+import math
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
-import hnswlib
 import numpy as np
 import numpy.typing as npt
 
 from lemur_ann import _core, arrays
 from lemur_ann.candidates import Kind, Structure, Vectors, joined, take_from, too_many
 from lemur_ann.candidates.equals import EqualRows
-from lemur_ann.candidates.hnswlib_file import HEADER as HEADER  # what a file of ours begins with, for whoever looks into one
-from lemur_ann.candidates.hnswlib_file import ROWS_PER_BLOCK, GraphFile, check_dim, load, read_header, read_links, saved
+from lemur_ann.candidates.hnswlib_file import ROWS_PER_BLOCK, read_links, saved
 from lemur_ann.documents.rows import Rows, RowSet
 from lemur_ann.errors import CorruptIndex
-from lemur_ann.events import cached_property
 
-# Of the links that are searched, see links.hpp; hnswlib's graph need not be good for these to be.
+if TYPE_CHECKING:
+    import hnswlib
+
+# See links.hpp; hnswlib's graph need not be good for these links to be.
 LINKS_PER_M, BEAM_PER_EF, ALPHA = 4, 3, 1.2
 MAX_DEGREE = 2**15
 
@@ -36,59 +40,41 @@ log = logging.getLogger("lemur_ann")
 
 
 class HnswGraph:
-    """Rows in a graph: hnswlib's file, and what searches read of it."""
+    """Rows in a graph: their codes, and the links between them."""
 
     def __init__(
         self,
-        file: GraphFile,
         codes: npt.NDArray[np.int8],
         scales: npt.NDArray[np.float32],
         links: npt.NDArray[np.int32],
         entries: npt.NDArray[np.int32],
         next_equal: npt.NDArray[np.int32] | None = None,
-        copies: Vectors | None = None,
     ) -> None:
-        """``next_equal``: int32 (num_rows,), see equals.py, or empty; ``copies``: the vectors of all rows listed there."""
-        self.file = file
+        """``next_equal``: int32 (num_rows,), see equals.py, or empty."""
         self.codes, self.scales, self.links, self.entries = codes, scales, links, entries
         self.next_equal = np.empty(0, np.int32) if next_equal is None else next_equal
-        self.copies = np.empty((0, 0), np.float32) if copies is None else copies
 
     @property
     def num_rows(self) -> int:
         return len(self.links)
 
     @property
-    def searched(self) -> dict[str, npt.NDArray[Any]]:
-        """What searches read, by the names in its file."""
-        searched: dict[str, npt.NDArray[Any]]
-        searched = {"codes": self.codes, "scales": self.scales, "links": self.links, "entries": self.entries}
-        return searched | ({"next_equal": self.next_equal, "copies": self.copies} if len(self.next_equal) else {})
-
-    @cached_property
-    def copied(self) -> Rows:
-        """The rows that are not in hnswlib's file, ascending."""
-        return np.sort(self.next_equal[self.next_equal >= 0]).astype(np.int64)
+    def arrays(self) -> dict[str, npt.NDArray[Any]]:
+        """All of it, by the names in its file."""
+        there: dict[str, npt.NDArray[Any]]
+        there = {"codes": self.codes, "scales": self.scales, "links": self.links, "entries": self.entries}
+        return there | ({"next_equal": self.next_equal} if len(self.next_equal) else {})
 
     def vectors(self, rows: Rows, dim: int) -> Vectors:
-        """Of some rows, float32 (len(rows), dim)."""
-        is_copy = np.isin(rows, self.copied)
-        vectors = np.empty((len(rows), dim), np.float32)
-        vectors[~is_copy] = self.file.vectors(rows[~is_copy], dim)
-        if is_copy.any():
-            copies = self.copies[np.searchsorted(self.copied, rows[is_copy])]
-            if not np.isfinite(copies).all():  # read from the file only now, as those of hnswlib's are
-                raise CorruptIndex("the vector of a copy, beside the links of the graph, is not finite")
-            vectors[is_copy] = copies
+        """Of some rows, float32 (len(rows), dim): what the codes say."""
+        with np.errstate(over="ignore"):
+            vectors = self.codes[rows, :dim] * self.scales[rows, None]
+        if not np.isfinite(vectors).all():
+            raise CorruptIndex("a vector of the graph is not finite")
         return vectors
 
     def save(self, paths: dict[str, Path]) -> None:
-        self.file.copy_to(paths["graph"])
-        arrays.write_arrays(paths["links"], self.searched)
-
-    def load(self, dim: int, max_elements: int) -> hnswlib.Index:
-        """hnswlib's own graph, with room for more."""
-        return load(self.file.path, dim, max_elements)
+        arrays.write_arrays(paths["links"], self.arrays)
 
 
 class HnswCandidates:
@@ -103,7 +89,7 @@ class HnswCandidates:
         options: dict[str, Any],
         directory: str | None = None,
     ) -> None:
-        """``recent``: codes and scales of the parts' rows, where they are known; ``directory``: for hnswlib's file."""
+        """``recent``: codes and scales of the parts' rows, where they are known; ``directory``: for temporary files."""
         self._dim = dim
         self.structure = structure
         self.parts = parts
@@ -120,9 +106,7 @@ class HnswCandidates:
 
     @property
     def arrays(self) -> list[npt.NDArray[Any]]:
-        graph = self.structure
-        linked: list[npt.NDArray[Any]]
-        linked = [] if graph is None else [*graph.searched.values(), *graph.file.read]
+        linked = [] if self.structure is None else self.structure.arrays.values()
         return [*linked, *self._recent, *self.parts]
 
     def extended(self, vectors: Vectors, *, num_threads: int) -> HnswCandidates:
@@ -141,35 +125,23 @@ class HnswCandidates:
             return more
 
     def _all_in_graph(self, num_threads: int) -> HnswCandidates:
-        before, equal = self.structure or _no_graph(self._dim), EqualRows(self._dim)
+        before, equal = self.structure, EqualRows(self._dim)
+        if before is None:
+            return self._anew(num_threads)
         if len(before.next_equal):
             equal.known(before.codes, before.scales, before.next_equal)
         elif not equal.add(before.codes, before.scales).all():  # an older version gave each copy links
             return self._anew(num_threads)
-        if self.structure is None:
-            graph = _new_graph(self._dim, self._options, self.num_rows)
-        else:
-            graph = self.structure.load(self._dim, self.num_rows)
-        is_first = equal.add(*self._recent)
-        row, copies = before.num_rows, [before.copies.reshape(-1, self._dim)]
-        for part in self.parts:
-            rows = np.arange(row, row + len(part))
-            wanted = is_first[rows - before.num_rows]
-            try:
-                graph.add_items(part[wanted], rows[wanted], num_threads=num_threads)
-            except RuntimeError as error:
-                raise CorruptIndex(f"hnswlib cannot add to the graph that there is: {error}") from error
-            copies.append(part[~wanted])
-            row += len(part)
-        file = saved(graph, self._directory)
-        del graph  # its memory is free before the links take theirs
-        codes = np.concatenate([before.codes, self._recent[0]]), np.concatenate([before.scales, self._recent[1]])
-        equals = equal.next_equal, np.concatenate(copies)
+        equal.add(*self._recent)
+        codes, scales = np.concatenate([before.codes, self._recent[0]]), np.concatenate([before.scales, self._recent[1]])
+        next_equal = equal.next_equal
         try:
-            frozen = _frozen(file, self._dim, *codes, *equals, self._options, num_threads, before.links)
+            links = _links(self._dim, codes, scales, before.links, before.entries, next_equal, self._options, num_threads)
         except ValueError as error:  # links are checked where they are read
             raise CorruptIndex(f"the graph that there is cannot be added to: {error}") from error
-        return HnswCandidates(self._dim, frozen, [], None, self._options, self._directory)
+        entries = _more_entries(before.entries, codes[:, self._dim - 1], before.num_rows, next_equal)
+        graph = HnswGraph(codes, scales, links, entries, next_equal)
+        return HnswCandidates(self._dim, graph, [], None, self._options, self._directory)
 
     def _anew(self, num_threads: int) -> HnswCandidates:
         builder = HnswBuilder(self._dim, self._options, self.num_rows, self._directory)
@@ -218,7 +190,6 @@ class HnswBuilder:
         self._codes: list[npt.NDArray[np.int8]] = []
         self._scales: list[npt.NDArray[np.float32]] = []
         self._equal = EqualRows(dim)
-        self._copies: list[Vectors] = [np.empty((0, dim), np.float32)]
         self._num_rows = self._num_linked = 0
         self._num_threads = 1
 
@@ -240,7 +211,6 @@ class HnswBuilder:
             rows = np.arange(self._num_linked, self._num_linked + len(part))
             is_first = self._equal.add(codes, scales)
             self._graph.add_items(part[is_first], rows[is_first], num_threads=num_threads)
-            self._copies.append(part[~is_first])
             self._num_linked += len(part)
         self._parts = []
 
@@ -252,46 +222,43 @@ class HnswBuilder:
         if self._graph is None:
             parts = [np.concatenate(self._parts)] if self._parts else []
             return HnswCandidates(self._dim, None, parts, (codes, scales), self._options, self._directory)
-        file = saved(self._graph, self._directory)
-        self._graph = None  # its memory is free before the links take theirs
-        equals = self._equal.next_equal, np.concatenate(self._copies)
-        frozen = _frozen(file, self._dim, codes, scales, *equals, self._options, self._num_threads)
-        return HnswCandidates(self._dim, frozen, [], None, self._options, self._directory)
+        with saved(self._graph, self._directory) as path:
+            self._graph = None  # its memory is free before the links take theirs
+            links, entries = read_links(path, self._dim, len(codes))
+        next_equal = self._equal.next_equal
+        links = _links(self._dim, codes, scales, links, entries, next_equal, self._options, self._num_threads)
+        graph = HnswGraph(codes, scales, links, entries, next_equal)
+        return HnswCandidates(self._dim, graph, [], None, self._options, self._directory)
 
 
 class HnswKind(Kind):
-    """A graph of hnswlib, searched along links of our own."""
+    """Links of our own, which hnswlib's graph helps to choose."""
 
-    files: ClassVar[dict[str, str]] = {"graph": ".hnsw", "links": ".safetensors"}  # hnswlib's own, and what searches read
+    files: ClassVar[dict[str, str]] = {"links": ".safetensors"}
 
     def builder(self, dim: int, options: dict[str, Any], capacity: int = 0, directory: str | None = None) -> HnswBuilder:
         return HnswBuilder(dim, options, capacity, directory)
 
     def load_structure(self, paths: dict[str, Path], dim: int, num_rows: int) -> HnswGraph:
-        file = GraphFile(paths["graph"])
-        check_dim(paths["graph"], dim)
-        searched = arrays.map_arrays(paths["links"])
-        codes, scales, links, entries = (searched[name] for name in ("codes", "scales", "links", "entries"))
-        next_equal = searched.get("next_equal", np.empty(0, np.int32))
-        copies = searched.get("copies", np.empty((0, dim), np.float32))
+        there = arrays.map_arrays(paths["links"])
+        codes, scales, links, entries = (there[name] for name in ("codes", "scales", "links", "entries"))
+        next_equal = there.get("next_equal", np.empty(0, np.int32))
         degree = links.shape[1] if links.ndim == 2 else 0
         if not (
-            [array.dtype for array in (codes, scales, links, entries)] == [np.int8, np.float32, np.int32, np.int32]
+            num_rows > 0
+            and [array.dtype for array in (codes, scales)] == [np.int8, np.float32]
+            and [array.dtype for array in (links, entries, next_equal)] == [np.int32] * 3
             and codes.shape == (num_rows, _core.int8_stride(dim))
             and scales.shape == (num_rows,)
             and links.shape == (num_rows, degree)
             and 0 < degree <= MAX_DEGREE
             and entries.ndim == 1
             and len(entries) <= num_rows
-            and [array.dtype for array in (next_equal, copies)] == [np.int32, np.float32]
             and next_equal.shape in ((0,), (num_rows,))
-            and copies.ndim == 2
-            and _ascends(next_equal, len(copies))
-            and copies.shape[1] == dim
-            and 0 < num_rows <= read_header(paths["graph"])["count"] + len(copies)
+            and _ascends(next_equal)
         ):
-            raise CorruptIndex(f"{paths['links']} and {paths['graph'].name} are no graph of {num_rows} rows")
-        return HnswGraph(file, codes, scales, links, entries, next_equal, copies)
+            raise CorruptIndex(f"{paths['links']} is no graph of {num_rows} rows")
+        return HnswGraph(codes, scales, links, entries, next_equal)
 
     def assemble(
         self, dim: int, structure: Structure | None, parts: list[Vectors], options: dict[str, Any], directory: str | None = None
@@ -304,6 +271,8 @@ class HnswKind(Kind):
 
 
 def _new_graph(dim: int, options: dict[str, Any], capacity: int) -> hnswlib.Index:
+    import hnswlib  # searches and additions do without it
+
     graph = hnswlib.Index("l2", dim)
     graph.init_index(
         max_elements=max(capacity, 1),
@@ -316,8 +285,7 @@ def _new_graph(dim: int, options: dict[str, Any], capacity: int) -> hnswlib.Inde
 
 def _no_graph(dim: int) -> HnswGraph:
     codes, scales = np.empty((0, _core.int8_stride(dim)), np.int8), np.empty(0, np.float32)
-    none: Any = None
-    return HnswGraph(none, codes, scales, np.empty((0, 1), np.int32), np.empty(0, np.int32))
+    return HnswGraph(codes, scales, np.empty((0, 1), np.int32), np.empty(0, np.int32))
 
 
 def _codes_of(parts: list[Vectors], dim: int) -> tuple[npt.NDArray[np.int8], npt.NDArray[np.float32]]:
@@ -328,36 +296,41 @@ def _codes_of(parts: list[Vectors], dim: int) -> tuple[npt.NDArray[np.int8], npt
     return np.concatenate([codes for codes, _ in coded]), np.concatenate([scales for _, scales in coded])
 
 
-def _frozen(
-    file: GraphFile,
+def _links(
     dim: int,
     codes: npt.NDArray[np.int8],
     scales: npt.NDArray[np.float32],
+    known: npt.NDArray[np.int32],
+    entries: npt.NDArray[np.int32],
     next_equal: npt.NDArray[np.int32],
-    copies: Vectors,
     options: dict[str, Any],
     num_threads: int,
-    before: npt.NDArray[np.int32] | None = None,
-) -> HnswGraph:
-    """What searches read of the graph in a temporary file, which is kept.
+) -> npt.NDArray[np.int32]:
+    """The links that are searched, int32 (len(codes), degree); ``known``: links of all rows, or of the first, which stay."""
+    degree, beam = LINKS_PER_M * options["M"], BEAM_PER_EF * options["ef_construction"]
+    if len(known) < len(codes):
+        degree = max(degree, known.shape[1])
+    return _core.better_links(dim, codes, scales, known, entries, degree, beam, ALPHA, num_threads, next_equal)
 
-    ``before``: the links of the first rows, which stay, but for links to the rows after them.
+
+def _more_entries(
+    entries: npt.NDArray[np.int32], last: npt.NDArray[np.int8], first: int, next_equal: npt.NDArray[np.int32]
+) -> npt.NDArray[np.int32]:
+    """Where searches begin once the rows from ``first`` on have joined; ``last``: codes of the last coordinate of all rows.
+
+    Those beyond the radius are entries, as in read_links, and others at even distances where there are few for so many rows.
     """
-    links, entries = read_links(file.path, dim, len(codes))
-    first, degree, beam = 0, LINKS_PER_M * options["M"], BEAM_PER_EF * options["ef_construction"]
-    if before is not None and len(before):
-        first, degree = len(before), max(degree, before.shape[1])
-        links = np.concatenate([_padded(before, degree), _padded(links[first:], degree)])
-    links = _core.better_links(dim, codes, scales, links, entries, first, degree, beam, ALPHA, num_threads, next_equal)
-    return HnswGraph(file, codes, scales, links, entries, next_equal, copies)
+    may_be = np.arange(len(last)) >= first
+    may_be[next_equal[next_equal >= 0]] = False  # they have no links
+    is_far = may_be & (last == 0)
+    wanted = math.isqrt(len(last)) - np.count_nonzero(last[entries])
+    others = np.flatnonzero(may_be & ~is_far)
+    others = others[:: max(len(others) // wanted, 1)][:wanted] if wanted > 0 else others[:0]
+    return np.sort(np.concatenate([entries, np.flatnonzero(is_far), others])).astype(np.int32)
 
 
-def _ascends(next_equal: npt.NDArray[np.int32], num_copies: int) -> bool:
-    """Whether each of so many rows follows one before it, and no other."""
+def _ascends(next_equal: npt.NDArray[np.int32]) -> bool:
+    """Whether each row that follows another comes after it, and follows no other."""
     following = next_equal[next_equal >= 0]
     inside = bool((next_equal < len(next_equal)).all() and (following > np.flatnonzero(next_equal >= 0)).all())
-    return inside and len(np.unique(following)) == len(following) == num_copies
-
-
-def _padded(links: npt.NDArray[np.int32], degree: int) -> npt.NDArray[np.int32]:
-    return np.pad(links[:, :degree], ((0, 0), (0, max(degree - links.shape[1], 0))), constant_values=-1)
+    return inside and len(np.unique(following)) == len(following)

@@ -1,4 +1,4 @@
-"""hnswlib's file: read without hnswlib, checked before hnswlib reads it, and written where there is room.
+"""hnswlib's file, by way of which its graph is read, without hnswlib; older versions kept it in an index.
 
 It is a header (HEADER), one block a node (the number of its links, room for them, its vector, its label), and for each node
 the size in bytes of its links on higher levels, and these.
@@ -8,29 +8,26 @@ from __future__ import annotations
 
 import errno
 import math
-import mmap
 import os
-import shutil
 import sys
 import tempfile
-import weakref
-from contextlib import suppress
-from io import FileIO
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import hnswlib
 import numpy as np
 import numpy.typing as npt
 
 from lemur_ann.documents.rows import Rows
 from lemur_ann.errors import CorruptIndex
-from lemur_ann.events import cached_property
+
+if TYPE_CHECKING:
+    import hnswlib
 
 ROWS_PER_BLOCK = 16_384
-BYTES_PER_READ = 1 << 22
 PREFIX = ".building-"  # of temporary files with a name; the next writer of an index deletes those in its folder
-MAX_EF = 10_000  # of a file: whoever adds to its graph looks at so many nodes
+MAX_EF = 10_000  # of a file
 HEADER = np.dtype(
     [
         *((name, "<u8") for name in ("offset", "room", "count", "node_bytes", "label_offset", "vector_offset")),
@@ -40,101 +37,19 @@ HEADER = np.dtype(
 )
 
 
-class GraphFile:
-    """hnswlib's file, open, so that it can be read whatever becomes of its name.
-
-    Threads and forked processes share the descriptor, and its position with it: nothing here reads from that.
-    """
-
-    def __init__(self, path: Path, *, file: FileIO | None = None, temporary: bool = False) -> None:
-        """``file``: where it is open already; ``temporary``: its name goes when this does."""
-        self._file = path.open("rb", buffering=0) if file is None else file
-        self.path = _by_descriptor(self._file) or path
-        weakref.finalize(self, _close, self._file, path if temporary else None)
-
-    def copy_to(self, path: Path) -> None:
-        """The whole file, wherever its name has gone."""
-        with path.open("wb") as target:
-            if not hasattr(os, "pread"):  # Windows, where its name stays while it is open
-                with self.path.open("rb") as source:
-                    shutil.copyfileobj(source, target, BYTES_PER_READ)
-                return
-            place = 0
-            while block := os.pread(self._file.fileno(), BYTES_PER_READ, place):
-                place += target.write(block)
-
-    def vectors(self, rows: Rows, dim: int) -> npt.NDArray[np.float32]:
-        """Of some rows, float32 (len(rows), dim)."""
-        nodes, offset = self.nodes
-        found = self.nodes_of(rows)
-        if (found < 0).any():
-            raise CorruptIndex(f"{self.path} does not have all documents")
-        block = nodes[found, offset : offset + 4 * dim]
-        vectors = block.copy().view(np.float32).reshape(len(rows), dim)
-        if not np.isfinite(vectors).all():
-            raise CorruptIndex(f"{self.path} has a vector that is not finite")
-        return vectors
-
-    @property
-    def read(self) -> list[npt.NDArray[Any]]:
-        """What of it is mapped by now."""
-        return [self.nodes[0]] if "nodes" in self.__dict__ else []
-
-    @cached_property
-    def nodes(self) -> tuple[npt.NDArray[np.uint8], int]:
-        """One row a node, mapped, and where its vector begins."""
-        header = read_header(self.path)
-        shape = header["count"], header["node_bytes"]
-        if not shape[0]:
-            return np.empty(shape, np.uint8), header["vector_offset"]
-        # np.memmap of an open file would move its position
-        whole = mmap.mmap(self._file.fileno(), HEADER.itemsize + shape[0] * shape[1], access=mmap.ACCESS_READ)
-        return np.frombuffer(whole, np.uint8, offset=HEADER.itemsize).reshape(shape), header["vector_offset"]
-
-    @cached_property
-    def _by_label(self) -> tuple[Rows, Rows]:
-        """The labels ascending, and the node of each: threads insert in an order of their own. A label may be large."""
-        labels = _labels(self.nodes[0], self.path)
-        order = np.argsort(labels)
-        return labels[order], order
-
-    def nodes_of(self, rows: Rows) -> Rows:
-        """The node of each row, -1 where none has it."""
-        labels, nodes = self._by_label
-        if not len(labels):
-            return np.full(len(rows), -1)
-        places = np.minimum(np.searchsorted(labels, rows), len(labels) - 1)
-        return np.where(labels[places] == rows, nodes[places], -1)
-
-
-def _by_descriptor(file: FileIO) -> Path | None:
-    """A name of a file for as long as it is open. Linux opens it anew, with a position of its own; others do not."""
-    path = Path(f"/dev/fd/{file.fileno()}")
-    return path if sys.platform == "linux" and os.path.exists(path) else None
-
-
-def _close(file: FileIO, path: Path | None) -> None:
-    file.close()
-    if path is not None:
-        with suppress(OSError):
-            path.unlink()
-
-
-def load(path: Path, dim: int, max_elements: int) -> hnswlib.Index:
-    """hnswlib's own graph, with room for ``max_elements``; CorruptIndex where its file is damaged."""
-    check(path, dim)
-    graph = hnswlib.Index("l2", dim)
+def read_vectors(path: Path, dim: int, num_rows: int) -> npt.NDArray[np.float32]:
+    """The vectors of the first ``num_rows`` labels, float32 (num_rows, dim); CorruptIndex where one is missing or infinite."""
     header = read_header(path)
-    try:  # with room for fewer than there are, hnswlib takes the room that the file names
-        graph.load_index(str(path), max_elements=max(max_elements, header["count"]))
-    except RuntimeError as error:
-        raise CorruptIndex(f"{path} cannot be read: {error}") from error
-    # Formats 1 and 2 marked deleted documents there. hnswlib passes over such nodes, and where it finds no other it reads
-    # before the begin of an empty list.
     nodes = np.memmap(path, np.uint8, "r", HEADER.itemsize, (header["count"], header["node_bytes"]))
-    for label in nodes[nodes[:, 2] > 0, -8:].copy().view(np.int64)[:, 0].tolist():
-        graph.unmark_deleted(label)
-    return graph
+    labels, begin = _labels(nodes, path), header["vector_offset"]
+    inside = np.flatnonzero(labels < num_rows)
+    if len(inside) < num_rows:
+        raise CorruptIndex(f"{path} does not have all of {num_rows} documents")
+    vectors = np.empty((num_rows, dim), np.float32)
+    vectors[labels[inside]] = nodes[inside, begin : begin + 4 * dim].view(np.float32)
+    if not np.isfinite(vectors).all():
+        raise CorruptIndex(f"{path} has a vector that is not finite")
+    return vectors
 
 
 def read_links(path: Path, dim: int, num_rows: int) -> tuple[npt.NDArray[np.int32], npt.NDArray[np.int32]]:
@@ -216,7 +131,7 @@ def _labels(nodes: npt.NDArray[np.uint8], path: Path) -> Rows:
 
 
 def check(path: Path, dim: int) -> None:
-    """CorruptIndex where hnswlib, which checks nothing, would read outside of its file or of its graph."""
+    """CorruptIndex where what is read of it would be outside of the file or of its graph."""
     check_dim(path, dim)
     header = read_header(path)
     count, M = header["count"], header["M"]
@@ -295,44 +210,42 @@ def _without_gaps(links: npt.NDArray[np.int32]) -> npt.NDArray[np.int32]:
     return np.take_along_axis(links, np.argsort(gaps, axis=1, kind="stable"), axis=1)
 
 
-def saved(graph: hnswlib.Index, directory: str | None) -> GraphFile:
+@contextmanager
+def saved(graph: hnswlib.Index, directory: str | None) -> Iterator[Path]:
     """A temporary file of hnswlib's graph, in ``directory`` or in that of Python's tempfile.
 
     On Linux it has no name, so that a process that is killed leaves nothing behind.
     """
     folder = directory or tempfile.gettempdir()
-    nameless = _saved_nameless(graph, folder) if sys.platform == "linux" else None
-    if nameless is not None:
-        return nameless
+    with ExitStack() as stack:
+        path = (_nameless(folder, stack) if sys.platform == "linux" else None) or _named(folder, stack)
+        _save(graph, path, folder)
+        del graph  # the caller may want its memory
+        yield path
+
+
+def _nameless(folder: str, stack: ExitStack) -> Path | None:
+    """A file that is reached by its descriptor; None where none can be."""
+    file = stack.enter_context(tempfile.TemporaryFile(prefix=PREFIX, dir=folder, buffering=0))  # noqa: SIM115
+    path = Path(f"/dev/fd/{file.fileno()}")  # opened anew by this name it has a position of its own
+    return path if os.path.exists(path) else None
+
+
+def _named(folder: str, stack: ExitStack) -> Path:
     descriptor, name = tempfile.mkstemp(prefix=PREFIX, dir=folder)
     os.close(descriptor)
-    path = Path(name)
-    try:
-        _save(graph, path, folder)
-        return GraphFile(path, temporary=True)
-    except BaseException:
+
+    def remove() -> None:
         with suppress(OSError):
-            path.unlink()
-        raise
+            os.unlink(name)
 
-
-def _saved_nameless(graph: hnswlib.Index, folder: str) -> GraphFile | None:
-    """None where files cannot be reached by their descriptors."""
-    file = tempfile.TemporaryFile(prefix=PREFIX, dir=folder, buffering=0)  # noqa: SIM115, since it stays open
-    try:
-        path = _by_descriptor(file)
-        if path is not None:
-            _save(graph, path, folder)
-            return GraphFile(path, file=file)
-    except BaseException:
-        file.close()
-        raise
-    file.close()
-    return None
+    stack.callback(remove)
+    return Path(name)
 
 
 def _save(builder: hnswlib.Index, path: Path, folder: str) -> None:
-    """hnswlib does not notice when there is no room for its file."""
+    """hnswlib does not notice when its file cannot be opened, or when there is no room for it."""
+    path.open("ab").close()
     builder.save_index(str(path))
     size, expected = path.stat().st_size, builder.index_file_size()  # of which it knows beforehand
     if size != expected:

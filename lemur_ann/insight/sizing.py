@@ -9,6 +9,7 @@ import numpy as np
 
 from lemur_ann import _core, validate
 from lemur_ann.candidates import too_many
+from lemur_ann.candidates.hnsw import LINKS_PER_M
 from lemur_ann.candidates.look import NUM_HIDDEN, NUM_KNOWN, num_centroids
 from lemur_ann.documents.coded import CENTROID_BYTES, LENGTH_BYTES, SCALE_BYTES
 from lemur_ann.documents.tokens import MAX_DIM
@@ -27,9 +28,9 @@ class SizePlan:
         num_documents, num_tokens, dim: of what.
         parts: bytes on disk, by the names of :meth:`lemur_ann.LemurIndex.stats`. Metadata is not known, and counts for nothing.
         searched_bytes: of these what searches read all over, which should fit in memory: all but the tokens, where there are
-            codes of them, and but hnswlib's file, which is for additions.
+            codes of them.
         fit_bytes: memory of ``fit``, expected at most, beside the documents' tokens.
-        temporary_bytes: on disk while ``fit`` learns from a stream: the tokens, and their int8 codes.
+        temporary_bytes: on disk while ``fit`` learns from a stream: the tokens, their int8 codes, and hnswlib's graph.
     """
 
     num_documents: int
@@ -108,11 +109,11 @@ def plan(
     count = num_centroids(chosen.num_centroids, num_documents, num_tokens, are_coded=chosen.small_bits > 0)
     beside = SCALE_BYTES + (0 if validate.boolean(unit_length, "unit_length") else LENGTH_BYTES)
     small = num_tokens * (_core.small_bytes(dim, chosen.small_bits) + beside) if chosen.small_bits else 0
-    graph, links = _candidates(chosen, num_documents)
+    candidates, building = _candidates(chosen, num_documents)
     parts = {
         "tokens": tokens if chosen.keep_tokens == "exact" else 0,
         "token codes": int8 or small,
-        "candidates": graph + links,
+        "candidates": candidates,
         "token centroids": CENTROID_BYTES * num_tokens + 8 * num_documents if count else 0,
         "learned map": _map(chosen, dim, count, num_query_tokens),
         "ids": round(num_documents * (id_bytes + (0 if id_bytes == 8 else 8))),
@@ -123,24 +124,22 @@ def plan(
         num_tokens=num_tokens,
         dim=dim,
         parts={name: size for name, size in parts.items() if size},
-        searched_bytes=sum(parts.values()) - (parts["tokens"] if has_codes else 0) - (graph if links else 0),
+        searched_bytes=sum(parts.values()) - (parts["tokens"] if has_codes else 0),
         fit_bytes=usual_sizes(chosen, dim, num_documents, num_query_tokens, None).peak_bytes,
-        temporary_bytes=tokens + int8,
+        temporary_bytes=tokens + int8 + building,
     )
 
 
 def _candidates(options: Options, num_documents: int) -> tuple[int, int]:
-    """Bytes of hnswlib's file or of vectors, and of what searches read beside it."""
+    """Bytes of the graph or of vectors, and of hnswlib's temporary file."""
     rank = options.num_features if options.rank is None else min(options.rank, options.num_features)
     vectors = 4 * num_documents * (rank + 1)
     if options.candidates != "hnsw" or not too_many(num_documents, 0):
         return vectors, 0
-    from lemur_ann.candidates.hnsw import LINKS_PER_M  # which brings hnswlib
-
     m = options.M
     upper = 4 * (m + 1) / (m - 1)  # a document has a list on each level above, and one in m on each goes on to the next
     links = num_documents * (_core.int8_stride(rank + 1) + 4 + 4 * LINKS_PER_M * m + 4 / m)
-    return round(vectors + num_documents * (8 * m + 4 + 8 + 4 + upper)), round(links)
+    return round(links), round(vectors + num_documents * (8 * m + 4 + 8 + 4 + upper))
 
 
 def _map(options: Options, dim: int, count: int, num_query_tokens: int) -> int:

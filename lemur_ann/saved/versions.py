@@ -155,9 +155,9 @@ def assembled(
             raise CorruptIndex(f"{folder} has ids of more than one type")
         metadata = _joined(segments)
         deleted = RowSet.none(num_rows)
-        if manifest["deleted"] is not None:
-            name = manifest["deleted"]
-            deleted = known_or(name, lambda: RowSet.of(storage.read_deleted(folder / name, num_rows)))
+        if (name := manifest["deleted"]) is not None:
+            key = ("deleted", name) if name in objects else name  # formats 1 to 3 have it in the file of the ids
+            deleted = known_or(key, lambda: RowSet.of(storage.read_deleted(folder / name, num_rows)))
         if (num_rows, num_rows - deleted.count) != (manifest["num_rows"], manifest["num_documents"]):
             raise CorruptIndex(
                 f"{folder} has {num_rows} rows, of which {deleted.count} are deleted, and its manifest says otherwise"
@@ -270,7 +270,7 @@ def _learned(
         return checked_part(arrays.map_arrays(folder / part["file"]), part["num_rows"], book, folder / part["file"])
 
     entry = manifest["structure"]
-    structure = None if entry is None else known_or(entry["files"]["graph"], read_structure)
+    structure = None if entry is None else known_or(_structure_file(entry), read_structure)
     parts = [known_or(part["file"], functools.partial(read_part, part)) for part in manifest["vectors"]]
     if sum(map(len, parts)) + (0 if structure is None else structure.num_rows) != num_rows:
         raise CorruptIndex(f"{folder} does not have candidates for all of {num_rows} documents")
@@ -298,10 +298,16 @@ def _told(tuned: Tuned) -> dict[str, Any]:
     return {name: value for name, value in asdict(tuned).items() if value is not None or name == "target_recall"}
 
 
+def _structure_file(entry: dict[str, Any]) -> str:
+    """The file that a structure goes by."""
+    files: dict[str, str] = entry["files"]
+    return files["links"] if "links" in files else files["graph"]
+
+
 def _candidates_key(manifest: dict[str, Any]) -> Any:
     structure = manifest["structure"]
-    files = None if structure is None else structure["files"]["graph"]
-    return ("candidates", manifest["learned"], files, *(part["file"] for part in manifest["vectors"]))
+    file = None if structure is None else _structure_file(structure)
+    return ("candidates", manifest["learned"], file, *(part["file"] for part in manifest["vectors"]))
 
 
 class Writing:

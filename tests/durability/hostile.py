@@ -21,7 +21,7 @@ import pyarrow as pa
 from safetensors import SafetensorError
 from safetensors.numpy import load_file, save
 
-from lemur_ann.candidates.hnsw import HEADER
+from lemur_ann.candidates.hnswlib_file import HEADER
 from lemur_ann.saved import storage
 from lemur_ann.saved.checks import FILE
 
@@ -354,15 +354,14 @@ def changed_arrays(path, data, random):
 
 
 def changed_copies(arrays, random):
-    """Which rows follow each other as copies, and the vectors of those."""
-    codes, rows = arrays["codes"], len(arrays["links"])
+    """Which rows follow each other as copies."""
+    rows = len(arrays["links"])
     following = arrays.setdefault("next_equal", np.full(rows, -1, np.int32))
     following = arrays["next_equal"] = following[:rows] if len(following) else np.full(rows, -1, np.int32)
-    copies = arrays.setdefault("copies", np.zeros((0, codes.shape[1]), np.float32))
     listed = np.flatnonzero(following >= 0)
     row, other = (int(n) for n in random.integers(rows, size=2))
     row = int(fuzz.choice(random, listed)) if len(listed) and random.random() < 0.7 else row
-    what = fuzz.choice(random, ["value", "value", "circle", "shared", "all", "none", "swapped", "dropped", "vectors", "counts"])
+    what = fuzz.choice(random, ["value", "value", "circle", "shared", "all", "none", "swapped", "dropped"])
     if what == "value":
         following[row] = fuzz.choice(random, [-2, -1, 0, row, row + 1, row - 1, rows - 1, rows, 2**31 - 1, -(2**31)])
     elif what == "circle":
@@ -376,14 +375,7 @@ def changed_copies(arrays, random):
     elif what == "swapped":
         following[:] = following[::-1].copy()
     elif what == "dropped":
-        del arrays[fuzz.choice(random, ["next_equal", "copies"])]
-    elif what == "vectors" and copies.size:
-        copies[int(random.integers(len(copies)))] = fuzz.choice(random, FLOATS)
-    if what in ("counts", "value", "circle", "shared", "all", "none") and random.random() < 0.7:  # so that the counts fit
-        count = int((following >= 0).sum()) + (int(random.integers(-1, 2)) if what == "counts" else 0)
-        arrays["copies"] = np.resize(copies, (max(count, 0), copies.shape[1])) if copies.size else copies[:0]
-        if not copies.size:
-            arrays["copies"] = np.ones((max(count, 0), copies.shape[1]), np.float32)
+        del arrays["next_equal"]
     return save({name: np.ascontiguousarray(array) for name, array in arrays.items()}), f"copies: {what}"
 
 

@@ -51,7 +51,6 @@ import pytest
 
 import lemur_ann.index
 from lemur_ann import IndexLocked, LemurIndex, arrays, candidates
-from lemur_ann.candidates.hnswlib_file import GraphFile
 from lemur_ann.documents.tokens import TokenStore
 from lemur_ann.saved import storage
 
@@ -655,7 +654,6 @@ class Steps:
             (arrays, "write_arrays"),
             (storage, "write_documents"),
             (TokenStore, "write"),
-            (GraphFile, "copy_to"),
         ):
             monkeypatch.setattr(owner, name, self._counted(name, getattr(owner, name)))
 

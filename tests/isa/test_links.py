@@ -56,7 +56,7 @@ def test_links_are_those_of_the_slow_choice(isa, rng, alpha):
     vectors = rng.normal(size=(150, 20)).astype(np.float32)
     codes, scales = _core.int8_codes(vectors, 1)
     entries = np.arange(5, dtype=np.int32)
-    links = _core.better_links(20, codes, scales, ring(150), entries, 0, 12, 150, alpha, 2)
+    links = _core.better_links(20, codes, scales, ring(150), entries, 12, 150, alpha, 2)
     assert links.shape == (150, 12)
     expected = expected_links(codes[:, :20], scales, 12, alpha)
     differing = sum(own != other for own, other in zip(as_sets(links), expected, strict=True))
@@ -65,18 +65,28 @@ def test_links_are_those_of_the_slow_choice(isa, rng, alpha):
 
 def test_the_same_on_any_number_of_threads(rng):
     codes, scales = _core.int8_codes(rng.normal(size=(1000, 16)).astype(np.float32), 1)
-    given = 16, codes, scales, ring(1000), np.arange(30, dtype=np.int32), 0, 16, 40, 1.2
+    given = 16, codes, scales, ring(1000), np.arange(30, dtype=np.int32), 16, 40, 1.2
     np.testing.assert_array_equal(_core.better_links(*given, 1), _core.better_links(*given, 3))
+    given = 16, codes, scales, ring(300), *given[4:]  # the others join
+    np.testing.assert_array_equal(_core.better_links(*given, 1), _core.better_links(*given, 3))
+
+
+def test_those_that_join_have_the_links_of_the_slow_choice(isa, rng):
+    """Where all others are candidates, so that it does not matter that some were there before."""
+    codes, scales = _core.int8_codes(rng.normal(size=(150, 20)).astype(np.float32), 1)
+    entries = np.arange(5, dtype=np.int32)
+    links = _core.better_links(20, codes, scales, ring(149), entries, 12, 150, 1.2, 2)
+    vectors = codes[:, :20].astype(np.float64) * scales[:, None].astype(np.float64)
+    distances = ((vectors[:, None] - vectors[None]) ** 2).sum(2)
+    assert set(links[149].tolist()) - {-1} == set(chosen(149, range(150), distances, 12, 1.2))
+    assert all(149 in links[other] for other in links[149][links[149] >= 0])
 
 
 def test_earlier_nodes_keep_their_links(rng):
     codes, scales = _core.int8_codes(rng.normal(size=(600, 16)).astype(np.float32), 1)
     entries = np.arange(20, dtype=np.int32)
-    before = _core.better_links(16, codes[:500], scales[:500], ring(500), entries, 0, 16, 40, 1.2, 1)
-    start = np.full((600, 16), -1, np.int32)
-    start[:500] = before
-    start[500:, :2] = ring(600)[500:]
-    after = _core.better_links(16, codes, scales, start, entries, 500, 16, 40, 1.2, 1)
+    before = _core.better_links(16, codes[:500], scales[:500], ring(500), entries, 16, 40, 1.2, 1)
+    after = _core.better_links(16, codes, scales, before, entries, 16, 40, 1.2, 1)
     back = as_sets(after)
     for node in range(500):
         old = set(before[node][before[node] >= 0].tolist())
@@ -90,7 +100,7 @@ def test_earlier_nodes_keep_their_links(rng):
 def test_no_node_links_to_itself_or_twice(rng):
     vectors = np.repeat(rng.normal(size=(50, 16)).astype(np.float32), 4, axis=0)  # with duplicates, at distance 0
     codes, scales = _core.int8_codes(vectors, 1)
-    links = _core.better_links(16, codes, scales, ring(200), np.arange(9, dtype=np.int32), 0, 8, 60, 1.2, 2)
+    links = _core.better_links(16, codes, scales, ring(200), np.arange(9, dtype=np.int32), 8, 60, 1.2, 2)
     for node, own in enumerate(links):
         there = own[own >= 0].tolist()
         assert node not in there
@@ -101,19 +111,20 @@ def test_no_node_links_to_itself_or_twice(rng):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"first": -1}, "out of range"),
-        ({"first": 5, "degree": 1}, "out of range"),
+        ({"links": ring(5), "degree": 1}, "out of range"),
+        ({"links": ring(5), "entries": np.array([5], np.int32)}, "is not a node"),
+        ({"links": np.full((5, 2), 5, np.int32)}, "is not a node"),
         ({"degree": 0}, "out of range"),
         ({"alpha": 0.5}, "out of range"),
         ({"links": np.full((20, 2), 20, np.int32)}, "is not a node"),
-        ({"links": np.zeros((19, 2), np.int32)}, "differ in length"),
+        ({"links": np.zeros((21, 2), np.int32)}, "more rows than codes"),
         ({"entries": np.array([20], np.int32)}, "is not a node"),
     ],
 )
 def test_what_cannot_be(rng, change, message):
     codes, scales = _core.int8_codes(rng.normal(size=(20, 16)).astype(np.float32), 1)
     given = {"dim": 16, "codes": codes, "scales": scales, "links": ring(20), "entries": np.arange(3, dtype=np.int32)}
-    given |= {"first": 0, "degree": 8, "beam": 10, "alpha": 1.2, "num_threads": 1, **change}
+    given |= {"degree": 8, "beam": 10, "alpha": 1.2, "num_threads": 1, **change}
     with pytest.raises(ValueError, match=message):
         _core.better_links(**given)
 
@@ -133,5 +144,5 @@ def test_a_walk_finds_more_by_them(rng):
         found = _core.CodedGraph(32, codes, scales, links, entries, *none).search(queries, None, 0, 10, 20, 1)
         return np.mean([len(set(a) & set(b)) / 10 for a, b in zip(found, exact, strict=True)])
 
-    better = _core.better_links(32, codes, scales, np.ascontiguousarray(near), entries, 0, 24, 60, 1.2, 2)
+    better = _core.better_links(32, codes, scales, np.ascontiguousarray(near), entries, 24, 60, 1.2, 2)
     assert recall(better) > max(recall(near), 0.9)

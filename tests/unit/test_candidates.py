@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from lemur_ann import _core
+from lemur_ann.candidates.hnsw import HnswKind
 from lemur_ann.candidates.hnswlib_file import read_links
 from lemur_ann.candidates.kinds import OWN_KINDS, kind_of
 from lemur_ann.documents.rows import RowSet
@@ -67,6 +68,14 @@ def saved_and_loaded(kind, index, folder):
         structure.save(paths)
         structure = kind.load_structure(paths, 16, structure.num_rows)
     return kind.assemble(16, structure, index.parts, OPTIONS)
+
+
+def kept(kind, vectors):
+    """What is given back of vectors that joined a structure."""
+    if not isinstance(kind, HnswKind):
+        return vectors
+    codes, scales = _core.int8_codes(vectors, 1)
+    return codes[:, :16] * scales[:, None]
 
 
 def test_finds_the_largest_inner_products(kind, vectors, queries):
@@ -141,7 +150,8 @@ def test_take(kind, vectors, tmp_path):
     index = built(kind, vectors[:2500], vectors[2500:2900]).extended(vectors[2900:], num_threads=1)
     rows = np.array([7, 2999, 3, 2899, 2900])
     for some in (index, saved_and_loaded(kind, index, tmp_path)):
-        np.testing.assert_array_equal(some.take(rows), vectors[rows])
+        np.testing.assert_array_equal(some.take(rows[[0, 2, 3]]), kept(kind, vectors[rows[[0, 2, 3]]]))
+        np.testing.assert_array_equal(some.take(rows[[1, 4]]), vectors[rows[[1, 4]]])
         assert some.take(np.empty(0, np.int64)).shape == (0, 16)
 
 
@@ -150,12 +160,13 @@ def test_a_loaded_graph_stays_itself_when_its_files_are_gone(vectors, queries, t
     index = saved_and_loaded(kind_of("hnsw"), built(kind_of("hnsw"), vectors), tmp_path)
     for file in tmp_path.iterdir():
         file.unlink()
-    np.testing.assert_array_equal(index.take(np.array([5])), vectors[[5]])
+    expected = kept(kind_of("hnsw"), vectors)
+    np.testing.assert_array_equal(index.take(np.array([5])), expected[[5]])
     assert recall(index.search(queries, 20, 150, num_threads=1), vectors, queries, 20) > 0.97
-    more = index.extended(vectors[:1500], num_threads=1)  # which hnswlib takes into the graph
+    more = index.extended(vectors[:1500], num_threads=1)  # so many that they join the graph
     assert more.structure.num_rows == SIZE + 1500
     again = saved_and_loaded(kind_of("hnsw"), more, tmp_path)
-    np.testing.assert_array_equal(again.take(np.array([5, SIZE + 7])), vectors[[5, 7]])
+    np.testing.assert_array_equal(again.take(np.array([5, SIZE + 7])), expected[[5, 7]])
 
 
 @pytest.mark.skipif(os.name == "nt", reason="Windows has no such limits")
@@ -164,20 +175,20 @@ def test_no_room_for_the_graph(vectors, queries, tmp_path, caplog):
     import resource
     import signal
 
-    index = built(kind_of("hnsw"), vectors[:2000])
+    index = built(kind_of("hnsw"), vectors[:1000])
     limits, handler = resource.getrlimit(resource.RLIMIT_FSIZE), signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
     resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, limits[1]))
     try:
         with pytest.raises(OSError, match="no room left"):
             built(kind_of("hnsw"), vectors)
-        more = index.extended(np.concatenate([vectors[2000:], vectors[:500]]), num_threads=1)
+        more = index.extended(vectors[1000:], num_threads=1)
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
         signal.signal(signal.SIGXFSZ, handler)
     assert "scanned until there is room" in caplog.text
-    assert (more.structure.num_rows, more.num_rows) == (2000, 3500)
-    assert recall(more.search(queries, 20, 150, num_threads=1), np.concatenate([vectors, vectors[:500]]), queries, 20) > 0.97
-    assert more.extended(vectors[:1], num_threads=1).structure.num_rows == 3501
+    assert (more.structure, more.num_rows) == (None, SIZE)
+    assert recall(more.search(queries, 20, 150, num_threads=1), vectors, queries, 20) > 0.97
+    assert more.extended(vectors[:1], num_threads=1).structure.num_rows == SIZE + 1
 
 
 def test_documents_without_links_are_scanned_until_there_are_many(vectors, queries):
@@ -195,7 +206,44 @@ def test_many_small_additions_make_few_parts(kind, vectors):
     for row in range(2000, 2300):
         index = index.extended(vectors[row : row + 1], num_threads=1)
     assert len(index.parts) <= 10
-    np.testing.assert_array_equal(index.take(np.arange(2300)), vectors[:2300])
+    np.testing.assert_array_equal(index.take(np.arange(2000)), kept(kind, vectors[:2000]))
+    np.testing.assert_array_equal(index.take(np.arange(2000, 2300)), vectors[2000:2300])
+
+
+@pytest.mark.parametrize("is_loaded", [False, True])
+def test_a_graph_that_grows_finds_what_one_made_at_once_finds(vectors, queries, tmp_path, is_loaded):
+    kind = kind_of("hnsw")
+    index, at_once = built(kind, vectors[:1100]), built(kind, vectors)
+    for begin in range(1100, SIZE, 380):
+        if is_loaded:
+            index = saved_and_loaded(kind, index, tmp_path)
+        index = index.extended(vectors[begin : begin + 380], num_threads=1)
+    assert index.structure.num_rows > 2 * 1100
+    for beam in (20, 40, 80):
+        grown, made = (recall(one.search(queries, 20, beam, num_threads=1), vectors, queries, 20) for one in (index, at_once))
+        assert grown > made - 0.02
+
+
+def test_a_crowd_far_from_all_others_is_found(vectors, rng):
+    """More documents than a search for links looks at, nearer to one another than to any other."""
+    crowd = np.zeros((1500, 16), np.float32)
+    crowd[:, :15] = rng.normal(size=15) + 0.02 * rng.normal(size=(1500, 15))
+    radius = np.linalg.norm(vectors[0])
+    crowd *= 0.95 * radius / np.linalg.norm(crowd, axis=1, keepdims=True)
+    crowd[:, 15] = np.sqrt(radius**2 - (crowd**2).sum(1))
+    index = built(kind_of("hnsw"), vectors).extended(crowd, num_threads=1)
+    assert index.structure.num_rows == SIZE + 1500
+    for query in np.pad(crowd[:20, :15], ((0, 0), (0, 1))):
+        (found,) = index.search(query[None], 20, 30, num_threads=1)
+        assert (found >= SIZE).all()
+
+
+def test_what_is_made_of_what_a_graph_gives_back_is_the_same(vectors):
+    """As a compaction makes it: codes of what codes say are these codes."""
+    index = built(kind_of("hnsw"), vectors)
+    again = built(kind_of("hnsw"), index.take(np.arange(SIZE)))
+    np.testing.assert_array_equal(again.structure.codes, index.structure.codes)
+    np.testing.assert_allclose(again.structure.scales, index.structure.scales, rtol=2e-7)
 
 
 def test_links_are_those_of_hnswlib(vectors, tmp_path):

@@ -34,8 +34,34 @@ def test_load_search_add_and_save(folder, tmp_path):
     np.testing.assert_allclose(vector, expected["new_vector"], atol=1e-5 * np.abs(vector).max())
     index.save(tmp_path / "index")  # in the newest format
     assert storage.read_manifest(tmp_path / "index")["format_version"] == formats.INDEX_VERSION
+    assert not list((tmp_path / "index").glob("*.hnsw"))
     again = LemurIndex.load(tmp_path / "index")
     np.testing.assert_array_equal(again.search(expected["queries"][0], k=5).ids, index.search(expected["queries"][0], k=5).ids)
+
+
+@pytest.mark.parametrize("number", [1, 2, 3, 4, 5, 6, 7])
+def test_the_file_of_hnswlib_goes(number, tmp_path):
+    """With the first change where links stand beside it, else with the next compaction; whoever only reads leaves it."""
+    path = shutil.copytree(FORMATS / f"format_{number}" / "index", tmp_path / "index")
+    expected = np.load(FORMATS / f"format_{number}" / "expected.npz")
+    assert list(path.glob("*.hnsw"))
+    LemurIndex.open(path, read_only=True)
+    with LemurIndex.open(path) as index:
+        assert list(path.glob("*.hnsw"))
+        reader = LemurIndex.open(path, read_only=True)
+        index.add([expected["new_document"]], ids=["new"])
+        assert bool(list(path.glob("*.hnsw"))) == (number < 4)
+        assert reader.refresh()
+        index.delete("doc-5")
+        index.compact(num_threads=1)
+        assert not list(path.glob("*.hnsw"))
+    with LemurIndex.open(path, read_only=True, verify=True) as again:
+        again.check()
+        wide, exact = (
+            [hits.ids.tolist() for hits in again.search(list(expected["queries"]), k=5, **how)]
+            for how in ({"num_candidates": 400}, {"exact": True})
+        )
+        assert sum(len(set(a) & set(b)) for a, b in zip(wide, exact, strict=True)) > 0.8 * 5 * len(exact)
 
 
 @pytest.fixture
@@ -98,7 +124,8 @@ def test_a_map_in_two_steps(saved_map):
 
 def test_a_manifest_that_does_not_say_how_many_rows_the_map_was_learned_from():
     manifest = json.loads((FORMATS / "format_4/index/manifest.json").read_text())
-    assert formats.manifest(manifest) == {**manifest, "centroids": []}
+    structure = {**manifest["structure"], "files": {"links": manifest["structure"]["files"]["links"]}}
+    assert formats.manifest(manifest) == {**manifest, "centroids": [], "structure": structure}
     del manifest["training"]["num_rows"]
     assert formats.manifest(manifest)["training"]["num_rows"] == 1100
     assert "num_rows" not in manifest["training"], "what was read stays as it is"

@@ -18,6 +18,7 @@ import tempfile
 from contextlib import suppress
 from pathlib import Path
 
+import hnswlib
 import numpy as np
 import pyarrow as pa
 import pytest
@@ -25,7 +26,7 @@ from safetensors.numpy import load_file, save
 
 import lemur_ann
 from lemur_ann import CorruptIndex, IndexLocked, LemurEncoder, LemurIndex, _core, storage
-from lemur_ann.candidates.hnsw import HEADER
+from lemur_ann.candidates.hnswlib_file import HEADER
 from lemur_ann.candidates.kinds import LIBRARIES
 from lemur_ann.documents.arrow_files import open_arrow
 from lemur_ann.saved import seal
@@ -108,10 +109,10 @@ def test_no_other_file_is_one_of_an_index(folder, name):
     refused(folder, "outside the index")
 
 
-@pytest.mark.parametrize("role", ["learned", "deleted", "graph", "links", "vectors"])
+@pytest.mark.parametrize("role", ["learned", "deleted", "links", "vectors"])
 def test_every_other_role_too(folder, role):
     manifest = manifest_of(folder)
-    if role in ("graph", "links"):
+    if role == "links":
         manifest["structure"]["files"][role] = "../elsewhere"
     elif role == "vectors":
         manifest["vectors"] = [{"file": "../elsewhere", "num_rows": 0}]
@@ -358,8 +359,17 @@ def test_a_device_that_is_not_here(folder):
 
 
 def graph_of(folder):
+    """hnswlib's file alone, as the first formats had it, in the place of the links."""
     manifest = manifest_of(folder)
-    path = folder / manifest["structure"]["files"]["graph"]
+    vectors = LemurIndex.load(folder).snapshot.learned.candidates.take(np.arange(1500))
+    graph = hnswlib.Index("l2", 16)
+    graph.init_index(1500, M=SETTINGS["M"], random_seed=0)
+    graph.add_items(vectors, num_threads=1)
+    path = folder / "graph.hnsw"
+    graph.save_index(str(path))
+    manifest["files"][path.name] = None
+    del manifest["files"][manifest["structure"]["files"]["links"]]
+    manifest["structure"]["files"] = {"graph": path.name}
     data = bytearray(path.read_bytes())
     return manifest, path, data, np.frombuffer(bytes(data[: HEADER.itemsize]), HEADER)[0]
 
@@ -411,14 +421,11 @@ def test_header_of_the_graph(folder, documents, field, value):
 
 
 @pytest.mark.parametrize("value", [2**31 - 1, 2**31, 2**63, 1500, 0])
-@pytest.mark.parametrize("links", [True, False])
-def test_labels(folder, documents, value, links):
+def test_labels(folder, documents, value):
     manifest, path, data, header = graph_of(folder)
     place = HEADER.itemsize + 1499 * int(header["node_bytes"]) + int(header["label_offset"])
     data[place : place + 8] = value.to_bytes(8, "little")
     path.write_bytes(data)
-    if not links:
-        manifest["structure"]["files"].pop("links")
     sign(folder, manifest)
     assert not loads_or_refuses(folder, documents)
 
@@ -458,7 +465,7 @@ def test_arrays_of_the_links(folder, documents, name, change):
 
 
 def test_a_graph_of_deleted_nodes_takes_more(folder, documents):
-    """hnswlib passes over nodes that are marked, as formats 1 and 2 did, and reads an empty list's end where all are."""
+    """As formats 1 and 2 marked them."""
     manifest, path, data, header = graph_of(folder)
     for node in range(1500):
         data[HEADER.itemsize + node * int(header["node_bytes"]) + 2] = 1
@@ -628,19 +635,18 @@ def with_links(folder, change):
     manifest = manifest_of(folder)
     path = folder / manifest["structure"]["files"]["links"]
     found = {name: array.copy() for name, array in load_file(path).items()}
-    assert (found["next_equal"] >= 0).sum() == len(found["copies"]) > 300
+    assert (found["next_equal"] >= 0).sum() > 300
     change(found)
     path.write_bytes(save({name: np.ascontiguousarray(array) for name, array in found.items()}))
     sign(folder, manifest)
 
 
 def following(change):
-    """A change of rows that follow each other, with as many vectors as it needs."""
+    """A change of rows that follow each other."""
 
     def changed(found):
         rows = found["next_equal"]
         change(rows, np.flatnonzero(rows >= 0))
-        found["copies"] = np.resize(found["copies"], (int((rows >= 0).sum()), found["copies"].shape[1]))
 
     return changed
 
@@ -654,12 +660,6 @@ def following(change):
         following(lambda rows, listed: rows.__setitem__(listed[0], rows[listed[1]])),  # two before one
         following(lambda rows, listed: rows.__setitem__(listed[0], len(rows))),
         following(lambda rows, listed: rows.__setitem__(listed[0], 2**31 - 1)),
-        lambda found: found.pop("copies"),
-        lambda found: found.pop("next_equal"),
-        lambda found: found.update(copies=found["copies"][:-1]),
-        lambda found: found.update(copies=found["copies"][:, :-1]),
-        lambda found: found.update(copies=found["copies"].astype(np.float64)),
-        lambda found: found.update(copies=found["copies"].reshape(-1)),
         lambda found: found.update(next_equal=found["next_equal"][:-1]),
         lambda found: found.update(next_equal=found["next_equal"].astype(np.int64)),
         lambda found: found.update(next_equal=found["next_equal"][:, None]),
@@ -677,9 +677,8 @@ def test_rows_that_follow_as_copies(copied, change):
         following(lambda rows, listed: rows.__setitem__(slice(None), -1)),
         following(lambda rows, listed: rows.__setitem__(slice(0, -1), np.arange(1, len(rows)))),  # all are one document
         following(lambda rows, listed: rows.__setitem__(slice(0, -1), np.where(np.arange(len(rows) - 1) % 2, -1, 1))),
-        lambda found: found["copies"].__setitem__(slice(None), np.nan),
-        lambda found: found["copies"].__setitem__(3, np.inf),
-        lambda found: found["copies"].__setitem__(slice(None), 3e38),
+        lambda found: found.pop("next_equal"),
+        lambda found: found["scales"].__setitem__(slice(None), 3e38),
     ],
 )
 def test_copies_of_a_stranger(copied, documents, change):
@@ -688,9 +687,8 @@ def test_copies_of_a_stranger(copied, documents, change):
     loads_or_refuses(copied, documents)
 
 
-@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
-def test_vectors_of_copies_are_finite(copied, value):
-    with_links(copied, lambda found: found["copies"].__setitem__(slice(None), value))
+def test_vectors_of_codes_are_finite(copied):
+    with_links(copied, lambda found: found["scales"].__setitem__(slice(None), 3e38))
     index = LemurIndex.load(copied)
     index.delete(list(range(700)))
     with pytest.raises(CorruptIndex, match="not finite"):
@@ -800,7 +798,7 @@ def test_the_core_needs_a_thread(num_threads):
         lambda n: _core.products(np.ones((2, 8), np.float32), columns, n),
         lambda n: graph.search(tokens, None, 0, 2, 4, n),
         lambda n: encoder.encode(tokens, offsets, n),
-        lambda n: _core.better_links(4, codes, scales, links, entries, 0, 2, 4, 1.2, n),
+        lambda n: _core.better_links(4, codes, scales, links, entries, 2, 4, 1.2, n),
     ]
     for call in calls:
         with pytest.raises(ValueError, match="num_threads"):
@@ -838,26 +836,27 @@ def test_the_graph_of_the_core():
     entries = np.zeros(1, np.int32)
     for degree in (0, -1, 2**15 + 1, 2**62, 2**63 - 1):
         with pytest.raises(ValueError, match="out of range"):
-            _core.better_links(16, codes, scales, links, entries, 0, degree, 10, 1.2, 1)
-    for first in (-1, 1025, 2**62):
-        with pytest.raises(ValueError, match="out of range"):
-            _core.better_links(16, codes, scales, links, entries, first, 4, 10, 1.2, 1)
+            _core.better_links(16, codes, scales, links, entries, degree, 10, 1.2, 1)
+    with pytest.raises(ValueError, match="out of range"):
+        _core.better_links(16, codes, scales, links[:1000], entries, 3, 10, 1.2, 1)
+    with pytest.raises(ValueError, match="more rows than codes"):
+        _core.better_links(16, codes[:1000], scales[:1000], links, entries, 4, 10, 1.2, 1)
     for alpha in (float("nan"), 0.5, -1):
         with pytest.raises(ValueError, match="out of range"):
-            _core.better_links(16, codes, scales, links, entries, 0, 4, 10, alpha, 1)
+            _core.better_links(16, codes, scales, links, entries, 4, 10, alpha, 1)
     for link in (-2, -(2**31), 1024, 2**31 - 1):
         wrong = links.copy()
         wrong[5] = link
         with pytest.raises(ValueError, match="not a node"):
-            _core.better_links(16, codes, scales, wrong, entries, 0, 4, 10, 1.2, 1)
+            _core.better_links(16, codes, scales, wrong, entries, 4, 10, 1.2, 1)
         with pytest.raises(ValueError, match="not a node"):
-            _core.better_links(16, codes, scales, links, np.full(1, link, np.int32), 0, 4, 2, 1.2, 1)
+            _core.better_links(16, codes, scales, links, np.full(1, link, np.int32), 4, 2, 1.2, 1)
     for scale in (np.nan, np.inf, -np.inf):
         with pytest.raises(ValueError, match="not finite"):
             _core.CodedGraph(16, codes, scales * np.float32(scale), links, entries, codes[:0], scales[:0])
         with pytest.raises(ValueError, match="not finite"):
             _core.CodedGraph(16, codes[:0], scales[:0], links[:0], entries[:0], codes, scales * np.float32(scale))
-    long = _core.better_links(16, codes, scales * np.float32(1e38), links, entries, 0, 4, 10, 1.2, 1)  # of infinite distances
+    long = _core.better_links(16, codes, scales * np.float32(1e38), links, entries, 4, 10, 1.2, 1)  # of infinite distances
     assert long.min() >= -1
     assert long.max() < 1024
     graph = _core.CodedGraph(16, codes, scales, links, entries, codes[:3], scales[:3])

@@ -70,7 +70,9 @@ def test_finds_what_a_scan_finds(variant, vectors):
         products = documents[own] @ query
         assert np.all(np.diff(products) <= 0.02 * np.abs(products).max())
     np.testing.assert_array_equal(candidates.search(queries[:1], 20, 100, num_threads=1)[0], found[0])
-    np.testing.assert_allclose(candidates.take(np.array([0, 2999, 5])), documents[[0, 2999, 5]], rtol=1e-6)
+    rows = np.array([0, 2999, 5])
+    error = np.abs(documents).max() / 254 if variant[0] == "hnsw" else 0  # of int8 codes
+    np.testing.assert_allclose(candidates.take(rows), documents[rows], rtol=1e-6, atol=1.01 * error)
 
 
 @pytest.mark.parametrize("share", [0.5, 0.03])

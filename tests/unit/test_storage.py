@@ -11,7 +11,7 @@ import pytest
 from lemur_ann import CorruptIndex, LemurIndex, arrays, formats
 from lemur_ann.saved import storage
 
-FILES = ["deleted", "documents", "graph", "learned", "links", "tokens"]
+FILES = ["deleted", "documents", "learned", "links", "tokens"]
 
 
 def file_of(path, kind):
@@ -205,11 +205,11 @@ def test_verify_false_skips_only_the_token_checksum(saved):
     with pytest.raises(CorruptIndex, match="altered"):
         LemurIndex.load(path)
     assert len(LemurIndex.load(path, verify=False)) == 199
-    file = file_of(path, "graph")
+    file = file_of(path, "links")
     graph = bytearray(file.read_bytes())
     graph[len(graph) // 2] ^= 1
     file.write_bytes(graph)
-    with pytest.raises(CorruptIndex, match=r"graph-\d+.hnsw was altered"):
+    with pytest.raises(CorruptIndex, match=r"links-\d+.safetensors was altered"):
         LemurIndex.load(path, verify=False)
 
 

@@ -32,7 +32,6 @@ import torch
 
 import lemur_ann.searching.device
 from lemur_ann import IndexLocked, LemurIndex, arrays, changes, validate
-from lemur_ann.candidates.hnswlib_file import GraphFile
 from lemur_ann.learning.threads import torch_threads
 from lemur_ann.searching.searcher import Searcher
 
@@ -247,22 +246,6 @@ def test_the_end_of_a_child_leaves_lock_and_files_to_the_parent(tmp_path, end):
 
 
 # Threads
-
-
-def test_threads_copy_one_graph_at_once(tmp_path):
-    content = np.random.default_rng(0).bytes(2**23)
-    (tmp_path / "graph").write_bytes(content)
-    graph, barrier = GraphFile(tmp_path / "graph"), threading.Barrier(4)
-
-    def copies_that_are_whole(number: int) -> int:
-        whole = 0
-        for _ in range(5):
-            barrier.wait(WAIT_S)
-            graph.copy_to(tmp_path / str(number))
-            whole += (tmp_path / str(number)).read_bytes() == content
-        return whole
-
-    assert run_in_threads(*(lambda number=number: copies_that_are_whole(number) for number in range(4))) == [5] * 4
 
 
 @pytest.mark.parametrize("kind", KINDS)

@@ -1,4 +1,4 @@
-// Better links for a graph there is: each node's from what a search of that graph finds near it.
+// Links between vectors, better than those of a graph there is, or of vectors that join it.
 //
 // A graph that HNSW made knows most of a node's neighbours, but keeps few of them. One pass of the construction of
 // Vamana over it (Subramanya et al., DiskANN, NeurIPS 2019) finds more: a search for the node's own vector gives
@@ -6,6 +6,9 @@
 // chosen before, and then, while there is room, to each one that is so but for a factor alpha. Then each is linked
 // back. Distances are those of the codes, so that all instruction sets of a processor make the same links. Of rows with
 // the same codes, which the graph lists, the first alone has links.
+//
+// Vectors that join get theirs in the same way, block by block: a walk over the links of those before gives
+// candidates, and all others of the block are candidates too.
 #pragma once
 
 #include <cstdint>
@@ -16,9 +19,10 @@ namespace lemur {
 
 struct LinkChoice {
   CodedVectors vectors;
-  Graph graph;              // over all of them
-  std::int64_t first = 0;   // nodes before this one keep their links, and are linked back to from those after
-  std::int64_t degree = 0;  // most links of a node; at least graph.degree where first is not 0
+  // Over all of them; or over the first, which then keep their links, but for links to those that join. next_equal,
+  // where it is not null, lists all of them.
+  Graph graph;
+  std::int64_t degree = 0;  // most links of a node; at least graph.degree where vectors join
   std::int64_t beam = 0;    // of the searches, and so the candidates of a node
   float alpha = 1;          // of squared distances, at least 1: more makes more and longer links
 
