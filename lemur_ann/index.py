@@ -63,8 +63,8 @@ class LemurIndex(MeasuredIndex):
             is fastest); None keeps all num_features.
         token_codes: "int8" keeps int8 codes of all tokens beside them, a byte a component. A search then reads the tokens
             of its best few candidates only, with the same hits but for a document in ten thousand, several times faster.
-            "int4", "int3", "int2" and "int1" do so with small codes, of so many bits a component, which ``fit`` makes: with the same
-            hits, in less memory. None keeps the tokens alone.
+            "int4", "int3", "int2" and "int1" do so with small codes, of so many bits a component, which ``fit`` makes: with
+            the same hits, in less memory. None keeps the tokens alone.
         keep_tokens: "none" keeps small codes in the place of the tokens once the map is learned: scores are those of codes, see
             :meth:`tune_codes`. "exact" keeps the tokens.
         compact_at: share of deleted documents past which the index compacts itself, in a thread of its own (see

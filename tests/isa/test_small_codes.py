@@ -9,7 +9,8 @@ from lemur_ann import _core
 
 # Whole bytes, and components that do not fill the last ones; a stride beyond that of dim.
 DIMS = [1, 8, 24, 96, 100, 128, 130, 257, 384]
-LEVELS = {1: [1], 2: [38, 127], 3: [14, 45, 79, 127], 4: [6, 18, 31, 44, 58, 75, 96, 127]}  # of a normal distribution, the largest 127
+# Of a normal distribution, the largest 127.
+LEVELS = {1: [1], 2: [38, 127], 3: [14, 45, 79, 127], 4: [6, 18, 31, 44, 58, 75, 96, 127]}
 
 
 def unit(rng, count, dim):
@@ -95,7 +96,8 @@ def test_errors_are_those_of_the_levels(rng, bits):
     left = tokens - centroids[ids]
     error = codec.decode(codes, ids, scales, None) - tokens
     share = np.sqrt((error**2).sum() / (left**2).sum())
-    assert share < {1: 0.62, 2: 0.36, 3: 0.2, 4: 0.11}[bits]  # of a normal distribution .603, .343, .186 and .098 (J. Max, 1960)
+    # of a normal distribution .603, .343, .186 and .098 (J. Max, 1960)
+    assert share < {1: 0.62, 2: 0.36, 3: 0.2, 4: 0.11}[bits]
 
 
 @pytest.mark.parametrize("dim", DIMS)
