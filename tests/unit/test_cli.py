@@ -258,6 +258,7 @@ STANDS_FOR = {
     "report": ([LemurIndex.load, report], {"out", "json"}),
     "search": ([LemurIndex.load, LemurIndex.search], {"limit", "out"}),
     "tune": ([LemurIndex.open, LemurIndex.tune], {"num_queries", "codes"}),
+    "warm": ([LemurIndex.load, LemurIndex.warm], set()),
     "verify": ([LemurIndex.load, LemurIndex.check], set()),
 }
 # Wherever Python takes one of these, so does the command.
