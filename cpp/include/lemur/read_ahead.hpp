@@ -46,12 +46,12 @@ class DiskReads {
     const std::int64_t before_;
   };
 
-  // Whether to ask for pages: from the first search on, until kRemembered of them in a row found all in memory.
+  // Whether to ask for pages: in the first search, and in kRemembered after each that read from the disk.
   bool are_likely() const;
 
  private:
   static constexpr int kRemembered = 32;
-  mutable std::atomic<int> left_{kRemembered};
+  mutable std::atomic<int> left_{1};
 };
 
 // Reads all pages of some memory now, from the disk where they are not in memory.
