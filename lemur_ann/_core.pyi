@@ -186,6 +186,21 @@ def products(a: Annotated[NDArray[numpy.float32], dict(shape=(None, None), order
     a @ b in float64, each element the same to the last bit whatever the shapes and threads.
     """
 
+def read_ahead(how: str) -> None:
+    """
+    Whether searches of this process ask for pages before they read them: 'as needed', as they do from the start, 'always' or 'never'. For tests and benchmarks.
+    """
+
+def read_pages(memory: Annotated[NDArray[numpy.uint8], dict(shape=(None,), order='C', device='cpu', writable=False)]) -> None:
+    """
+    Read all pages of some bytes now, from the disk where they are not in memory.
+    """
+
+def pin_pages(memory: Annotated[NDArray[numpy.uint8], dict(shape=(None,), order='C', device='cpu', writable=False)]) -> int:
+    """
+    The same, and keep them in memory as long as they are mapped: 0, or the error number of a system that refuses.
+    """
+
 def first_bad_row(tokens: numpy.typing.NDArray[Any]) -> int | None:
     """
     The first row of a (num_tokens, dim) float32 or float16 matrix with a NaN, an infinity or a value beyond 1e15, or None.

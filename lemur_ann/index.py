@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from os import PathLike
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -18,6 +18,7 @@ from lemur_ann.events import event
 from lemur_ann.hits import Hits
 from lemur_ann.insight.measured import MeasuredIndex
 from lemur_ann.insight.stats import Stats, stats_of
+from lemur_ann.insight.warming import warm
 from lemur_ann.learning.memory import parse_bytes
 from lemur_ann.notebook import facts
 from lemur_ann.options import Options
@@ -308,6 +309,28 @@ class LemurIndex(MeasuredIndex):
     def stats(self) -> Stats:
         """How many documents, and the memory they take, by part; see :class:`~lemur_ann.insight.Stats`."""
         return stats_of(self.snapshot)
+
+    def warm(self, parts: str | Collection[str] | None = None, *, pin: bool = False) -> int:
+        """Read parts of a mapped index into memory now, so that searches need not wait for the disk.
+
+        They stay there until the system needs the room, or for good where they are pinned. What is read is shared with other
+        processes that map the same files. Parts that come with a later change are not among them.
+
+        Args:
+            parts: a name, or a collection of names, as ``stats().parts`` has them: "candidates", "token centroids",
+                "token codes" and others. None means all but "tokens", of which a search reads those of a dozen documents.
+            pin: keep them in memory as long as this process has them mapped, whatever else needs the room. "candidates" and
+                "token centroids" are read most, and are small.
+
+        Returns:
+            bytes of the parts that are in mapped files, which have been read: 0 for an index in memory. Where the system does
+            not tell what is mapped (any but Linux), bytes of the parts.
+
+        Raises:
+            ValueError, TypeError: there is no such part, and nothing was read.
+            OSError: the system does not let the process pin so much; what was pinned before stays so.
+        """
+        return warm(self.snapshot, parts, pin=validate.boolean(pin, "pin"))
 
     def check(self) -> None:
         """Read all tokens, ids and links, and compare what belongs together: what checksums cannot tell.

@@ -9,6 +9,7 @@ void bind_graph(nb::module_& m);
 void bind_look(nb::module_& m);
 void bind_maxsim(nb::module_& m);
 void bind_products(nb::module_& m);
+void bind_read_ahead(nb::module_& m);
 void bind_checks(nb::module_& m);
 
 NB_MODULE(_core, m) {
@@ -22,5 +23,6 @@ NB_MODULE(_core, m) {
   bind_codec(m);
   bind_maxsim(m);
   bind_products(m);
+  bind_read_ahead(m);
   bind_checks(m);
 }

@@ -206,6 +206,12 @@ DocumentsView::Document DocumentsView::document(std::int64_t index) const {
   return {&chunk, chunk.range(place.inside), index};
 }
 
+const std::int64_t* DocumentsView::offsets(std::int64_t index) const {
+  if (is_coded_alone()) return small_->offsets(index);
+  const ChunkFirsts::Place place = firsts_.find(index);
+  return chunks_[place.chunk].offsets + place.inside;
+}
+
 SmallDocuments::SmallDocuments(const Codec& codec, std::vector<Part> parts) : codec_(codec), parts_(std::move(parts)) {
   for (const Part& part : parts_) firsts_.append(part.size);
 }
@@ -218,6 +224,11 @@ SmallDocuments::Document SmallDocuments::document(std::int64_t index) const {
     throw std::invalid_argument("offsets of codes do not ascend within them");
   return {{part.codes + begin * codec_.num_bytes(), part.centroids + begin, part.scales + begin, end - begin},
           part.lengths == nullptr ? nullptr : part.lengths + begin};
+}
+
+const std::int64_t* SmallDocuments::offsets(std::int64_t index) const {
+  const ChunkFirsts::Place place = firsts_.find(index);
+  return parts_[place.chunk].offsets + place.inside;
 }
 
 Int8Document SmallReader::int8_rows(const SmallDocuments::Document& document, const SmallDocuments::Document& next) {

@@ -231,6 +231,23 @@ void SecondLook::add_rare(const Centroids::Similarities& query, std::int64_t mos
   for (const std::int64_t row : shortlist.rows) there[row / 64] = 0;
 }
 
+// Where reads go to the disk, asks for the offsets of documents, and then for the ids that they lead to.
+void SecondLook::ask_for(const std::vector<std::int64_t>& rows) const {
+  if (!disk_reads_.are_likely()) return;
+  PageRanges ranges;
+  for (const std::int64_t row : rows) {
+    const ChunkFirsts::Place place = firsts_.find(row);
+    ranges.add(parts_[place.chunk]->offsets(place.inside), 2 * sizeof(std::int64_t));
+  }
+  ranges.ask();
+  for (const std::int64_t row : rows) {
+    const ChunkFirsts::Place place = firsts_.find(row);
+    const CentroidIds::Tokens tokens = parts_[place.chunk]->document(place.inside);
+    ranges.add(tokens.begin, 2 * tokens.size);
+  }
+  ranges.ask();
+}
+
 void SecondLook::features(const Centroids::Similarities& query, const Shortlist& shortlist,
                           std::vector<float>& out) const {
   const KernelTable& kernels = active_kernels();
@@ -238,6 +255,8 @@ void SecondLook::features(const Centroids::Similarities& query, const Shortlist&
   const auto count = static_cast<std::int64_t>(shortlist.rows.size());
   out.assign(static_cast<std::size_t>(kFeatures * count), 0.0f);
   if (count == 0) return;
+  const DiskReads::Watch watch(disk_reads_);
+  ask_for(shortlist.rows);
   const std::int64_t width = panels_of(num_tokens) * kPanelTokens;
   float *places = out.data(), *sums = places + count, *standard = sums + count, *sharp = standard + count,
         *lengths = sharp + count;

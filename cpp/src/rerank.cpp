@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <cmath>
 #include <optional>
+#include <utility>
 #include <vector>
 
 #include "lemur/codec.hpp"
@@ -10,15 +11,17 @@
 #include "lemur/int8.hpp"
 #include "lemur/kernels/prefetch.hpp"
 #include "lemur/parallel.hpp"
+#include "lemur/read_ahead.hpp"
 #include "lemur/scored.hpp"
 #include "lemur/scorer.hpp"
 
 namespace lemur {
 namespace {
 
-constexpr double kMargin = 6.0;          // standard deviations
-constexpr std::int64_t kFirstRound = 8;  // documents scored both ways, at least, before their difference is believed
-constexpr std::int64_t kLaterRound = 4;  // at a time, by each thread: few, since what they show may end it
+constexpr double kMargin = 6.0;            // standard deviations
+constexpr std::int64_t kFirstRound = 8;    // documents scored both ways, at least, before their difference is believed
+constexpr std::int64_t kLaterRound = 4;    // at a time, by each thread: few, since what they show may end it
+constexpr std::int64_t kAskedAtOnce = 32;  // documents whose tokens are asked for: a disk gives many as soon as one
 constexpr std::int64_t kTaskCandidates = 32;  // of the first pass: in a task, each fetches the next one's codes
 
 using ScoredDocument = Scored<std::int64_t>;
@@ -30,6 +33,68 @@ struct CodedQuery {
                queries.tokens.dim, stride) {}
   const PackedQuery& exact;
   Int8Panels panels;
+};
+
+// Where reads go to the disk, asks for what scores by codes will read of documents, or exact ones.
+class Ahead {
+ public:
+  explicit Ahead(const DocumentsView& documents)
+      : documents_(documents), is_wanted_(documents.disk_reads().are_likely()) {}
+
+  template <class IndexOf>
+  void ask_for_codes(std::int64_t count, const IndexOf& index_of) {
+    if (!is_wanted_) return;
+    ask_for_offsets(count, index_of);
+    for (std::int64_t i = 0; i < count; ++i) add_codes(index_of(i));
+    ranges_.ask();
+  }
+
+  template <class IndexOf>
+  void ask_for_tokens(std::int64_t count, const IndexOf& index_of) {
+    if (!is_wanted_ || documents_.is_coded_alone()) return;
+    for (std::int64_t i = 0; i < count; ++i) add_tokens(documents_.document(index_of(i)));
+    ranges_.ask();
+  }
+
+ private:
+  // Which say what else there is to read.
+  template <class IndexOf>
+  void ask_for_offsets(std::int64_t count, const IndexOf& index_of) {
+    constexpr std::int64_t kBytes = 2 * sizeof(std::int64_t);
+    for (std::int64_t i = 0; i < count; ++i) {
+      ranges_.add(documents_.offsets(index_of(i)), kBytes);
+      if (documents_.small() != nullptr) ranges_.add(documents_.small()->offsets(index_of(i)), kBytes);
+    }
+    ranges_.ask();
+  }
+
+  void add_codes(std::int64_t index) {
+    if (const SmallDocuments* small = documents_.small(); small != nullptr) {
+      const auto [tokens, lengths] = small->document(index);
+      ranges_.add(tokens.codes, tokens.num_rows * small->codec().num_bytes());
+      ranges_.add(tokens.centroids, tokens.num_rows * 2);
+      ranges_.add(tokens.scales, tokens.num_rows * 2);
+      ranges_.add(lengths, tokens.num_rows * 4);
+      return;
+    }
+    const DocumentsView::Document document = documents_.document(index);
+    const TokenCodes& codes = document.chunk->codes;
+    if (codes.codes == nullptr) return add_tokens(document);
+    const std::int64_t stride = int8_stride(document.chunk->tokens.dim), row = document.range.begin;
+    ranges_.add(codes.codes + row * stride, document.range.size() * stride);
+    ranges_.add(codes.scales + row, document.range.size() * 4);
+    ranges_.add(codes.sums + row, document.range.size() * 4);
+  }
+
+  void add_tokens(const DocumentsView::Document& document) {
+    const TokenView& tokens = document.chunk->tokens;
+    const auto* begin = static_cast<const char*>(tokens.row(document.range.begin));
+    ranges_.add(begin, static_cast<const char*>(tokens.row(document.range.end)) - begin);
+  }
+
+  const DocumentsView& documents_;
+  const bool is_wanted_;
+  PageRanges ranges_;
 };
 
 // Scores by codes, or exactly where a document has none. Scratch memory of one thread.
@@ -106,6 +171,9 @@ class Reranker {
   // The best k candidates of query i, at most; the work is shared out to `num_threads`.
   std::vector<ScoredDocument> operator()(std::int64_t i, const std::int64_t* candidates, std::int64_t num_candidates,
                                          int num_threads) const {
+    const DiskReads::Watch watch(documents_.disk_reads());
+    Ahead ahead(documents_);
+    ahead.ask_for_codes(num_candidates, [&](std::int64_t c) { return candidates[c]; });
     const CodedQuery query(coded_.view(), i, packed_[i], stride_);
     std::vector<ScoredDocument> coded(static_cast<std::size_t>(num_candidates));
     parallel_for((num_candidates + kTaskCandidates - 1) / kTaskCandidates, num_threads, [&] {
@@ -127,7 +195,7 @@ class Reranker {
     const auto size = static_cast<std::int64_t>(coded.size()), wanted = std::min(k_, size);
     std::vector<ScoredDocument> exact;
     Difference difference;
-    std::int64_t round = std::max(wanted, kFirstRound);
+    std::int64_t round = std::max(wanted, kFirstRound), asked = 0;
     while (static_cast<std::int64_t>(exact.size()) < size) {
       const auto begin = static_cast<std::int64_t>(exact.size());
       if (begin > 0) {
@@ -137,6 +205,10 @@ class Reranker {
       }
       const std::int64_t end = std::min(size, begin + round);
       exact.resize(static_cast<std::size_t>(end));
+      if (end > asked) {
+        const std::int64_t first = std::exchange(asked, std::min(size, std::max(end, asked + kAskedAtOnce)));
+        ahead.ask_for_tokens(asked - first, [&](std::int64_t c) { return coded[first + c].index; });
+      }
       parallel_for(end - begin, num_threads, [&] {
         return [&, score = Scorer(kernels_, documents_)](std::int64_t task) mutable {
           const std::int64_t document = coded[begin + task].index;

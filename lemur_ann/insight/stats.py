@@ -72,43 +72,65 @@ class Stats:
 
 def stats_of(snapshot: Snapshot) -> Stats:
     """The parts of a snapshot."""
-    memory = _Memory()
-    chunks, ids, learned = snapshot.store.chunks, snapshot.ids, snapshot.learned
-    parts = {}
+    memory, learned = _Memory(), snapshot.learned
+    more = {"ids": snapshot.ids.size_of_rows, "learned map": 0 if learned is None else learned.encoder.packed_bytes}
+    parts = {name: memory.part(arrays, more.get(name, 0)) for name, arrays in arrays_by_part(snapshot).items()}
+    recent = (0, 0) if learned is None else (snapshot.num_rows - learned.num_rows, learned.num_unfamiliar)
+    return Stats(snapshot.num_documents, snapshot.deleted.count, snapshot.store.num_tokens, parts, *recent)
+
+
+def arrays_by_part(snapshot: Snapshot) -> dict[str, list[npt.NDArray[Any]]]:
+    """What the parts of a snapshot consist of, by the names of :class:`Stats`."""
+    chunks, learned = snapshot.store.chunks, snapshot.learned
+    parts: dict[str, list[npt.NDArray[Any]]] = {}
     if not isinstance(snapshot.store, CodedStore):
-        parts["tokens"] = memory.part([array for chunk in chunks for array in (chunk.tokens, chunk.offsets)])
+        parts["tokens"] = [array for chunk in chunks for array in (chunk.tokens, chunk.offsets)]
     codes: list[npt.NDArray[Any]] = [array for chunk in chunks if chunk.codes is not None for array in chunk.codes]
     look = None if learned is None else learned.look
     codes += [array for part in look.parts for array in part.small or () if array is not None] if look is not None else []
     if codes:
-        parts["token codes"] = memory.part(codes)
+        parts["token codes"] = codes
     if learned is not None:
-        parts["candidates"] = memory.part(learned.candidates.arrays)
+        parts["candidates"] = list(learned.candidates.arrays)
         if look is not None:
-            parts["token centroids"] = memory.part([array for part in look.parts for array in (part.ids, part.offsets)])
-        parts["learned map"] = memory.part(list(learned.encoder.arrays().values()), learned.encoder.packed_bytes)
-    parts["ids"] = memory.part(_buffers(ids.column.array), ids.size_of_rows)
+            parts["token centroids"] = [array for part in look.parts for array in (part.ids, part.offsets)]
+        parts["learned map"] = list(learned.encoder.arrays().values())
+    parts["ids"] = _buffers(snapshot.ids.column.array)
     if snapshot.metadata is not None:
-        parts["metadata"] = memory.part([b for column in snapshot.metadata.columns for b in _buffers(column)])
-    recent = (0, 0) if learned is None else (snapshot.num_rows - learned.num_rows, learned.num_unfamiliar)
-    return Stats(snapshot.num_documents, snapshot.deleted.count, snapshot.store.num_tokens, parts, *recent)
+        parts["metadata"] = [b for column in snapshot.metadata.columns for b in _buffers(column)]
+    return parts
 
 
 def _buffers(column: pa.ChunkedArray) -> list[npt.NDArray[Any]]:
     return [np.frombuffer(b, np.uint8) for chunk in column.chunks for b in chunk.buffers() if b is not None and b.size]
 
 
-class _Memory:
-    """Which addresses of this process are mapped files, and which of its pages are in memory, as Linux tells it."""
+class MappedFiles:
+    """Which addresses of this process are mapped files, as Linux tells it."""
 
     def __init__(self) -> None:
-        self._page = mmap.PAGESIZE
         self._begins, self._ends = np.empty(0, np.uint64), np.empty(0, np.uint64)
-        self._is_known = MAPS.exists() and PAGEMAP.exists()
-        if self._is_known:
+        self.are_known = MAPS.exists()
+        if self.are_known:
             lines = [line.split() for line in MAPS.read_text().splitlines()]
             ranges = [line[0].split("-") for line in lines if line[4] != "0"]  # which have an inode
             self._begins, self._ends = (np.array([int(r[i], 16) for r in ranges], np.uint64) for i in (0, 1))
+
+    def have(self, array: npt.NDArray[Any]) -> bool:
+        """Whether an array without gaps lies in one; where the system does not tell, any may."""
+        if not self.are_known:
+            return array.nbytes > 0
+        address = array.__array_interface__["data"][0]
+        place = int(np.searchsorted(self._begins, address, side="right")) - 1
+        return bool(array.nbytes and place >= 0 and address < self._ends[place])
+
+
+class _Memory:
+    """What of arrays is in mapped files, and which pages of this process are in memory, as Linux tells it."""
+
+    def __init__(self) -> None:
+        self._page, self._files = mmap.PAGESIZE, MappedFiles()
+        self._is_known = self._files.are_known and PAGEMAP.exists()
 
     def part(self, arrays: list[npt.NDArray[Any]], more: int = 0) -> Part:
         """Of arrays without gaps, and ``more`` bytes that lie in memory elsewhere."""
@@ -120,8 +142,7 @@ class _Memory:
                 continue
             address = array.__array_interface__["data"][0]
             if self._is_known:
-                place = int(np.searchsorted(self._begins, address, side="right")) - 1
-                mapped += array.nbytes * bool(place >= 0 and address < self._ends[place])
+                mapped += array.nbytes * self._files.have(array)
                 resident += min(self._resident(address, array.nbytes), array.nbytes)
         return Part(size, mapped if self._is_known else None, resident if self._is_known else None)
 

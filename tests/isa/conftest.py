@@ -28,6 +28,7 @@ CORE = [
         "look.cpp",
         "maxsim.cpp",
         "products.cpp",
+        "read_ahead.cpp",
         "rerank.cpp",
         "scorer.cpp",
     ),

@@ -207,6 +207,18 @@ def test_texts_are_shown_as_they_are(workplace, demo_data):
 
 
 @pytest.mark.slow
+def test_warm(workplace):
+    sizes = {name: part.mapped for name, part in LemurIndex.load(workplace / "index").stats().parts.items()}
+    result = lemur_ann("warm", "index", "--parts", "tokens", "--parts", "token codes", cwd=workplace)
+    if sys.platform == "linux":
+        expected = f"read {(sizes['tokens'] + sizes['token codes']) / 1e6:,.1f} MB in "
+        assert result.stdout.startswith(expected), result.stdout + result.stderr
+    result = lemur_ann("warm", "index", "--parts", "graph", cwd=workplace)
+    assert result.returncode == 1
+    assert "parts are some of 'tokens', 'token codes', 'candidates'" in " ".join(result.stderr.split())
+
+
+@pytest.mark.slow
 def test_a_life(workplace):
     """Adding, replacing, deleting, compacting, verifying, each a command of its own."""
     shutil.copytree(workplace / "index", workplace / "living")
@@ -258,6 +270,7 @@ STANDS_FOR = {
     "report": ([LemurIndex.load, report], {"out", "json"}),
     "search": ([LemurIndex.load, LemurIndex.search], {"limit", "out"}),
     "tune": ([LemurIndex.open, LemurIndex.tune], {"num_queries", "codes"}),
+    "warm": ([LemurIndex.load, LemurIndex.warm], set()),
     "verify": ([LemurIndex.load, LemurIndex.check], set()),
 }
 # Wherever Python takes one of these, so does the command.
@@ -340,6 +353,7 @@ def test_help_teaches(tmp_path):
         "delete",
         "compact",
         "verify",
+        "warm",
         "info",
     )
     for command in (*commands, "list<fixed_size_list<float32 or float16>[dim]>"):

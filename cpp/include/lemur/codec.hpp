@@ -89,6 +89,7 @@ class SmallDocuments {
   const Codec& codec() const { return codec_; }
   std::int64_t size() const { return firsts_.size(); }
   Document document(std::int64_t index) const;
+  const std::int64_t* offsets(std::int64_t index) const;  // of its tokens in its part: two
 
  private:
   const Codec& codec_;

@@ -12,6 +12,7 @@
 
 #include "lemur/int8.hpp"
 #include "lemur/kernels/table.hpp"
+#include "lemur/read_ahead.hpp"
 #include "lemur/views.hpp"
 
 namespace lemur {
@@ -67,6 +68,7 @@ class CentroidIds {
   std::int64_t size() const { return size_; }
   std::int64_t num_centroids() const { return static_cast<std::int64_t>(counts_.size()); }
   Tokens document(std::int64_t i) const;
+  const std::int64_t* offsets(std::int64_t i) const { return offsets_ + i; }
   Documents of_centroid(std::int64_t centroid) const { return {listed_.data() + begins_[centroid], counts_[centroid]}; }
 
  private:
@@ -125,9 +127,12 @@ class SecondLook {
               std::vector<float>& out) const;
 
  private:
+  void ask_for(const std::vector<std::int64_t>& rows) const;
+
   const Centroids& centroids_;
   std::vector<const CentroidIds*> parts_;
   ChunkFirsts firsts_;
+  DiskReads disk_reads_;
 };
 
 }  // namespace lemur

@@ -7,6 +7,8 @@
 #include <utility>
 #include <vector>
 
+#include "lemur/read_ahead.hpp"
+
 namespace lemur {
 
 enum class TokenType { kFloat32, kFloat16 };
@@ -118,11 +120,15 @@ class DocumentsView {
   std::int64_t size() const;
   std::int64_t dim() const;
   Document document(std::int64_t index) const;
+  // Where its tokens begin and end among those of its chunk, or of its part where there are codes alone.
+  const std::int64_t* offsets(std::int64_t index) const;
+  const DiskReads& disk_reads() const { return disk_reads_; }
 
  private:
   std::vector<RaggedView> chunks_;
   ChunkFirsts firsts_;
   const SmallDocuments* small_;
+  DiskReads disk_reads_;
 };
 
 }  // namespace lemur
