@@ -18,7 +18,10 @@ using PooledDocuments = std::tuple<NewArray<float, 2>, NewArray<std::int64_t, 1>
 
 PooledDocuments pool(const AnyMatrix& tokens, const Int64Vector& offsets, std::int64_t factor,
                      std::int64_t protected_tokens, bool sequential, std::int64_t num_threads) {
-  const lemur::RaggedView documents = ragged_view(token_view(tokens), offsets);
+  // Of its own: results are written by offsets, which nobody may change meanwhile.
+  const std::vector<std::int64_t> own(offsets.data(), offsets.data() + offsets.shape(0));
+  lemur::RaggedView documents = ragged_view(token_view(tokens), offsets);
+  documents.offsets = own.data();
   const lemur::Pooling pooling{factor, protected_tokens,
                                sequential ? lemur::PoolingWay::kSequential : lemur::PoolingWay::kWard};
   if (factor < 1 || protected_tokens < 0)

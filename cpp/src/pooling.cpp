@@ -17,7 +17,7 @@ namespace {
 
 constexpr double kInfinity = std::numeric_limits<double>::infinity();
 constexpr double kUnitTolerance = 0.01;  // of lengths: float16 tokens of length 1 are within a tenth of that
-constexpr double kLeastLength = 1e-12;   // of a mean that has a direction
+constexpr double kLeastLength = 1e-12;   // of a mean that has a direction, for members of length 1
 constexpr std::int64_t kRowsAtOnce = 64;
 
 std::int64_t num_pieces(std::int64_t num_tokens) { return (num_tokens + kPoolingPiece - 1) / kPoolingPiece; }
@@ -109,7 +109,9 @@ class Pooler {
       for (std::int64_t j = 0; j < count; ++j) {
         double* out = squares_.data() + (from + j) * size;
         for (std::int64_t t = 0; t < size; ++t) {
-          const double distance = std::min(std::max(1.0 - products_[j * width + t], 0.0), 2.0);
+          // What is no number, as of a file that is damaged, counts as 1: chains end where all distances are finite.
+          const double product = products_[j * width + t] <= 1 ? std::max(products_[j * width + t], -1.0F) : 1;
+          const double distance = 1 - product;
           out[t] = distance * distance;
         }
         out[from + j] = kInfinity;
@@ -225,7 +227,7 @@ class Pooler {
       }
     for (; k < dim_; ++k) lanes[0] += (x[k] * b - y[k] * a) * (x[k] * b - y[k] * a);
     const double square = (lanes[0] + lanes[1]) + (lanes[2] + lanes[3]);
-    return {square / (a * b * (a + b)), a, b, first, second};
+    return {square >= 0 ? square / (a * b * (a + b)) : kInfinity, a, b, first, second};
   }
 
   std::int32_t root(std::int64_t token) {
@@ -276,7 +278,8 @@ class Pooler {
     const double mean = std::sqrt(square) / static_cast<double>(members.size);
     const double length =
         members.length / static_cast<double>(std::max<std::int64_t>(members.size - members.num_zeros, 1));
-    const double factor = length / std::max(mean, kLeastLength) / static_cast<double>(members.size);
+    const double least = kLeastLength * length;
+    const double factor = length == 0 ? 0 : length / std::max(mean, least) / static_cast<double>(members.size);
     for (std::int64_t k = 0; k < dim_; ++k) out[k] = static_cast<float>(sum[k] * factor);
   }
 

@@ -448,3 +448,13 @@ def test_on_the_command_line(real, queries, tmp_path):
     )
     shown = CliRunner().invoke(app, ["plan", "1000", "100", "128", "--pool-factor", "2"]).output
     assert "pooled from 100,000" in shown
+
+
+@pytest.mark.parametrize("sequential", [False, True])
+def test_tokens_that_are_no_numbers_end(sequential):
+    """Which are refused as they come; the files of an index may be damaged all the same."""
+    tokens = np.full((9, 4), np.nan, np.float32)
+    tokens[3], tokens[5] = 1, np.inf
+    pooled, offsets, groups = _core.pool(tokens, np.array([0, 9]), 2, 1, sequential, 1)
+    assert 1 < offsets[-1] <= 5 <= len(pooled)
+    assert groups.max() == offsets[-1] - 1
