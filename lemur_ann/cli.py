@@ -91,7 +91,7 @@ Device = Annotated[str | None, typer.Option(help="cpu, cuda or mps. \\[default: 
 MemoryLimit = Annotated[str | None, typer.Option(help="What learning should stay below, such as 3GB.")]
 NumQueries = Annotated[int | None, typer.Option(min=1, help="Use this many queries at most, the first of the file.")]
 PoolFactor = Annotated[int, typer.Option(help="Merge like tokens of a document, to one of so many; 1 merges none.")]
-Pooling = Annotated[str, typer.Option(help="ward: any tokens that are alike; sequential: neighbours alone.")]
+Pooling = Annotated[str, typer.Option(help="ward: any tokens that are alike; sequential: within runs of 256.")]
 ProtectedTokens = Annotated[int, typer.Option(help="First tokens of a document, which are never merged.")]
 NumThreads = Annotated[int | None, typer.Option(help="Threads to use. \\[default: all cores]")]
 

@@ -69,8 +69,8 @@ class LemurIndex(MeasuredIndex):
             :meth:`tune_codes`. "exact" keeps the tokens.
         pool_factor: documents are pooled as they come: of n tokens max(1, n // pool_factor) are kept, like ones merged into
             their mean, and in the metadata column ``token_groups`` which these were. 1 merges none. Queries are never pooled.
-        pooling: "ward" merges any tokens that are alike; "sequential" merges neighbours alone, which takes less time of long
-            pages. See :func:`lemur_ann.pool`.
+        pooling: "ward" merges any tokens that are alike; "sequential" those within runs of 256 neighbours, which of long pages
+            takes less time. See :func:`lemur_ann.pool`.
         protected_tokens: the first tokens of each document, which are never merged, and not counted as n.
         compact_at: share of deleted documents past which the index compacts itself, in a thread of its own (see
             :meth:`compact`); None leaves that to you.

@@ -17,15 +17,12 @@ namespace {
 using PooledDocuments = std::tuple<NewArray<float, 2>, NewArray<std::int64_t, 1>, NewArray<std::uint16_t, 1>>;
 
 PooledDocuments pool(const AnyMatrix& tokens, const Int64Vector& offsets, std::int64_t factor,
-                     std::int64_t protected_tokens, bool sequential, std::int64_t num_threads) {
+                     std::int64_t protected_tokens, std::int64_t piece, std::int64_t num_threads) {
   // Of its own: results are written by offsets, which nobody may change meanwhile.
   const std::vector<std::int64_t> own(offsets.data(), offsets.data() + offsets.shape(0));
   lemur::RaggedView documents = ragged_view(token_view(tokens), offsets);
   documents.offsets = own.data();
-  const lemur::Pooling pooling{factor, protected_tokens,
-                               sequential ? lemur::PoolingWay::kSequential : lemur::PoolingWay::kWard};
-  if (factor < 1 || protected_tokens < 0)
-    throw nb::value_error("factor must be at least 1, and protected_tokens at least 0");
+  const lemur::Pooling pooling{factor, protected_tokens, piece};
   const int at_once = threads(num_threads);
   const std::int64_t dim = documents.tokens.dim;
   std::int64_t most = 0, num_tokens = 0;
@@ -60,13 +57,13 @@ PooledDocuments pool(const AnyMatrix& tokens, const Int64Vector& offsets, std::i
 void bind_pooling(nb::module_& m) {
   m.def(
       "pool", &pool, nb::arg("tokens").noconvert(), nb::arg("offsets").noconvert(), nb::arg("factor"),
-      nb::arg("protected_tokens"), nb::arg("sequential"), nb::arg("num_threads"),
-      nb::sig(
-          "def pool(tokens: numpy.typing.NDArray[typing.Any], offsets: typing.Annotated[numpy.typing.NDArray["
-          "numpy.int64], dict(shape=(None,), order='C', device='cpu', writable=False)], factor: int, "
-          "protected_tokens: int, sequential: bool, num_threads: int) -> tuple[numpy.typing.NDArray[numpy.float32], "
-          "numpy.typing.NDArray[numpy.int64], numpy.typing.NDArray[numpy.uint16]]"),
+      nb::arg("protected_tokens"), nb::arg("piece"), nb::arg("num_threads"),
+      nb::sig("def pool(tokens: numpy.typing.NDArray[typing.Any], offsets: typing.Annotated[numpy.typing.NDArray["
+              "numpy.int64], dict(shape=(None,), order='C', device='cpu', writable=False)], factor: int, "
+              "protected_tokens: int, piece: int, num_threads: int) -> tuple[numpy.typing.NDArray[numpy.float32], "
+              "numpy.typing.NDArray[numpy.int64], numpy.typing.NDArray[numpy.uint16]]"),
       "Pooled tokens of documents, float32, of which offsets[-1] rows are used; their offsets; and for each token the "
-      "number of its pooled one within its document.");
+      "number of its pooled one within its document. Documents of more than `piece` tokens are pooled in pieces.");
+  m.attr("MAX_POOLING_PIECE") = lemur::kMaxPoolingPiece;
   m.attr("MAX_POOLED_TOKENS") = lemur::kMaxPooledTokens;
 }

@@ -4,7 +4,6 @@
 #include <cmath>
 #include <limits>
 #include <numeric>
-#include <queue>
 #include <stdexcept>
 #include <string>
 #include <vector>
@@ -20,7 +19,20 @@ constexpr double kUnitTolerance = 0.01;  // of lengths: float16 tokens of length
 constexpr double kLeastLength = 1e-12;   // of a mean that has a direction, for members of length 1
 constexpr std::int64_t kRowsAtOnce = 64;
 
-std::int64_t num_pieces(std::int64_t num_tokens) { return (num_tokens + kPoolingPiece - 1) / kPoolingPiece; }
+// How many pieces so many tokens are pooled in, and where piece i begins: all are of one length, but for one token.
+std::int64_t num_pieces(std::int64_t num_tokens, const Pooling& pooling) {
+  return (num_tokens + pooling.piece - 1) / pooling.piece;
+}
+std::int64_t piece_begin(std::int64_t num_tokens, std::int64_t i, std::int64_t pieces) {
+  return num_tokens * i / pieces;
+}
+
+void check(const Pooling& pooling) {
+  if (pooling.factor < 1) throw std::invalid_argument("the pool factor must be at least 1");
+  if (pooling.protected_tokens < 0) throw std::invalid_argument("the number of protected tokens must be at least 0");
+  if (pooling.piece < 1 || pooling.piece > kMaxPoolingPiece)
+    throw std::invalid_argument("a piece must have 1 to " + std::to_string(kMaxPoolingPiece) + " tokens");
+}
 
 // Two clusters that became one; each is named by one of its tokens.
 struct Merge {
@@ -56,15 +68,11 @@ class Pooler {
     read(view, range);
     parents_.resize(static_cast<std::size_t>(size));
     std::iota(parents_.begin(), parents_.end(), 0);
-    const std::int64_t pieces = num_pieces(left);
+    const std::int64_t pieces = num_pieces(left, pooling_);
     for (std::int64_t i = 0; i < pieces; ++i) {
-      const std::int64_t begin = first + left * i / pieces, end = first + left * (i + 1) / pieces;
-      const std::int64_t wanted = std::max<std::int64_t>((end - begin) / pooling_.factor, 1);
-      if (wanted >= end - begin) continue;
-      if (pooling_.way == PoolingWay::kWard)
-        ward(begin, end - begin, wanted);
-      else
-        sequential(begin, end - begin, wanted);
+      const std::int64_t begin = piece_begin(left, i, pieces), count = piece_begin(left, i + 1, pieces) - begin;
+      const std::int64_t wanted = std::max<std::int64_t>(count / pooling_.factor, 1);
+      if (wanted < count) ward(first + begin, count, wanted);
     }
     return write(size, tokens, groups);
   }
@@ -172,64 +180,6 @@ class Pooler {
     sizes_[kept] = a + b;
   }
 
-  // Neighbouring clusters are merged, those first that cost least, until so many are left.
-  void sequential(std::int64_t begin, std::int64_t size, std::int64_t wanted) {
-    sums_.assign(directions_.begin() + begin * dim_, directions_.begin() + (begin + size) * dim_);
-    sizes_.assign(static_cast<std::size_t>(size), 1.0);
-    before_.resize(static_cast<std::size_t>(size));
-    after_.resize(static_cast<std::size_t>(size));
-    for (std::int64_t i = 0; i < size; ++i) {
-      before_[i] = static_cast<std::int32_t>(i - 1);
-      after_[i] = static_cast<std::int32_t>(i + 1);
-    }
-    std::priority_queue<Pair, std::vector<Pair>, Costlier> pairs;
-    for (std::int32_t i = 0; i + 1 < size; ++i) pairs.push(pair(i, i + 1));
-    for (std::int64_t left = size; left > wanted;) {
-      const Pair best = pairs.top();
-      pairs.pop();
-      // A pair of which either has been merged since is no more.
-      if (sizes_[best.first] != best.first_size || sizes_[best.second] != best.second_size) continue;
-      unite(begin + best.first, begin + best.second);
-      for (std::int64_t k = 0; k < dim_; ++k) sums_[best.first * dim_ + k] += sums_[best.second * dim_ + k];
-      sizes_[best.first] += sizes_[best.second];
-      sizes_[best.second] = 0;
-      const std::int32_t next = after_[best.second];
-      after_[best.first] = next;
-      if (next < size) {
-        before_[next] = best.first;
-        pairs.push(pair(best.first, next));
-      }
-      if (before_[best.first] >= 0) pairs.push(pair(before_[best.first], best.first));
-      --left;
-    }
-  }
-
-  struct Pair {
-    double cost, first_size, second_size;
-    std::int32_t first, second;
-  };
-  struct Costlier {
-    bool operator()(const Pair& a, const Pair& b) const {
-      return a.cost != b.cost ? a.cost > b.cost : a.first > b.first;
-    }
-  };
-
-  // What it costs to merge two clusters, by Ward: how far their tokens' squared distances to the mean grow.
-  Pair pair(std::int32_t first, std::int32_t second) const {
-    const double a = sizes_[first], b = sizes_[second];
-    const double *x = sums_.data() + first * dim_, *y = sums_.data() + second * dim_;
-    double lanes[4] = {};
-    std::int64_t k = 0;
-    for (; k + 4 <= dim_; k += 4)
-      for (int lane = 0; lane < 4; ++lane) {
-        const double difference = x[k + lane] * b - y[k + lane] * a;
-        lanes[lane] += difference * difference;
-      }
-    for (; k < dim_; ++k) lanes[0] += (x[k] * b - y[k] * a) * (x[k] * b - y[k] * a);
-    const double square = (lanes[0] + lanes[1]) + (lanes[2] + lanes[3]);
-    return {square >= 0 ? square / (a * b * (a + b)) : kInfinity, a, b, first, second};
-  }
-
   std::int32_t root(std::int64_t token) {
     while (parents_[token] != token) token = parents_[token] = parents_[parents_[token]];
     return static_cast<std::int32_t>(token);
@@ -289,7 +239,7 @@ class Pooler {
   std::vector<float> rows_, directions_, packed_, products_;
   std::vector<double> lengths_, squares_, sizes_, sums_;
   std::vector<Merge> merges_;
-  std::vector<std::int32_t> chain_, parents_, before_, after_;
+  std::vector<std::int32_t> chain_, parents_;
   std::vector<std::uint16_t> numbers_;
   std::vector<Members> members_;
 };
@@ -297,17 +247,19 @@ class Pooler {
 }  // namespace
 
 std::int64_t most_pooled_tokens(std::int64_t num_tokens, const Pooling& pooling) {
+  check(pooling);
   const std::int64_t first = std::min(num_tokens, pooling.protected_tokens), left = num_tokens - first;
-  const std::int64_t pieces = num_pieces(left);
+  const std::int64_t pieces = num_pieces(left, pooling);
   std::int64_t count = first;
-  for (std::int64_t i = 0; i < pieces; ++i)
-    count += std::max<std::int64_t>((left * (i + 1) / pieces - left * i / pieces) / pooling.factor, 1);
+  for (std::int64_t i = 0; i < pieces; ++i) {
+    const std::int64_t size = piece_begin(left, i + 1, pieces) - piece_begin(left, i, pieces);
+    count += std::max<std::int64_t>(size / pooling.factor, 1);
+  }
   return count;
 }
 
 void pool(const RaggedView& documents, const Pooling& pooling, const Pooled& out, int num_threads) {
-  if (pooling.factor < 1) throw std::invalid_argument("the pool factor must be at least 1");
-  if (pooling.protected_tokens < 0) throw std::invalid_argument("the number of protected tokens must be at least 0");
+  check(pooling);
   const std::int64_t dim = documents.tokens.dim;
   std::vector<std::int64_t> firsts(static_cast<std::size_t>(documents.size));
   std::int64_t used = 0;

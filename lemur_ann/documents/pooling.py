@@ -21,7 +21,7 @@ from lemur_ann.validate import Offsets, Tokens
 
 GROUPS_COLUMN = "token_groups"
 GROUPS_TYPE = pa.large_list(pa.uint16())
-WAYS = ("ward", "sequential")
+PIECES = {"ward": _core.MAX_POOLING_PIECE, "sequential": 256}  # tokens that are pooled together
 MAX_TOKENS = _core.MAX_POOLED_TOKENS  # of a pooled document, whose numbers are uint16
 VALUES_PER_BLOCK = 2**24  # of documents that are pooled at a time: what comes of them stays where it lies (see tokens.py)
 
@@ -52,7 +52,7 @@ class Pooling:
     def __post_init__(self) -> None:
         for name, least in (("pool_factor", 1), ("protected_tokens", 0)):
             object.__setattr__(self, name, validate.integer(getattr(self, name), name, least=least, most=MAX_TOKENS))
-        if self.pooling not in WAYS:
+        if self.pooling not in PIECES:
             raise ValueError(f"pooling must be 'ward' or 'sequential', got {self.pooling!r}")
 
     def applied(self, batch: DocumentBatch, first_row: int, num_threads: int) -> Iterator[DocumentBatch]:
@@ -118,7 +118,7 @@ class Pooling:
                 f"document {first_row + row} has {size:,} tokens, of which pool_factor={self.pool_factor} may leave more than "
                 f"{MAX_TOKENS:,}; cut it into several, or choose a larger factor"
             )
-        how = (self.pool_factor, self.protected_tokens, self.pooling == "sequential")
+        how = (self.pool_factor, self.protected_tokens, PIECES[self.pooling])
         offsets = np.ascontiguousarray(offsets)
         found, bounds, groups = _core.pool(np.ascontiguousarray(tokens), offsets, *how, num_threads)
         found = found[: bounds[-1]]
@@ -147,8 +147,9 @@ def pool(
             matrices, Arrow data with a column ``tokens``, a path.
         pool_factor: of n tokens that are not protected max(1, n // pool_factor) are left, or fewer where distances are equal; 1
             merges none.
-        pooling: "ward" merges any tokens that are alike, by Ward's method over cosine distances; "sequential" merges
-            neighbours alone, in nearly linear time.
+        pooling: "ward" merges any tokens that are alike, by Ward's method over cosine distances; it takes documents of more
+            than 2,048 tokens in pieces of one length. "sequential" does so within runs of 256 neighbours at most, each by
+            itself: the same of shorter documents, and in linear time of long ones.
         protected_tokens: the first tokens of each document, which are never merged.
         offsets: int (num_documents + 1,), with one flat matrix only.
         num_threads: None means all cores.

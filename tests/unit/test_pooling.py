@@ -40,21 +40,6 @@ def by_scipy(tokens, pool_factor, protected_tokens):
     return unit(np.concatenate([tokens[:protected_tokens], means])), [*range(protected_tokens), *(labels + protected_tokens)]
 
 
-def by_neighbours(tokens, pool_factor, protected_tokens):
-    """Neighbouring clusters merged one after the other, those first whose merge costs least."""
-    clusters = [[i] for i in range(protected_tokens, len(tokens))]
-    count = max(len(clusters) // pool_factor, 1)
-    x = tokens.astype(np.float64)
-    while len(clusters) > count:
-        costs = [
-            len(a) * len(b) / (len(a) + len(b)) * ((x[a].mean(axis=0) - x[b].mean(axis=0)) ** 2).sum()
-            for a, b in itertools.pairwise(clusters)
-        ]
-        i = int(np.argmin(costs))
-        clusters[i : i + 2] = [clusters[i] + clusters[i + 1]]
-    return unit(np.concatenate([tokens[:protected_tokens], [x[own].mean(axis=0) for own in clusters]]))
-
-
 def farthest(one, other):
     """The largest difference of a component of a token and of the one in the other set that is nearest to it."""
     differences = np.abs(one[:, None].astype(np.float32) - other[None].astype(np.float32)).max(axis=2)
@@ -86,12 +71,17 @@ def test_ward_against_scipy(real, pool_factor, protected_tokens):
         np.testing.assert_array_equal(own[:protected_tokens], tokens[:protected_tokens])
 
 
-@pytest.mark.parametrize("pool_factor", [2, 5])
-def test_sequential_against_numpy(real, pool_factor):
-    pooled, groups = lemur_ann.pool(real[:40], pool_factor, pooling="sequential")
-    for tokens, own, numbers in zip(real, pooled, groups, strict=False):
-        assert farthest(own, by_neighbours(tokens, pool_factor, 1)) < 1e-3
-        assert (np.diff(numbers.astype(int)) >= 0).all()  # runs
+@pytest.mark.parametrize(("num_tokens", "pieces"), [(1, 1), (257, 1), (258, 2), (1030, 5)])
+def test_sequential_is_ward_in_runs(rng, num_tokens, pieces):
+    tokens = unit(rng.normal(size=(num_tokens, 32)))
+    (pooled,), (groups,) = lemur_ann.pool([tokens], 3, pooling="sequential")
+    bounds = [1 + (num_tokens - 1) * i // pieces for i in range(pieces + 1)]
+    parts = [tokens[begin:end] for begin, end in itertools.pairwise(bounds) if end > begin]
+    alone = lemur_ann.pool(parts, 3, protected_tokens=0)
+    np.testing.assert_array_equal(pooled, np.concatenate([tokens[:1], *alone.documents]))
+    assert groups[0] == 0
+    counts = [len(np.unique(groups[begin:end])) for begin, end in itertools.pairwise(bounds) if end > begin]
+    assert counts == [len(own) for own in alone.documents]
 
 
 @pytest.mark.parametrize(("pool_factor", "protected_tokens"), [(2, 1), (3, 1), (4, 0)])
@@ -150,13 +140,12 @@ def test_lengths_stay(rng):
     assert one.tolist() == other.tolist()  # clusters are of directions
 
 
-@pytest.mark.parametrize("pooling", WAYS)
-def test_long_documents_are_pooled_in_pieces(rng, pooling):
+def test_long_documents_are_pooled_in_pieces(rng):
     tokens = unit(rng.normal(size=(5001, 8)))
-    (pooled,), (groups,) = lemur_ann.pool([tokens], 10, pooling=pooling)
+    (pooled,), (groups,) = lemur_ann.pool([tokens], 10)
     assert len(pooled) == 1 + 3 * 166
     third = 1 + 5000 // 3
-    (first,), _ = lemur_ann.pool([tokens[:third]], 10, pooling=pooling)
+    (first,), _ = lemur_ann.pool([tokens[:third]], 10)
     np.testing.assert_array_equal(first, pooled[: len(first)])
     assert groups[:third].max() < groups[third:].min()
 
@@ -305,7 +294,10 @@ def test_too_many_tokens():
     with pytest.raises(ValueError, match=r"document 1 has 140,000 tokens, of which pool_factor=2 may leave more than 65,536"):
         lemur_ann.pool([long[:3], long], 2)
     with pytest.raises(ValueError, match="document 0 would have 65537"):
-        _core.pool(long[:65_537], np.array([0, 65_537]), 1, 0, False, 1)
+        _core.pool(long[:65_537], np.array([0, 65_537]), 1, 0, 2048, 1)
+    for bad in ((0, 0, 9), (1, -1, 9), (1, 0, 0), (1, 0, 2049)):
+        with pytest.raises(ValueError, match="must"):
+            _core.pool(long[:3], np.array([0, 3]), *bad, 1)
 
 
 def test_pooling_stays_as_it_is(real, queries):
@@ -450,11 +442,10 @@ def test_on_the_command_line(real, queries, tmp_path):
     assert "pooled from 100,000" in shown
 
 
-@pytest.mark.parametrize("sequential", [False, True])
-def test_tokens_that_are_no_numbers_end(sequential):
+def test_tokens_that_are_no_numbers_end():
     """Which are refused as they come; the files of an index may be damaged all the same."""
     tokens = np.full((9, 4), np.nan, np.float32)
     tokens[3], tokens[5] = 1, np.inf
-    pooled, offsets, groups = _core.pool(tokens, np.array([0, 9]), 2, 1, sequential, 1)
+    pooled, offsets, groups = _core.pool(tokens, np.array([0, 9]), 2, 1, 256, 1)
     assert 1 < offsets[-1] <= 5 <= len(pooled)
     assert groups.max() == offsets[-1] - 1

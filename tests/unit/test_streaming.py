@@ -510,9 +510,11 @@ def sample():
 thread = threading.Thread(target=sample)
 thread.start()
 try:
-    index = LemurIndex(**options, pool_factor=2 if kind == "pooled" else 1).fit(source, queries, directory=folder)
+    options |= dict(pool_factor=2) if kind == "pooled" else {}  # whose matrix of distances, 8 MB, each thread has
+    threads = 1 if kind == "pooled" else None
+    index = LemurIndex(**options).fit(source, queries, directory=folder, num_threads=threads)
     print("fit", peak - base)
-    index.add(documents(), directory=folder)
+    index.add(documents(), directory=folder, num_threads=threads)
     print("add", peak - base)
     index.save(folder / "index")
     print("save", peak - base)

@@ -11,19 +11,13 @@
 
 namespace lemur {
 
-enum class PoolingWay {
-  kWard,        // any tokens of a document may be merged
-  kSequential,  // neighbouring clusters alone
-};
-
 struct Pooling {
   std::int64_t factor;            // of n tokens max(1, n / factor) are left
   std::int64_t protected_tokens;  // the first of each document, which are not counted and not merged
-  PoolingWay way;
+  std::int64_t piece;             // longer documents are pooled in pieces of this at most, each by itself
 };
 
-// Longer documents are pooled in pieces, each as if it were a document: the matrix of distances is quadratic.
-constexpr std::int64_t kPoolingPiece = 2048;
+constexpr std::int64_t kMaxPoolingPiece = 2048;   // the matrix of its distances is of 32 MiB
 constexpr std::int64_t kMaxPooledTokens = 65536;  // whose numbers fit in 16 bits
 
 // How many tokens a document will have, at most: fewer where distances are equal.
@@ -38,7 +32,8 @@ struct Pooled {
 // Pools each document by itself, so that it has the same pooled tokens whatever comes with it. A pooled token has the
 // direction of its members' mean, and the mean of their lengths; one of a single member is that token. Tokens within a
 // hundredth of length 1 count as of length 1. Pooled tokens are in the order of their first members. Throws
-// std::invalid_argument for a factor below 1, a negative number of protected tokens, or more than kMaxPooledTokens.
+// std::invalid_argument for a factor below 1, a negative number of protected tokens, a piece outside 1 ..
+// kMaxPoolingPiece, or more than kMaxPooledTokens.
 void pool(const RaggedView& documents, const Pooling& pooling, const Pooled& out, int num_threads);
 
 }  // namespace lemur
