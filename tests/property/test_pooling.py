@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
@@ -24,6 +24,7 @@ def documents(draw):
 ways = st.sampled_from(["ward", "sequential"])
 
 
+@settings(deadline=None)
 @given(documents(), st.integers(1, 9), st.integers(0, 5), ways)
 def test_pooled_tokens_are_means_of_their_members(given_documents, pool_factor, protected_tokens, way):
     pooled, groups = lemur_ann.pool(given_documents, pool_factor, pooling=way, protected_tokens=protected_tokens)
@@ -53,6 +54,7 @@ def check_mean(token, members, tolerance):
         np.testing.assert_allclose(token / np.linalg.norm(token), mean / size, atol=10 * tolerance)
 
 
+@settings(deadline=None)
 @given(documents(), st.integers(2, 5), ways)
 def test_a_document_does_not_depend_on_others(given_documents, pool_factor, way):
     together, groups = lemur_ann.pool(given_documents, pool_factor, pooling=way)
@@ -62,6 +64,7 @@ def test_a_document_does_not_depend_on_others(given_documents, pool_factor, way)
         np.testing.assert_array_equal(numbers, found)
 
 
+@settings(deadline=None)
 @given(documents(), st.integers(2, 5), ways)
 def test_what_an_index_gives_goes_in_again(given_documents, pool_factor, way):
     index = lemur_ann.LemurIndex(pool_factor=pool_factor, pooling=way).add(given_documents)
