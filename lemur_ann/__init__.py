@@ -9,6 +9,7 @@ except ImportError as error:  # a source tree without the compiled extension, or
     ) from error
 
 from lemur_ann import maxsim
+from lemur_ann.documents.pooling import pool
 from lemur_ann.encoder import LemurEncoder
 from lemur_ann.errors import CorruptIndex, IndexLocked, NotFitted
 from lemur_ann.hits import Hits
@@ -32,4 +33,5 @@ __all__ = [
     "__version__",
     "maxsim",
     "plan",
+    "pool",
 ]

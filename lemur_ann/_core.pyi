@@ -176,6 +176,15 @@ def rerank(queries: Annotated[NDArray[numpy.float32], dict(shape=(None, None), o
 def top_k(values: Annotated[NDArray[numpy.float32], dict(shape=(None,), order='C', device='cpu', writable=False)], k: int) -> Annotated[NDArray[numpy.int64], dict(shape=(None,))]:
     """Positions of the k largest values, best first; -inf counts as absent."""
 
+def pool(tokens: numpy.typing.NDArray[Any], offsets: Annotated[numpy.typing.NDArray[numpy.int64], dict(shape=(None,), order='C', device='cpu', writable=False)], factor: int, protected_tokens: int, piece: int, num_threads: int) -> tuple[numpy.typing.NDArray[numpy.float32], numpy.typing.NDArray[numpy.int64], numpy.typing.NDArray[numpy.uint16]]:
+    """
+    Pooled tokens of documents, float32, of which offsets[-1] rows are used; their offsets; and for each token the number of its pooled one within its document. Documents of more than `piece` tokens are pooled in pieces.
+    """
+
+MAX_POOLING_PIECE: int = ...
+
+MAX_POOLED_TOKENS: int = ...
+
 class Columns:
     """A copy of a float32 matrix (depth, num_columns), packed for products."""
 

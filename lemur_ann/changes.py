@@ -245,9 +245,8 @@ class Changes:
                 _tell_unfamiliar(now.learned, joined.learned, joined.num_rows, told)
         self._compact_if_due()
 
-    @staticmethod
     def _joined(
-        base: Snapshot, new: Documents, dim: int | None, num_threads: int, progress: Progress, *, replaces: bool
+        self, base: Snapshot, new: Documents, dim: int | None, num_threads: int, progress: Progress, *, replaces: bool
     ) -> tuple[Snapshot, int]:
         """A snapshot with documents at its end, all checked; and how many these are."""
         batches, metadata = take_in(
@@ -261,6 +260,8 @@ class Changes:
             metadata=base.metadata,
             progress=progress,
             replaces=replaces,
+            pooling=self.options.pooled_by,
+            num_threads=num_threads,
         )
         replaced = _NO_ROWS
         if batches and replaces:
@@ -483,10 +484,16 @@ def changed_options(old: Learned, options: dict[str, Any], *, resume: bool) -> O
         ValueError: ``resume``, and the features of the old map are not such as training goes on from.
     """
     kept = "token_codes", "keep_tokens"  # which the store has or has not
-    known = [field.name for field in fields(Options) if field.name not in kept]
+    pooled = tuple(vars(old.options.pooled_by))
+    known = [field.name for field in fields(Options) if field.name not in (*kept, *pooled)]
     unknown = [name for name in options if name not in known]
     if set(unknown) & set(kept):
         raise TypeError(f"refit learns anew, and keeps {' and '.join(kept)}: recode changes them")
+    if set(unknown) & set(pooled):
+        raise TypeError(
+            f"refit learns from tokens as they are kept, and keeps {', '.join(pooled)}: documents are pooled as they come: "
+            "make the index anew from the tokens, as LemurIndex(pool_factor=2).fit(...)"
+        )
     if unknown:
         raise TypeError(f"refit got unknown options {', '.join(unknown)}; expected any of {', '.join(known)}")
     changed = replace(old.options, **options)

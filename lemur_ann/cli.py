@@ -90,6 +90,9 @@ Relevant = Annotated[
 Device = Annotated[str | None, typer.Option(help="cpu, cuda or mps. \\[default: the one it was made with]")]
 MemoryLimit = Annotated[str | None, typer.Option(help="What learning should stay below, such as 3GB.")]
 NumQueries = Annotated[int | None, typer.Option(min=1, help="Use this many queries at most, the first of the file.")]
+PoolFactor = Annotated[int, typer.Option(help="Merge like tokens of a document, to one of so many; 1 merges none.")]
+Pooling = Annotated[str, typer.Option(help="ward: any tokens that are alike; sequential: within runs of 256.")]
+ProtectedTokens = Annotated[int, typer.Option(help="First tokens of a document, which are never merged.")]
 NumThreads = Annotated[int | None, typer.Option(help="Threads to use. \\[default: all cores]")]
 
 
@@ -140,6 +143,9 @@ def build(
     ef_construction: Annotated[int, typer.Option(help="Beam with which the graph is built.")] = DEFAULTS.ef_construction,
     num_candidates: Annotated[int | None, typer.Option(help="Documents reranked per query.")] = DEFAULTS.num_candidates,
     ef_search: Annotated[int | None, typer.Option(help="Beam of the graph search.")] = DEFAULTS.ef_search,
+    pool_factor: PoolFactor = DEFAULTS.pool_factor,
+    pooling: Pooling = DEFAULTS.pooling,
+    protected_tokens: ProtectedTokens = DEFAULTS.protected_tokens,
     device: Annotated[str, typer.Option(help="cpu, cuda or mps.")] = DEFAULTS.device,
     seed: Annotated[int, typer.Option(help="For everything random.")] = DEFAULTS.seed,
     number_ids: Annotated[
@@ -163,6 +169,9 @@ def build(
         ef_construction=ef_construction,
         num_candidates=num_candidates,
         ef_search=ef_search,
+        pool_factor=pool_factor,
+        pooling=pooling,
+        protected_tokens=protected_tokens,
         device=device,
         seed=seed,
     )
@@ -346,16 +355,14 @@ def plan(
     token_codes: Annotated[str, typer.Option(help="int8, int4, int3, int2, int1, or none.")] = "int8",
     keep_tokens: Annotated[str, typer.Option(help="exact, or none: codes alone are kept.")] = "exact",
     token_dtype: Annotated[str, typer.Option(help="float16 or float32.")] = "float16",
+    pool_factor: PoolFactor = DEFAULTS.pool_factor,
+    protected_tokens: ProtectedTokens = DEFAULTS.protected_tokens,
 ) -> None:
     """What an index will take: bytes by part, and the memory of learning."""
     codes = None if token_codes == "none" else token_codes
-    console.print(
-        str(
-            lemur_ann.plan(
-                num_documents, tokens_per_document, dim, token_dtype=token_dtype, token_codes=codes, keep_tokens=keep_tokens
-            )
-        )
-    )
+    options: dict[str, Any] = {"token_codes": codes, "keep_tokens": keep_tokens}
+    options |= {"pool_factor": pool_factor, "protected_tokens": protected_tokens}
+    console.print(str(lemur_ann.plan(num_documents, tokens_per_document, dim, token_dtype=token_dtype, **options)))
 
 
 @app.command()

@@ -344,7 +344,9 @@ class LemurEncoder:
             documents, queries: as for :meth:`lemur_ann.LemurIndex.fit`; of a large corpus a sample of some ten thousand will
                 do, and :meth:`encode_documents` takes the others.
             ids, offsets, query_offsets, encode_query, text_column, directory, memory_limit, num_threads, progress: as there.
-            **options: options of :class:`~lemur_ann.LemurIndex`, such as rank, num_features and epochs.
+            **options: options of :class:`~lemur_ann.LemurIndex`, such as rank, num_features and epochs. With a
+                ``pool_factor`` the map is learned from pooled documents; :meth:`encode_documents` takes what
+                :func:`lemur_ann.pool` makes.
 
         Raises:
             ValueError, TypeError: bad documents, queries or options.
@@ -359,7 +361,15 @@ class LemurEncoder:
             raise TypeError("encode_query= takes the place of queries; pass one of them")
         training = None if queries is None else read_queries(opened(queries), offsets=query_offsets)
         with progress_lines(progress) as lines, timed("fit") as told:
-            store, metadata = tokens_alone(documents, ids=ids, offsets=offsets, directory=directory, progress=lines)
+            store, metadata = tokens_alone(
+                documents,
+                ids=ids,
+                offsets=offsets,
+                directory=directory,
+                progress=lines,
+                pooling=chosen.pooled_by,
+                num_threads=threads,
+            )
             parts, _ = learned_parts(
                 store,
                 np.arange(len(store)),

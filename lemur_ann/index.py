@@ -68,6 +68,11 @@ class LemurIndex(MeasuredIndex):
             the same hits, in less memory. None keeps the tokens alone.
         keep_tokens: "none" keeps small codes in the place of the tokens once the map is learned: scores are those of codes, see
             :meth:`tune_codes`. "exact" keeps the tokens.
+        pool_factor: documents are pooled as they come: of n tokens max(1, n // pool_factor) are kept, like ones merged into
+            their mean, and in the metadata column ``token_groups`` which these were. 1 merges none. Queries are never pooled.
+        pooling: "ward" merges any tokens that are alike; "sequential" those within runs of 256 neighbours, which of long pages
+            takes less time. See :func:`lemur_ann.pool`.
+        protected_tokens: the first tokens of each document, which are never merged, and not counted as n.
         compact_at: share of deleted documents past which the index compacts itself, in a thread of its own (see
             :meth:`compact`); None leaves that to you.
         candidates_options: what a library for candidates is to be given, see its module in ``lemur_ann.candidates``; plain
@@ -114,6 +119,9 @@ class LemurIndex(MeasuredIndex):
         rank: int | None = 255,
         token_codes: str | None = "int8",
         keep_tokens: str = "exact",
+        pool_factor: int = 1,
+        pooling: str = "ward",
+        protected_tokens: int = 1,
         compact_at: float | None = 0.3,
         candidates_options: dict[str, Any] | None = None,
         M: int = 16,
@@ -139,6 +147,9 @@ class LemurIndex(MeasuredIndex):
             distillation_steps=distillation_steps,
             token_codes=token_codes,
             keep_tokens=keep_tokens,
+            pool_factor=pool_factor,
+            pooling=pooling,
+            protected_tokens=protected_tokens,
             candidates=candidates,
             candidates_options=candidates_options,
             M=M,

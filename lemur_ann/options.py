@@ -10,6 +10,7 @@ from typing import Any
 from lemur_ann import validate
 from lemur_ann.candidates.kinds import OWN_KINDS, check_kind
 from lemur_ann.candidates.look import MAX_CENTROIDS
+from lemur_ann.documents.pooling import Pooling
 
 # More than these nobody has a use for. Memory and time follow from them, and they come from a file of anyone's too.
 MAX_FEATURES, MAX_TRAINING, MAX_STEPS = 65_536, 2**31, 10**7
@@ -32,6 +33,9 @@ class Options:
     distillation_steps: int | None = None
     token_codes: str | None = "int8"
     keep_tokens: str = "exact"
+    pool_factor: int = 1
+    pooling: str = "ward"
+    protected_tokens: int = 1
     candidates: str = "hnsw"
     candidates_options: dict[str, Any] | None = None
     num_centroids: int | None = None
@@ -89,6 +93,8 @@ class Options:
             )
         if self.keep_tokens == "none" and self.device != "cpu":
             raise ValueError(f"keep_tokens='none' is searched on the processor: device must be 'cpu', got {self.device!r}")
+        for name, value in vars(self.pooled_by).items():
+            self._set(name, value)
         check_kind(self.candidates)
         if self.candidates_options is not None and not isinstance(self.candidates_options, dict):
             raise TypeError(f"candidates_options must be a dict, got {type(self.candidates_options).__name__}")
@@ -108,6 +114,11 @@ class Options:
         """distillation_steps, or its default: none where features are random."""
         default = 1000 if self.epochs else 0
         return default if self.distillation_steps is None else self.distillation_steps
+
+    @property
+    def pooled_by(self) -> Pooling:
+        """How documents are pooled as they come; errors as of bad options."""
+        return Pooling(self.pool_factor, self.pooling, self.protected_tokens)
 
     @property
     def keeps_int8(self) -> bool:

@@ -8,6 +8,7 @@ void bind_features(nb::module_& m);
 void bind_graph(nb::module_& m);
 void bind_look(nb::module_& m);
 void bind_maxsim(nb::module_& m);
+void bind_pooling(nb::module_& m);
 void bind_products(nb::module_& m);
 void bind_read_ahead(nb::module_& m);
 void bind_checks(nb::module_& m);
@@ -22,6 +23,7 @@ NB_MODULE(_core, m) {
   bind_look(m);
   bind_codec(m);
   bind_maxsim(m);
+  bind_pooling(m);
   bind_products(m);
   bind_read_ahead(m);
   bind_checks(m);

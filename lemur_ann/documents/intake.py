@@ -2,12 +2,14 @@
 
 What is in memory stays where it lies. What comes as a stream (see ``sources.is_stream``) goes batch by batch through the same
 checks into a temporary token file, which is then mapped: of the tokens, memory holds one batch that came and one batch of the
-file. Ids and metadata are held in memory either way. Nothing of the index changes here.
+file. Ids and metadata are held in memory either way. Pooling, where an index asks for it, happens here, in the dtype of the
+index, so that a document has the same pooled tokens whichever way it comes. Nothing of the index changes here.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
+from functools import partial
 from os import PathLike
 from typing import Any
 
@@ -16,7 +18,8 @@ import pyarrow as pa
 
 from lemur_ann import validate
 from lemur_ann.documents.ids import IdMap
-from lemur_ann.documents.inputs import DocumentBatch, iterate_documents, plain_type, read_documents
+from lemur_ann.documents.inputs import DocumentBatch, iterate_documents, plain_type, read_documents, to_offsets
+from lemur_ann.documents.pooling import Pooling
 from lemur_ann.documents.rows import Rows
 from lemur_ann.documents.sources import is_stream, opened
 from lemur_ann.documents.tokens import TokenFile, TokenStore
@@ -26,6 +29,7 @@ from lemur_ann.progress import Progress, Task
 BATCHES_TO_JOIN = 256  # metadata of so many batches of a stream becomes one table
 CHUNKS_TO_JOIN = 256  # a table of more is made one piece
 TEXT_COLUMN = "text"  # the usual one
+NO_POOLING = Pooling()
 
 NO_TEXTS_WARNING = (
     "encode_query is given plain queries about everything, since the documents have no column {column!r} of texts (they have "
@@ -46,10 +50,12 @@ def take_in(
     metadata: pa.Table | None,
     progress: Progress,
     replaces: bool = False,
+    pooling: Pooling = NO_POOLING,
+    num_threads: int = 1,
 ) -> tuple[list[DocumentBatch], pa.Table | None]:
     """Check documents that are to join a store, an id map and metadata, none of which changes.
 
-    ``dim``: of tokens, where it is known; ``replaces``: they may have ids of documents there are.
+    ``dim``: of tokens, where it is known; ``replaces``: they may have ids of documents there are; ``num_threads``: of pooling.
 
     Returns:
         the documents, all with ids and in the store's dtype, and the metadata of old and new documents together.
@@ -60,18 +66,28 @@ def take_in(
     """
     directory = validate.directory(directory)
     documents = opened(documents)
+    pooled = partial(pooling.applied, num_threads=num_threads)
     if is_stream(documents):
         arrivals = _Arrivals(id_map, metadata, replaces)
         return _from_stream(
-            documents, ids, offsets, directory, store, dim, arrivals, metadata, progress.task("documents", None)
+            documents, ids, offsets, directory, store, dim, arrivals, metadata, pooled, progress.task("documents", None)
         )
     batches = _with_dtype(read_documents(documents, ids=ids, offsets=offsets, dim=dim), store.dtype)
     batches = _named(batches, id_map, replaces)
+    firsts = to_offsets([len(batch) for batch in batches]).tolist()
+    batches = [part for batch, first in zip(batches, firsts, strict=False) for part in pooled(batch, first)]
     return batches, joined_metadata(metadata, len(store), [rows_of(batch.metadata, len(batch)) for batch in batches])
 
 
 def tokens_alone(
-    documents: Any, *, ids: Any, offsets: Any, directory: str | PathLike[str] | None, progress: Progress
+    documents: Any,
+    *,
+    ids: Any,
+    offsets: Any,
+    directory: str | PathLike[str] | None,
+    progress: Progress,
+    pooling: Pooling = NO_POOLING,
+    num_threads: int = 1,
 ) -> tuple[TokenStore, pa.Table | None]:
     """The tokens and metadata of checked documents that join no index, for what is learned from them; errors as above."""
     empty = TokenStore()
@@ -85,6 +101,8 @@ def tokens_alone(
         id_map=IdMap(),
         metadata=None,
         progress=progress,
+        pooling=pooling,
+        num_threads=num_threads,
     )
     store = empty
     for batch in batches:
@@ -101,6 +119,7 @@ def _from_stream(
     dim: int | None,
     arrivals: _Arrivals,
     metadata: pa.Table | None,
+    pooled: Callable[[DocumentBatch, int], Iterable[DocumentBatch]],
     task: Task,
 ) -> tuple[list[DocumentBatch], pa.Table | None]:
     dtype = store.dtype
@@ -114,8 +133,9 @@ def _from_stream(
                     f"first of a stream decide; convert all to one dtype ({batch.tokens.dtype} holds both)"
                 )
             (batch,) = _with_dtype([batch], dtype, arrivals.num_rows)
-            arrivals.append(batch)
-            file.append(batch.tokens, batch.offsets)
+            for part in pooled(batch, arrivals.num_rows):
+                arrivals.append(part)
+                file.append(part.tokens, part.offsets)
             task.advance(len(batch))
         chunks = file.mapped()
     if not chunks:

@@ -1,8 +1,9 @@
-"""How small the codes of tokens can be: what each width loses on the user's own documents and queries."""
+"""How small tokens can be, and how few: what codes and pooling lose on the user's own documents and queries."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -11,7 +12,9 @@ from lemur_ann.candidates.look import SecondLook
 from lemur_ann.documents.coded import CENTROID_BYTES, SCALE_BYTES
 from lemur_ann.documents.coded_store import CodedStore
 from lemur_ann.documents.inputs import QueryBatch, to_offsets
+from lemur_ann.documents.pooling import Pooling
 from lemur_ann.documents.rows import Rows
+from lemur_ann.documents.tokens import TokenStore
 from lemur_ann.insight import metrics
 from lemur_ann.insight.relevance import Grades, Relevance, relevance_of_rows
 from lemur_ann.options import SMALL_BITS
@@ -20,16 +23,19 @@ from lemur_ann.searching.search import Candidates, exact_scores
 from lemur_ann.searching.settings import Settings
 from lemur_ann.searching.snapshot import Snapshot
 
+POOL_FACTORS = (2, 3, 4)  # that are measured beside the widths
+DOCUMENTS_AT_ONCE = 1024  # whose tokens are in memory before they are pooled
 SEVERAL = 4  # times k: so many of the best by codes have the exact top k, if exact tokens order them
 
 
 @dataclass(frozen=True)
 class Width:
-    """What one width of small codes finds without the tokens.
+    """What one width of small codes finds without the tokens; or what pooled tokens do, coded or not.
 
     Attributes:
-        token_codes: its name.
-        bytes_per_token: of the code, its scale and the centroid; the tokens' own lengths take four more where they are not 1.
+        token_codes: its name; of pooled tokens that are not coded their dtype, "float16" or "float32".
+        bytes_per_token: of the code, its scale and the centroid, for each token as it came, of which pooled ones are fewer; the
+            tokens' own lengths take four more where they are not 1.
         recall, recall_interval: share of the exact MaxSim top k among the k best by codes, and its 95% interval over queries.
         recall_of_several: the same among the 4 k best, which the tokens would order if they were kept.
         relevance: of relevant documents beside exact MaxSim's, where these were given.
@@ -57,6 +63,8 @@ class TunedCodes:
             lose more.
         max_loss, certain: what was allowed, and whether the whole interval had to be within it.
         k, num_queries: how it was measured.
+        pooled: (pool factor, :class:`Width`) of pooled tokens, beside ``widths`` of the tokens as they came; of each factor the
+            tokens themselves come first. Empty where the index pools already.
     """
 
     widths: tuple[Width, ...]
@@ -65,21 +73,54 @@ class TunedCodes:
     certain: bool
     k: int
     num_queries: int
+    pooled: tuple[tuple[int, Width], ...] = ()
+
+    @property
+    def smallest(self) -> tuple[int, Width] | None:
+        """(pool factor, :class:`Width`) of the fewest bytes that loses no more than was allowed; None where all lose more.
+
+        Among equals it is the one of the smallest factor, and of the most bits.
+        """
+        holding = [(factor, width) for factor, width in self._measured if self._holds(width)]
+        return min(holding, key=lambda found: (round(found[1].bytes_per_token), found[0])) if holding else None
+
+    @property
+    def _measured(self) -> tuple[tuple[int, Width], ...]:
+        return (*((1, width) for width in self.widths), *self.pooled)
+
+    def _holds(self, width: Width) -> bool:
+        return (width.loss_interval[1] if self.certain else width.loss) <= self.max_loss
 
     def __str__(self) -> str:
         what = "relevance" if self.widths[0].relevance is not None else f"the exact top {self.k}"
         lines = [f"codes without tokens, {self.num_queries:,} queries: bytes a token, recall@{self.k}, loss of {what} (95%)"]
-        for width in self.widths:
+        if self.pooled:
+            lines[0] = lines[0].replace("a token", "an original token")
+        for factor, width in self._measured:
             low, high = width.loss_interval
-            found = f"{width.token_codes}  {width.bytes_per_token:5.0f}  {width.recall:.3f}"
+            name = f"{width.token_codes}{f', pool_factor={factor}' if factor > 1 else ''}"
+            found = f"{name:{22 if self.pooled else 4}}  {width.bytes_per_token:5.0f}  {width.recall:.3f}"
             lines.append(f"{found}  {width.loss:+.1%} ({low:+.1%} to {high:+.1%})")
+        return "\n".join([*lines, *self._advice])
+
+    @property
+    def _advice(self) -> list[str]:
+        lines = []
         if self.token_codes is None:
             lines.append(f"none loses {self.max_loss:.1%} at most: keep the tokens (keep_tokens='exact'), which loses nothing")
         else:
             measured = "its whole interval" if self.certain else "what was measured of it"
             lines.append(f"{self.token_codes} is the smallest of which {measured} is within {self.max_loss:.1%}:")
             lines.append(f"recode({self.token_codes!r}, keep_tokens='none')")
-        return "\n".join(lines)
+        smallest = self.smallest
+        if smallest is not None and smallest[0] > 1:
+            factor, width = smallest
+            coded = f", token_codes={width.token_codes!r}, keep_tokens='none'" if width.token_codes in SMALL_BITS else ""
+            lines.append(
+                f"the smallest of all takes {width.bytes_per_token:.0f} bytes an original token: fit anew with "
+                f"pool_factor={factor}{coded}"
+            )
+        return lines
 
 
 def tune_codes(
@@ -90,11 +131,12 @@ def tune_codes(
     *,
     max_loss: float,
     certain: bool,
+    pool_factors: tuple[int, ...] = POOL_FACTORS,
     progress: Progress,
 ) -> TunedCodes:
     """Rank the candidates of each query by codes of each width, and compare with exact MaxSim.
 
-    Only the candidates are coded, in memory; nothing of the index changes.
+    Only the candidates are pooled and coded, in memory; nothing of the index changes.
 
     Raises:
         ValueError: the tokens are not kept, or the map has nothing to make codes with; or there are no queries.
@@ -119,21 +161,67 @@ def tune_codes(
         task.advance()
     candidates = Candidates(snapshot, queries, settings, snapshot.deleted)
     found = candidates(range(len(queries)), settings.num_candidates, settings.ef_search)
-    used = np.unique(np.concatenate(found))
-    places = [np.searchsorted(used, rows) for rows in found]
-    task = progress.task("widths of codes", len(SMALL_BITS))
+    trial = _Trial(snapshot, queries, np.unique(np.concatenate(found)), found, exact, grades, k, num_threads)
+    pooling = learned.options.pooled_by
+    factors = pool_factors if pooling.pool_factor == 1 else ()
+    task = progress.task("widths of codes", len(SMALL_BITS) + len(factors) * (len(SMALL_BITS) + 1))
     widths = []
-    for name, bits in SMALL_BITS.items():
-        look = SecondLook(learned.look.weights, [], bits).of_rows(snapshot.store, used, num_threads=num_threads)
-        documents = CodedStore(look.book, look.parts, snapshot.store.dtype).documents
-        several = [used[own] for own in _best(queries, documents, places, SEVERAL * k, num_threads)]
-        num_bytes = look.book.codec.num_bytes + CENTROID_BYTES + SCALE_BYTES
-        widths.append(_measured(snapshot, name, num_bytes, several, exact, grades, k))
+    for name in SMALL_BITS:
+        widths.append(trial.coded(name, snapshot.store, trial.used))
         task.advance()
-    holding = [width for width in widths if (width.loss_interval[1] if certain else width.loss) <= max_loss]
+    pooled = []
+    for factor in factors:
+        for width in trial.pooled(replace(pooling, pool_factor=factor)):
+            pooled.append((factor, width))
+            task.advance()
+    made = TunedCodes(tuple(widths), None, max_loss, certain, k, len(queries), tuple(pooled))
+    holding = [width for width in widths if made._holds(width)]
     # of widths that take as much, as codes of few components do, the widest
     chosen = min(holding, key=lambda width: width.bytes_per_token).token_codes if holding else None
-    return TunedCodes(tuple(widths), chosen, max_loss, certain, k, len(queries))
+    return replace(made, token_codes=chosen)
+
+
+@dataclass(frozen=True)
+class _Trial:
+    """Queries and their candidates, to be ranked by what may stand for their tokens."""
+
+    snapshot: Snapshot
+    queries: QueryBatch
+    used: Rows  # of all queries' candidates, ascending
+    candidates: list[Rows]
+    exact: list[Rows]
+    grades: list[Grades] | None
+    k: int
+    num_threads: int
+
+    def coded(self, name: str, store: TokenStore, rows: Rows, share: float = 1.0) -> Width:
+        """Small codes of rows of a store, which are ``used`` in the snapshot, with so many tokens for each original one."""
+        look = self.snapshot.fitted().look
+        assert look is not None
+        look = SecondLook(look.weights, [], SMALL_BITS[name]).of_rows(store, rows, num_threads=self.num_threads)
+        num_bytes = look.book.codec.num_bytes + CENTROID_BYTES + SCALE_BYTES
+        return self.measured(name, share * num_bytes, CodedStore(look.book, look.parts, self.snapshot.store.dtype).documents)
+
+    def pooled(self, pooling: Pooling) -> Iterator[Width]:
+        """Pooled tokens, and each width of their small codes."""
+        store, num_originals = TokenStore(), 0
+        for begin in range(0, len(self.used), DOCUMENTS_AT_ONCE):
+            tokens, offsets = self.snapshot.store.gather(self.used[begin : begin + DOCUMENTS_AT_ONCE])
+            num_originals += len(tokens)
+            store = store.extended(*pooling.pooled(tokens, offsets, self.num_threads)[:2])
+        share = store.num_tokens / num_originals
+        assert store.dtype is not None
+        assert store.dim is not None
+        yield self.measured(str(store.dtype), share * store.dim * store.dtype.itemsize, store.documents)
+        for name in SMALL_BITS:
+            yield self.coded(name, store, np.arange(len(store)), share)
+
+    def measured(self, name: str, num_bytes: float, documents: _core.Documents) -> Width:
+        """What documents, which are ``used`` in the snapshot, find in the place of these."""
+        places = [np.searchsorted(self.used, rows) for rows in self.candidates]
+        best = _best(self.queries, documents, places, SEVERAL * self.k, self.num_threads)
+        several = [self.used[own] for own in best]
+        return _measured(self.snapshot, name, num_bytes, several, self.exact, self.grades, self.k)
 
 
 def _best(queries: QueryBatch, documents: _core.Documents, candidates: list[Rows], count: int, num_threads: int) -> list[Rows]:

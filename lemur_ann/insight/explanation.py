@@ -6,12 +6,14 @@ import html
 import io
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
 
 from lemur_ann import _core
+from lemur_ann.documents.pooling import GROUPS_COLUMN, fits, is_groups
 from lemur_ann.events import cached_property
 from lemur_ann.insight import metrics
 from lemur_ann.insight.case import Case
@@ -47,6 +49,9 @@ class Explanation:
             and :meth:`lemur_ann.LemurIndex.explain_miss` says why.
         k: of that search.
         query_words, document_words: the strings of the tokens; None where they are not known, and numbers, from 0, are shown.
+            Those of a pooled token are its members'.
+        members: of pooled documents, for each of the document's tokens the numbers of the original tokens that it was made of,
+            ascending; None of others.
 
     ``print(explanation)`` is a table in plain text, ``rich.print`` the same in colour; a notebook shows the tokens highlighted
     by their gains, and :meth:`picture` draws.
@@ -64,6 +69,7 @@ class Explanation:
     k: int
     query_words: tuple[str, ...] | None = None
     document_words: tuple[str, ...] | None = None
+    members: tuple[tuple[int, ...], ...] | None = None
 
     @cached_property
     def best_tokens(self) -> npt.NDArray[np.int64]:
@@ -74,6 +80,16 @@ class Explanation:
     def best_similarities(self) -> npt.NDArray[np.float32]:
         """The similarity of each query token to its best document token, (num_query_tokens,); they sum to the score."""
         return np.asarray(self.similarities.max(axis=1))
+
+    @cached_property
+    def original_similarities(self) -> npt.NDArray[np.float32]:
+        """The similarities by original token, (num_query_tokens, num_original_tokens): those of what each was merged into."""
+        if self.members is None:
+            return self.similarities
+        numbers = np.empty(sum(map(len, self.members)), np.int64)
+        for number, own in enumerate(self.members):
+            numbers[list(own)] = number
+        return self.similarities[:, numbers]
 
     @cached_property
     def shares(self) -> npt.NDArray[np.float64]:
@@ -113,7 +129,10 @@ class Explanation:
     @property
     def _pieces(self) -> tuple[list[tuple[str, str]], list[tuple[str, str]]]:
         num_query, num_document = self.similarities.shape
-        return _pieces(self.query_words, num_query), _pieces(self.document_words, num_document)
+        document = self.document_words
+        if document is None and self.members is not None:
+            document = tuple("+".join(map(str, own)) for own in self.members)
+        return _pieces(self.query_words, num_query), _pieces(document, num_document)
 
     @property
     def summary(self) -> str:
@@ -158,7 +177,7 @@ class Explanation:
             gain = float(self.gains[token])
             table.add_row(
                 Text(query[token][1]),
-                Text(str(best)) if self.document_words is None else _in_context(document, best),
+                Text(document[best][1]) if self.document_words is None else _in_context(document, best),
                 f"{self.best_similarities[token]:.3f}",
                 f"{self.shares[token]:.1%}",
                 f"{gain:+.3f}",
@@ -196,8 +215,8 @@ class Explanation:
         """Draw the similarities, with matplotlib: ``pip install 'lemur_ann[plots]'``.
 
         With ``grid``, for a page whose tokens are patches in rows: a heat map of the similarity to each patch, over the page
-        where ``image`` is given. Without it, a matrix of query tokens by document tokens, where a dot marks each query token's
-        best.
+        where ``image`` is given; of a pooled page the similarity to what each patch was merged into. Without it, a matrix of
+        query tokens by document tokens, where a dot marks each query token's best.
 
         Args:
             target: the path of a file to write, such as "page.png"; or matplotlib axes to draw on; None draws on a new figure.
@@ -225,7 +244,8 @@ def explain(case: Case, *, query_words: Any = None, document_words: Any = None) 
     """See :meth:`lemur_ann.LemurIndex.explain`; the case excludes deleted documents only."""
     document = np.ascontiguousarray(case.snapshot.store[case.row])
     names = _checked_words(query_words, len(case.query.tokens), "query_words")
-    document_names = _checked_words(document_words, len(document), "document_words")
+    members = _members(case, len(document))
+    document_names = _document_words(document_words, len(document), members)
     # Each token a document of its own: the kernel's similarities, which sum to the score to the last bit
     tokens = _core.Documents([(document, np.arange(len(document) + 1))])
     similarities = _core.token_maxima(case.query.tokens, tokens, case.num_threads)
@@ -243,6 +263,7 @@ def explain(case: Case, *, query_words: Any = None, document_words: Any = None) 
         k=case.settings.k,
         query_words=names,
         document_words=document_names,
+        members=members,
     )
 
 
@@ -251,6 +272,50 @@ def _estimate_on_the_scale_of_scores(case: Case) -> float:
     live = case.excluded.others
     fitted = metrics.fitted(case.estimates[live], case.scores[live])
     return float(fitted[np.searchsorted(live, case.row)])
+
+
+def _members(case: Case, num_tokens: int) -> tuple[tuple[int, ...], ...] | None:
+    """The original tokens of each pooled one, where the document's metadata says them."""
+    metadata = case.snapshot.metadata
+    if metadata is None or GROUPS_COLUMN not in metadata.column_names:
+        return None
+    column = metadata.column(GROUPS_COLUMN)
+    groups = column[case.row].values if is_groups(column.type) else None
+    if groups is None or groups.null_count or not fits(groups.to_numpy(zero_copy_only=False), num_tokens):
+        return None  # a column of the user's own, in an index without pooling
+    found: list[list[int]] = [[] for _ in range(num_tokens)]
+    for original, number in enumerate(groups.to_pylist()):
+        found[number].append(original)
+    return tuple(map(tuple, found))
+
+
+def _document_words(words: Any, count: int, members: tuple[tuple[int, ...], ...] | None) -> tuple[str, ...] | None:
+    """The strings of a document's tokens; those of its original tokens are put together as they were pooled."""
+    if words is None or members is None:
+        return _checked_words(words, count, "document_words")
+    num_originals = sum(map(len, members))
+    is_list = isinstance(words, Iterable) and not isinstance(words, (str, dict, set, frozenset))
+    given = list(words) if is_list else words
+    of_originals = is_list and len(given) == num_originals
+    if is_list and not of_originals and len(given) != count:
+        raise ValueError(
+            f"document_words must have a string for each of {num_originals} original tokens, or of the {count} that they were "
+            f"pooled into, got {len(given)}"
+        )
+    names = _checked_words(given, num_originals if of_originals else count, "document_words")
+    if names is None or not of_originals:
+        return names
+    pieces = _pieces(names, num_originals)
+    return tuple(_joined(pieces, own) for own in members)
+
+
+def _joined(pieces: list[tuple[str, str]], members: tuple[int, ...]) -> str:
+    """The text of some tokens: of neighbours as they stand, of others with dots between."""
+    text = pieces[members[0]][1]
+    for before, token in pairwise(members):
+        gap, word = pieces[token]
+        text += f"{gap if token == before + 1 else ' … '}{word}"
+    return text
 
 
 def _checked_words(words: Any, count: int, name: str) -> tuple[str, ...] | None:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from lemur_ann import validate
-from lemur_ann.insight.code_tuning import TunedCodes, tune_codes
+from lemur_ann.insight.code_tuning import POOL_FACTORS, TunedCodes, tune_codes
 from lemur_ann.insight.evaluation import Evaluation, evaluate
 from lemur_ann.insight.health import Health, health_of
 from lemur_ann.insight.relevance import judged
@@ -130,13 +130,15 @@ class MeasuredIndex:
         relevant: Any = None,
         max_loss: float = 0.01,
         certain: bool = False,
+        pool_factors: Sequence[int] = POOL_FACTORS,
         num_threads: int | None = None,
         progress: Show = None,
     ) -> TunedCodes:
         """Measure what small codes lose where the tokens are not kept, for each width, and find the smallest that will do.
 
         It codes the candidates of these queries, in memory, and ranks them by codes alone. Nothing of the index changes:
-        ``index.recode(found.token_codes, keep_tokens="none")`` does it.
+        ``index.recode(found.token_codes, keep_tokens="none")`` does it. Beside that it says what pooled tokens lose, coded or
+        not, as an index that is made anew with a ``pool_factor`` would have them.
 
         Args:
             queries: a batch, as for :meth:`search`, of queries like those to come; a thousand tell one percent from two.
@@ -145,6 +147,8 @@ class MeasuredIndex:
                 is far larger: codes exchange documents of nearly equal scores.
             max_loss: the share that may be lost, above 0 and at most 1.
             certain: whether the upper end of the 95% interval must be within that too.
+            pool_factors: integers above 1, of which pooled tokens are measured too, by the index's own ``pooling`` and
+                ``protected_tokens``; () for none. An index that pools already is measured as it is.
             progress: as for :meth:`fit`.
 
         Returns:
@@ -157,10 +161,12 @@ class MeasuredIndex:
         snapshot = self.snapshot
         snapshot.fitted()
         max_loss, certain = validate.share(max_loss, "max_loss"), validate.boolean(certain, "certain")
+        factors = tuple(validate.integer(factor, "pool_factors", least=2) for factor in pool_factors)
         settings = self._settings(snapshot, k, num_threads=num_threads).within(snapshot.num_rows, snapshot.num_documents)
         batch, grades = judged(queries, relevant, snapshot)
         with progress_lines(progress) as lines:
-            return tune_codes(snapshot, batch, settings, grades, max_loss=max_loss, certain=certain, progress=lines)
+            how: dict[str, Any] = {"max_loss": max_loss, "certain": certain, "pool_factors": factors}
+            return tune_codes(snapshot, batch, settings, grades, **how, progress=lines)
 
     def health(
         self,
@@ -231,7 +237,7 @@ class MeasuredIndex:
             doc_id: the id of the document.
             k: how many hits of a search, at the index's own settings, to look for it in.
             query_words, document_words: the strings of their tokens, one for each row of the matrices, as a tokenizer names
-                them; None shows numbers.
+                them; None shows numbers. Of a document that was pooled as it came, of the tokens as they came.
             num_threads: None means all cores.
 
         Returns:

@@ -33,6 +33,10 @@ class Pictured(Protocol):
         """(num_query_tokens, num_document_tokens)."""
 
     @property
+    def original_similarities(self) -> npt.NDArray[np.float32]:
+        """(num_query_tokens, num_original_tokens): the same where tokens are not pooled."""
+
+    @property
     def best_tokens(self) -> npt.NDArray[np.int64]:
         """(num_query_tokens,), where dots are."""
 
@@ -84,7 +88,8 @@ def draw(
     offset = validate.integer(offset, "offset", least=0)
     if grid is None and (image is not None or offset):
         raise ValueError("image= and offset= go with grid=(rows, columns), the patches of the page")
-    patches = None if grid is None else Patches.of(grid, offset, num_document)
+    by_patch = explanation.original_similarities
+    patches = None if grid is None else Patches.of(grid, offset, by_patch.shape[1])
     axes = target if hasattr(target, "imshow") else None
     if axes is None and not (target is None or isinstance(target, (str, PathLike))):
         raise TypeError(f"target must be a path or matplotlib axes, got {type(target).__name__}")
@@ -96,7 +101,7 @@ def draw(
     if patches is None:
         _draw_matrix(axes, explanation, labels, list(range(num_query)) if query_token is None else [query_token])
     else:
-        values = explanation.similarities.sum(axis=0) if query_token is None else explanation.similarities[query_token]
+        values = by_patch.sum(axis=0) if query_token is None else by_patch[query_token]
         what = "all query tokens" if query_token is None else f"query token {labels[0][query_token]}"
         _draw_heat_map(axes, patches.take(values), page, f"{explanation.doc_id}: {what}")
     if isinstance(target, (str, PathLike)):

@@ -25,12 +25,14 @@ class SizePlan:
     """What an index of so many documents takes; print it.
 
     Attributes:
-        num_documents, num_tokens, dim: of what.
-        parts: bytes on disk, by the names of :meth:`lemur_ann.LemurIndex.stats`. Metadata is not known, and counts for nothing.
+        num_documents, num_tokens, dim: of what; tokens as they are kept, pooled ones where there is a pool factor.
+        parts: bytes on disk, by the names of :meth:`lemur_ann.LemurIndex.stats`. Of metadata only which tokens were merged is
+            known; all else counts for nothing.
         searched_bytes: of these what searches read all over, which should fit in memory: all but the tokens, where there are
-            codes of them.
+            codes of them, and but metadata.
         fit_bytes: memory of ``fit``, expected at most, beside the documents' tokens.
         temporary_bytes: on disk while ``fit`` learns from a stream: the tokens, their int8 codes, and hnswlib's graph.
+        num_original_tokens: as they come; None where they are not pooled.
     """
 
     num_documents: int
@@ -40,6 +42,7 @@ class SizePlan:
     searched_bytes: int
     fit_bytes: int
     temporary_bytes: int
+    num_original_tokens: int | None = None
 
     @property
     def size(self) -> int:
@@ -52,7 +55,8 @@ class SizePlan:
         return self.size / max(self.num_tokens, 1)
 
     def __str__(self) -> str:
-        lines = [f"{self.num_documents:,} documents, {self.num_tokens:,} tokens of {self.dim} components"]
+        pooled = "" if self.num_original_tokens is None else f", pooled from {self.num_original_tokens:,}"
+        lines = [f"{self.num_documents:,} documents, {self.num_tokens:,} tokens of {self.dim} components{pooled}"]
         lines += [f"{name}: {size / MB:,.1f} MB" for name, size in self.parts.items()]
         lines.append(f"in all {self.size / MB:,.1f} MB, {self.bytes_per_token:.1f} bytes a token")
         lines.append(f"to search quickly, in memory: {self.searched_bytes / MB:,.1f} MB")
@@ -77,13 +81,13 @@ def plan(
 
     Args:
         num_documents: how many, at least 1.
-        tokens_per_document: their tokens, in mean.
+        tokens_per_document: their tokens as they come, in mean.
         dim: components of a token.
         token_dtype: of the tokens, float16 or float32.
         unit_length: whether all tokens are of length 1, as most models make them; small codes keep the lengths of others.
         id_bytes: of an id, in mean; 8 of an integer.
         num_query_tokens: of all training queries together.
-        **options: of :class:`~lemur_ann.LemurIndex`, such as token_codes, keep_tokens or rank.
+        **options: of :class:`~lemur_ann.LemurIndex`, such as token_codes, keep_tokens, pool_factor or rank.
 
     Returns:
         :class:`SizePlan`; print it. Time is not in it: that depends on the machine, and ``evaluate`` measures it.
@@ -103,7 +107,9 @@ def plan(
         raise ValueError(f"id_bytes must be 0 or above, got {id_bytes!r}")
     validate.names(options, sorted(field.name for field in fields(Options)), "plan()")
     chosen = Options(**options)
-    num_tokens = max(round(num_documents * float(tokens_per_document)), 1)
+    num_originals = max(round(num_documents * float(tokens_per_document)), 1)
+    num_tokens = max(round(num_documents * _kept_tokens(chosen, float(tokens_per_document))), 1)
+    is_pooled = chosen.pool_factor > 1
     int8 = num_tokens * (_core.int8_stride(dim) + 8) + 24 * num_documents if chosen.keeps_int8 else 0
     tokens = num_tokens * dim * dtype.itemsize + 8 * num_documents
     count = num_centroids(chosen.num_centroids, num_documents, num_tokens, are_coded=chosen.small_bits > 0)
@@ -117,17 +123,28 @@ def plan(
         "token centroids": CENTROID_BYTES * num_tokens + 8 * num_documents if count else 0,
         "learned map": _map(chosen, dim, count, num_query_tokens),
         "ids": round(num_documents * (id_bytes + (0 if id_bytes == 8 else 8))),
+        "metadata": 2 * num_originals + 8 * num_documents if is_pooled else 0,  # which tokens were merged
     }
-    has_codes = chosen.token_codes is not None
+    unread = (parts["tokens"] if chosen.token_codes is not None else 0, parts["metadata"])
     return SizePlan(
         num_documents=num_documents,
         num_tokens=num_tokens,
         dim=dim,
         parts={name: size for name, size in parts.items() if size},
-        searched_bytes=sum(parts.values()) - (parts["tokens"] if has_codes else 0),
+        searched_bytes=sum(parts.values()) - sum(unread),
         fit_bytes=usual_sizes(chosen, dim, num_documents, num_query_tokens, None).peak_bytes,
         temporary_bytes=tokens + int8 + building,
+        num_original_tokens=num_originals if is_pooled else None,
     )
+
+
+def _kept_tokens(options: Options, tokens_per_document: float) -> float:
+    """Of a document of so many, once it is pooled; a half less in mean than the quotient, which is rounded down."""
+    first = min(options.protected_tokens, tokens_per_document)
+    if options.pool_factor == 1:
+        return tokens_per_document
+    rounded = (options.pool_factor - 1) / (2 * options.pool_factor)
+    return first + max((tokens_per_document - first) / options.pool_factor - rounded, 1.0)
 
 
 def _candidates(options: Options, num_documents: int) -> tuple[int, int]:

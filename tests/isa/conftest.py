@@ -27,6 +27,7 @@ CORE = [
         "links.cpp",
         "look.cpp",
         "maxsim.cpp",
+        "pooling.cpp",
         "products.cpp",
         "read_ahead.cpp",
         "rerank.cpp",
@@ -61,7 +62,7 @@ def compile_programs(compiler, kernels, flags, folder, programs=PROGRAMS):
     objects = []
     for source in [*CORE, *kernels]:
         objects.append(str(folder / (source.replace("/", "_") + ".o")))
-        own = ["-ffp-contract=off"] if source in ("codec.cpp", "look.cpp") else kernels.get(source, [])
+        own = ["-ffp-contract=off"] if source in ("codec.cpp", "look.cpp", "pooling.cpp") else kernels.get(source, [])
         subprocess.run([*command, *own, "-c", str(ROOT / "cpp/src" / source), "-o", objects[-1]], check=True)
     for name in programs:
         test = str(ROOT / "tests/cpp" / f"{name}.cpp")
