@@ -52,7 +52,7 @@ def main() -> None:
         del learned
     del known
     original = lemur_ann.LemurIndex.load(folder, verify=False)
-    exact = [hits.ids.tolist() for hits in original.search(queries, k=10, exact=True)]
+    exact = known_answers.exact_top(arguments.work, original, queries).tolist()
     print(f"{count} documents, {original.num_tokens / count:.0f} tokens each, {len(queries)} queries", flush=True)
     report = []
     for codes, keep in (*KEPT, *ALONE):

@@ -39,3 +39,13 @@ def read(corpus: Path, limit: int | None, num_queries: int) -> Known:
         batch,
         [rows[name] for name in asked.column("id").to_pylist()],
     )
+
+
+def exact_top(work: Path, index: Any, queries: list[npt.NDArray[Any]], k: int = 10) -> npt.NDArray[np.int64]:
+    """The exact first k of each query (num_queries, k), by row; kept in a folder, for the next measurement there."""
+    known = work / f"exact-{len(index)}-{len(queries)}-{k}.npy"
+    if not known.exists():
+        work.mkdir(parents=True, exist_ok=True)
+        np.save(known, np.array([hits.ids for hits in index.search(queries, k=k, exact=True)]))
+    found: npt.NDArray[np.int64] = np.load(known)
+    return found

@@ -15,12 +15,12 @@ import torch
 from lemur_ann.learning.training import autocast
 from lemur_ann.progress import Progress
 
-QUERIES_PER_STEP = 32
+QUERIES_PER_STEP = 64
 CANDIDATES = 256  # of each query by the estimates, for which exact scores are computed
 BEST_DOCUMENTS = 160  # of these by their exact scores
 OWN_DOCUMENTS = 128  # of these, drawn anew each step
 RANDOM_DOCUMENTS = 2000
-TEMPERATURE = 0.3
+TEMPERATURE = 0.2
 LEARNING_RATE = 1e-3
 TOP, FIRST = 10, 100  # by which it is judged
 MIN_DOCUMENTS, MIN_QUERIES = 5000, 900  # with fewer, the maps would learn the sample by heart; of 1,000 some are held back
