@@ -90,7 +90,7 @@ class LemurIndex(MeasuredIndex):
         distillation_steps: steps that tune the reduction for the top of the ranking, where there are at least 1,000 queries
             and 5,000 documents; 0 leaves the least-squares map. None means 1,000, and 0 where epochs is 0.
         num_centroids: that document tokens are represented by in the second look, two bytes a token; None means about twice the
-            root of the number of tokens, and 0 that there is no second look.
+            root of the number of tokens, with small codes four times up to 4,096, and 0 that there is no second look.
         seed: for everything random. On a CPU the learned map is the same for the same seed, data and number of threads.
 
     Example:

@@ -27,6 +27,7 @@ from lemur_ann.validate import Offsets
 NUM_KNOWN = 5  # numbers that are known of a document
 MAX_CENTROIDS = 65_536  # which two bytes can number
 MIN_LOOK_DOCUMENTS = 500  # of fewer a search reranks nearly all
+ENOUGH_FOR_CODES = 4096  # centroids: small codes gain from twice as many as usual up to here, and from no more
 NUM_HIDDEN = 32  # units of a network that is learned
 ROWS_PER_BLOCK = 1024  # of documents here and there, whose tokens are copied
 RARE_SHARE = 1.5  # documents that match a rare token, for each on the shortlist, at most: they cost less than a wider walk
@@ -41,7 +42,10 @@ def num_centroids(asked: int | None, num_documents: int, num_tokens: int, *, are
     """How many a map learns: those asked for, or what is usual; 0 for none, as of few documents without small codes."""
     if asked is not None:
         return asked
-    return usual_centroids(num_tokens) if num_documents >= MIN_LOOK_DOCUMENTS or are_coded else 0
+    usual = usual_centroids(num_tokens)
+    if are_coded:
+        return max(usual, min(2 * usual, ENOUGH_FOR_CODES))
+    return usual if num_documents >= MIN_LOOK_DOCUMENTS else 0
 
 
 class CodeMaps(NamedTuple):
