@@ -457,8 +457,8 @@ def coding(encoder: LemurEncoder, base: Snapshot, options: Options) -> LemurEnco
     if look is None:
         raise ValueError(
             f"token_codes={options.token_codes!r} are relative to centroids of tokens, and the map was learned without any: of "
-            "fewer than 500 documents, of zeros alone, or with num_centroids=0; refit(num_centroids=64), or another number, "
-            "learns some"
+            "fewer than 500 documents, of zeros alone, with num_centroids=0, or by a version that knew none; "
+            "refit(num_centroids=64), or another number, learns some"
         )
     from lemur_ann.learning.codes import learn_codes
 

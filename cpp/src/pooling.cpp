@@ -57,6 +57,11 @@ Least least(const double* row, std::int64_t size) {
   return {value, place};
 }
 
+// Pooled tokens of a piece: so many that all pieces together have one for each `factor` tokens, and at least one.
+std::int64_t wanted_of(std::int64_t begin, std::int64_t end, const Pooling& pooling) {
+  return std::max<std::int64_t>(end / pooling.factor - begin / pooling.factor, 1);
+}
+
 // One thread's scratch memory.
 class Pooler {
  public:
@@ -70,9 +75,9 @@ class Pooler {
     std::iota(parents_.begin(), parents_.end(), 0);
     const std::int64_t pieces = num_pieces(left, pooling_);
     for (std::int64_t i = 0; i < pieces; ++i) {
-      const std::int64_t begin = piece_begin(left, i, pieces), count = piece_begin(left, i + 1, pieces) - begin;
-      const std::int64_t wanted = std::max<std::int64_t>(count / pooling_.factor, 1);
-      if (wanted < count) ward(first + begin, count, wanted);
+      const std::int64_t begin = piece_begin(left, i, pieces), end = piece_begin(left, i + 1, pieces);
+      const std::int64_t wanted = wanted_of(begin, end, pooling_);
+      if (wanted < end - begin) ward(first + begin, end - begin, wanted);
     }
     return write(size, tokens, groups);
   }
@@ -251,10 +256,8 @@ std::int64_t most_pooled_tokens(std::int64_t num_tokens, const Pooling& pooling)
   const std::int64_t first = std::min(num_tokens, pooling.protected_tokens), left = num_tokens - first;
   const std::int64_t pieces = num_pieces(left, pooling);
   std::int64_t count = first;
-  for (std::int64_t i = 0; i < pieces; ++i) {
-    const std::int64_t size = piece_begin(left, i + 1, pieces) - piece_begin(left, i, pieces);
-    count += std::max<std::int64_t>(size / pooling.factor, 1);
-  }
+  for (std::int64_t i = 0; i < pieces; ++i)
+    count += wanted_of(piece_begin(left, i, pieces), piece_begin(left, i + 1, pieces), pooling);
   return count;
 }
 

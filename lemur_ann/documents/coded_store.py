@@ -62,8 +62,11 @@ class CodedStore(TokenStore):
             raise IndexError("document index outside the store")
         i = int(np.searchsorted(self._firsts, row, side="right")) - 1
         offsets = self.parts[i].offsets[row - int(self._firsts[i]) :]
-        tokens: Tokens = self.book.decoded(self.parts[i], int(offsets[0]), int(offsets[1])).astype(self._dtype or np.float32)
-        return tokens
+        tokens = self.book.decoded(self.parts[i], int(offsets[0]), int(offsets[1]))
+        if self._dtype in (None, tokens.dtype):
+            return tokens
+        most = np.finfo(self._dtype).max  # a code may stand for a little more than the token that it is of
+        return np.clip(tokens, -most, most, out=tokens).astype(self._dtype)
 
     def select(self, rows: Rows) -> _core.Documents:
         """Some documents, by ascending rows, for the kernels; their codes are copied."""

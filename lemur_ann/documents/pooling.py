@@ -66,7 +66,11 @@ class Pooling:
         """
         if self.pool_factor == 1:
             yield batch
-            return
+        else:
+            yield from self.in_parts(batch, first_row, num_threads)
+
+    def in_parts(self, batch: DocumentBatch, first_row: int, num_threads: int) -> Iterator[DocumentBatch]:
+        """The same, with the column where nothing is merged too."""
         known = _known_groups(batch, first_row)
         for begin, end in _parts(batch):
             part = _part(batch, begin, end)
@@ -111,7 +115,8 @@ class Pooling:
         Raises:
             ValueError: a document would have more pooled tokens than have numbers.
         """
-        long = np.flatnonzero(np.diff(offsets) > self.pool_factor * (MAX_TOKENS - self.protected_tokens))
+        room = self.protected_tokens + self.pool_factor * (MAX_TOKENS - self.protected_tokens)
+        long = np.flatnonzero(np.diff(offsets) > room)
         if len(long):
             row, size = int(long[0]), int(offsets[long[0] + 1] - offsets[long[0]])
             raise ValueError(
@@ -140,13 +145,13 @@ def pool(
     """Fewer tokens of each document, as :class:`~lemur_ann.LemurIndex` makes them with these options.
 
     For where tokens are pooled elsewhere: before they go to a database, or to another machine. An index with a ``pool_factor``
-    takes what comes of it as it is where its groups are in the column ``token_groups``.
+    takes what comes of it as it is where its groups are in the column ``token_groups``; so does this.
 
     Args:
         documents: float32 or float16, in any form that :meth:`lemur_ann.LemurIndex.fit` takes: a list of (num_tokens, dim)
             matrices, Arrow data with a column ``tokens``, a path.
-        pool_factor: of n tokens that are not protected max(1, n // pool_factor) are left, or fewer where distances are equal; 1
-            merges none.
+        pool_factor: of n tokens that are not protected max(1, n // pool_factor) are left, or fewer where distances are equal;
+            of those that are pooled in pieces at least one of each. 1 merges none.
         pooling: "ward" merges any tokens that are alike, by Ward's method over cosine distances; it takes documents of more
             than 2,048 tokens in pieces of one length. "sequential" does so within runs of 256 neighbours at most, each by
             itself: the same of shorter documents, and in linear time of long ones.
@@ -170,11 +175,11 @@ def pool(
     made = Pooled([], [])
     row = 0
     for batch in iterate_documents(opened(documents), offsets=offsets):
-        for begin, end in _parts(batch):
-            part = _part(batch, begin, end)
-            tokens, bounds, groups = chosen.pooled(part.tokens, part.offsets, threads, row + begin)
-            made.documents.extend(np.split(tokens, bounds[1:-1]))
-            made.groups.extend(np.split(groups, (part.offsets - part.offsets[0])[1:-1]))
+        for part in chosen.in_parts(batch, row, threads):
+            assert part.metadata is not None
+            made.documents.extend(np.split(part.tokens, part.offsets[1:-1]))
+            for groups in part.metadata.column(GROUPS_COLUMN).combine_chunks():
+                made.groups.append(groups.values.to_numpy(zero_copy_only=False))
         row += len(batch)
     return made
 
@@ -206,16 +211,19 @@ def _known_groups(batch: DocumentBatch, first_row: int) -> pa.Array | None:
     if batch.metadata is None or GROUPS_COLUMN not in batch.metadata.column_names:
         return None
     column = batch.metadata.column(GROUPS_COLUMN)
-    try:
-        cast = column.cast(GROUPS_TYPE)
-    except (pa.ArrowInvalid, pa.ArrowNotImplementedError, pa.ArrowTypeError):
-        cast = None
-    if cast is None or not (pa.types.is_null(column.type) or is_groups(column.type)):
+    if not (pa.types.is_null(column.type) or is_groups(column.type)):
         raise TypeError(
             f"column {GROUPS_COLUMN!r} must be list<uint16>, for each token as it came the number of its pooled one, got "
             f"{column.type}; rename it, or leave it out to have documents pooled here"
         )
-    groups: pa.Array = cast.combine_chunks()
+    try:
+        groups: pa.Array = column.cast(GROUPS_TYPE).combine_chunks()
+    except pa.ArrowInvalid as error:
+        raise ValueError(
+            f"column {GROUPS_COLUMN!r} of documents {first_row} to {first_row + len(batch) - 1} has numbers that are not of "
+            f"pooled tokens, which are from 0 to {MAX_TOKENS - 1:,}: {error}; leave the column out, or null, to have documents "
+            "pooled here"
+        ) from error
     if isinstance(groups, pa.ChunkedArray):
         groups = groups.chunk(0) if groups.num_chunks else pa.array([], GROUPS_TYPE)
     row = _first_misfit(groups, np.diff(batch.offsets))

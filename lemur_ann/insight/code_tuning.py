@@ -18,7 +18,7 @@ from lemur_ann.documents.tokens import TokenStore
 from lemur_ann.insight import metrics
 from lemur_ann.insight.relevance import Grades, Relevance, relevance_of_rows
 from lemur_ann.options import SMALL_BITS
-from lemur_ann.progress import Progress
+from lemur_ann.progress import Progress, Task
 from lemur_ann.searching.search import Candidates, exact_scores
 from lemur_ann.searching.settings import Settings
 from lemur_ann.searching.snapshot import Snapshot
@@ -132,11 +132,13 @@ def tune_codes(
     max_loss: float,
     certain: bool,
     pool_factors: tuple[int, ...] = POOL_FACTORS,
+    exact: list[Rows] | None = None,
     progress: Progress,
 ) -> TunedCodes:
     """Rank the candidates of each query by codes of each width, and compare with exact MaxSim.
 
-    Only the candidates are pooled and coded, in memory; nothing of the index changes.
+    Only the candidates are pooled and coded, in memory; nothing of the index changes. ``exact``: the rows of each query's exact
+    top k, where they are known.
 
     Raises:
         ValueError: the tokens are not kept, or the map has nothing to make codes with; or there are no queries.
@@ -154,11 +156,8 @@ def tune_codes(
         raise ValueError("tune_codes needs at least one query, got none")
     queries.check_not_zero("queries")
     queries, k, num_threads = queries.as_float32, settings.k, settings.num_threads
-    task = progress.task("exact answers", len(queries))
-    exact = []
-    for scores in exact_scores(snapshot, queries, num_threads, snapshot.deleted):
-        exact.append(_core.top_k(scores, k))
-        task.advance()
+    if exact is None:
+        exact = _exact_top(snapshot, queries, k, num_threads, progress.task("exact answers", len(queries)))
     candidates = Candidates(snapshot, queries, settings, snapshot.deleted)
     found = candidates(range(len(queries)), settings.num_candidates, settings.ef_search)
     trial = _Trial(snapshot, queries, np.unique(np.concatenate(found)), found, exact, grades, k, num_threads)
@@ -179,6 +178,14 @@ def tune_codes(
     # of widths that take as much, as codes of few components do, the widest
     chosen = min(holding, key=lambda width: width.bytes_per_token).token_codes if holding else None
     return replace(made, token_codes=chosen)
+
+
+def _exact_top(snapshot: Snapshot, queries: QueryBatch, k: int, num_threads: int, task: Task) -> list[Rows]:
+    found = []
+    for scores in exact_scores(snapshot, queries, num_threads, snapshot.deleted):
+        found.append(_core.top_k(scores, k))
+        task.advance()
+    return found
 
 
 @dataclass(frozen=True)

@@ -9,9 +9,12 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
+from lemur_ann.documents.coded_store import CodedStore
 from lemur_ann.documents.rows import Rows
 from lemur_ann.insight import metrics
+from lemur_ann.insight.code_tuning import tune_codes
 from lemur_ann.insight.estimates import ranks_by_estimate
+from lemur_ann.progress import Progress
 from lemur_ann.report.searches import Timed, share
 from lemur_ann.report.subject import Subject, Truth, shortened
 from lemur_ann.searching.snapshot import Snapshot
@@ -19,6 +22,8 @@ from lemur_ann.searching.snapshot import Snapshot
 MAX_POINTS = 200  # of the plot of estimates, of a kind
 MAX_BINS, QUERIES_PER_BIN = 6, 10
 MAX_WORST, MAX_MISSED = 10, 5  # queries shown, and documents of each
+
+CODES_POOL_FACTORS = (2,)  # measured beside the widths of codes
 
 Place = tuple[int, int, float, float]  # number of a query, row of a document, its exact and its estimated score per query token
 
@@ -97,6 +102,45 @@ def estimated_ranks(subject: Subject, truths: list[Truth], used: Timed) -> list[
         )
         for query, truth, found in zip(_encoded(subject), truths, used.found, strict=True)
     ]
+
+
+def codes(subject: Subject, truths: list[Truth], relevance: dict[str, Any] | None, lines: Progress) -> dict[str, Any] | None:
+    """What small codes would lose in the place of the tokens; None where these are not kept, or no codes can be made."""
+    learned, queries = subject.snapshot.learned, subject.queries.batch
+    can_be_made = learned is not None and learned.look is not None and learned.look.weights.codes is not None
+    if not can_be_made or subject.on_device or isinstance(subject.snapshot.store, CodedStore):
+        return None
+    if not all(queries.matrix(i).any() for i in range(len(queries))):  # a query of zeros has no best documents
+        return None
+    is_known = relevance is not None and relevance["measures"].get(f"success@{subject.k}", {}).get("exact", 0) > 0
+    grades = subject.grades if is_known else None
+    found = tune_codes(
+        subject.snapshot,
+        queries,
+        subject.in_use,
+        grades,
+        max_loss=1.0,
+        certain=False,
+        pool_factors=CODES_POOL_FACTORS,
+        exact=[truth.top for truth in truths],
+        progress=lines,
+    )
+    measured = [(1, width) for width in found.widths] + list(found.pooled)
+    return {
+        "loss_of": "relevance" if is_known else "recall",
+        "widths": [
+            {
+                "token_codes": width.token_codes,
+                "pool_factor": factor,
+                "bytes_per_token": width.bytes_per_token,
+                "recall": width.recall,
+                "recall_interval": list(width.recall_interval),
+                "loss": width.loss,
+                "loss_interval": list(width.loss_interval),
+            }
+            for factor, width in measured
+        ],
+    }
 
 
 def misses(used: Timed, ranks: list[npt.NDArray[np.int64]] | None, num_listed: int) -> dict[str, Any] | None:

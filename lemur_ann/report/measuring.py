@@ -53,6 +53,8 @@ def figures(
         settings, searches = settings_to_measure(subject), Searches(subject)
         timed, exact_ms = searches.timed(exact, settings, lines)
         time_of_a_query = searches.time_of_a_query(lines)
+        relevance = searches.relevance(exact)
+        codes = findings.codes(subject, exact, relevance, lines)
     points = curve(subject, settings, timed)
     used = timed[settings.index(subject.in_use)]
     ranks = findings.estimated_ranks(subject, exact, used)
@@ -68,7 +70,7 @@ def figures(
         "k": subject.k,
         "in_use": next(point for point in points if point["in_use"]),
         "exact_p50_ms": float(np.median(exact_ms)),
-        "relevance": searches.relevance(exact),
+        "relevance": relevance,
         "curve": points,
         "time_of_a_query": time_of_a_query,
         "estimates": findings.estimates(subject, exact, random),
@@ -76,6 +78,7 @@ def figures(
         "recall_by_query_length": findings.by_query_length(subject, used),
         "recall_by_document_length": findings.by_document_length(subject, exact, used),
         "sizes": about.sizes(snapshot),
+        "codes": codes,
         "misses": findings.misses(used, ranks, max(subject.in_use.num_candidates, subject.in_use.shortlist)),
         "worst_queries": findings.worst(subject, exact, used, ranks, text_column),
         "environment": about.environment(subject.in_use.num_threads),

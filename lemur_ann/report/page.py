@@ -34,6 +34,7 @@ def page(data: Data) -> str:
         _training(data),
         _lengths(data),
         _sizes(data),
+        _codes(data),
         _worst(data),
         _environment(data),
     ]
@@ -382,6 +383,32 @@ def _sizes(data: Data) -> str:
     ]
     beside = _details("Numbers", table, is_open=True) + _facts("On average", facts)
     return _section("sizes", "Size", text, _pair(_figure(plots.sizes(parts), ""), beside))
+
+
+def _codes(data: Data) -> str:
+    found = data["codes"]
+    if found is None:
+        return ""
+    measured = f"of success and MRR at {data['k']:,}, the larger" if found["loss_of"] == "relevance" else "of recall"
+    text = (
+        "What a search would lose if small codes were kept in the place of the tokens, by the bytes that each token as it came "
+        f"takes; {measured}, with 95% intervals over queries. The candidates in use are ranked by codes alone. "
+        "<code>recode</code> makes it so; pooled tokens take an index made anew with <code>pool_factor</code>."
+    )
+    rows = [
+        (
+            plots.name_of(width),
+            f"{width['bytes_per_token']:.0f}",
+            share(width["recall"]),
+            f"{width['loss']:+.1%}",
+            TO.join(f"{v:+.1%}" for v in width["loss_interval"]),
+        )
+        for width in found["widths"]
+    ]
+    table = _table("Codes of tokens", ("kept", "bytes a token", "recall", "lost", "95% interval"), rows, text=(0,))
+    legend = [("dot", "accent", "tokens as they came"), ("ring", "muted", "pooled by two")]
+    body = _pair(_figure(plots.codes(found), "", legend), _details("Numbers", table, is_open=True))
+    return _section("codes", "Smaller tokens", text, body)
 
 
 def _worst(data: Data) -> str:

@@ -265,6 +265,38 @@ def sizes(parts: Sequence[Mapping[str, Any]]) -> str:
     return plot.svg(f"Megabytes of each part: {told}.")
 
 
+def name_of(width: Mapping[str, Any]) -> str:
+    """Of codes, or of pooled tokens."""
+    return str(width["token_codes"]) + (f", pool_factor {width['pool_factor']}" if width["pool_factor"] > 1 else "")
+
+
+def codes(found: Mapping[str, Any]) -> str:
+    """Bytes of a token against what is lost."""
+    plot = Plot("codes")
+    widths = found["widths"]
+    sizes = [width["bytes_per_token"] for width in widths]
+    plot.logarithmic_x(min(sizes) / 1.2, max(sizes) * 1.2)
+    lows, highs = zip(*((100 * low, 100 * high) for low, high in (width["loss_interval"] for width in widths)), strict=True)
+    low, high = min([0.0, *lows]), max([1.0, *highs])
+    plot.axes.set_ylim(low - 0.04 * (high - low), high + 0.04 * (high - low))
+    plot.axes.axhline(0, color=MUTED, linewidth=1, zorder=1)
+    plot.intervals(sizes, lows, highs, MUTED)
+    for is_pooled, how in (
+        (False, {"s": 40, "facecolors": ACCENT, "edgecolors": PAPER}),
+        (True, {"s": 34, "facecolors": PAPER, "edgecolors": MUTED}),
+    ):
+        own = [width for width in widths if (width["pool_factor"] > 1) == is_pooled]
+        tips = [
+            f"{name_of(width)}: {width['bytes_per_token']:.0f} bytes a token, {width['loss']:+.1%} lost "
+            f"({width['loss_interval'][0]:+.1%} to {width['loss_interval'][1]:+.1%})"
+            for width in own
+        ]
+        plot.points([w["bytes_per_token"] for w in own], [100 * w["loss"] for w in own], tips, **how)
+    plot.labels("bytes a token", "% lost")
+    told = ", ".join(f"{name_of(width)} {width['loss']:+.1%}" for width in widths)
+    return plot.svg(f"What is lost by the bytes of a token: {told}.")
+
+
 def _bars(name: str, labels: Sequence[str]) -> Plot:
     plot = Plot(name, height=52 + 30 * len(labels), left=96, top=8)
     plot.axes.set_ylim(len(labels) - 0.5, -0.5)

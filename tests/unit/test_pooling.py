@@ -71,7 +71,7 @@ def test_ward_against_scipy(real, pool_factor, protected_tokens):
         np.testing.assert_array_equal(own[:protected_tokens], tokens[:protected_tokens])
 
 
-@pytest.mark.parametrize(("num_tokens", "pieces"), [(1, 1), (257, 1), (258, 2), (1030, 5)])
+@pytest.mark.parametrize(("num_tokens", "pieces"), [(1, 1), (257, 1), (258, 2), (1021, 4)])
 def test_sequential_is_ward_in_runs(rng, num_tokens, pieces):
     tokens = unit(rng.normal(size=(num_tokens, 32)))
     (pooled,), (groups,) = lemur_ann.pool([tokens], 3, pooling="sequential")
@@ -143,7 +143,7 @@ def test_lengths_stay(rng):
 def test_long_documents_are_pooled_in_pieces(rng):
     tokens = unit(rng.normal(size=(5001, 8)))
     (pooled,), (groups,) = lemur_ann.pool([tokens], 10)
-    assert len(pooled) == 1 + 3 * 166
+    assert len(pooled) == 1 + 500  # 166, 167 and 167
     third = 1 + 5000 // 3
     (first,), _ = lemur_ann.pool([tokens[:third]], 10)
     np.testing.assert_array_equal(first, pooled[: len(first)])
@@ -243,6 +243,24 @@ def test_what_an_index_gives_is_taken_as_it_is(real, tmp_path):
     np.testing.assert_array_equal(tokens_of(taken, 4), expected[4])
 
 
+def test_what_is_pooled_is_not_pooled_again(real):
+    index = LemurIndex(**SMALL, pool_factor=2)
+    index.add(real[:3])
+    table = index.get(index.ids())
+    again = lemur_ann.pool(table, 2)
+    for row, (tokens, groups) in enumerate(zip(again.documents, again.groups, strict=True)):
+        np.testing.assert_array_equal(tokens, index.snapshot.store[row])
+        assert groups.tolist() == table["token_groups"][row].as_py()
+
+
+@pytest.mark.parametrize("pool_factor", [7, 100, 200])
+def test_pieces_have_as_many_tokens_as_the_whole(rng, pool_factor):
+    tokens = rng.normal(size=(10_000, 4)).astype(np.float32)
+    for pooling in WAYS:
+        (pooled,), _ = lemur_ann.pool([tokens], pool_factor, pooling=pooling, protected_tokens=0)
+        assert len(pooled) == 10_000 // pool_factor
+
+
 def test_an_index_without_pooling_leaves_columns_alone(real):
     index = LemurIndex().add(documents_of(real[:3], token_groups=["a", "b", "c"]))
     assert index.metadata(["doc-1"])["token_groups"][0].as_py() == "b"
@@ -259,7 +277,7 @@ def test_an_index_without_pooling_leaves_columns_alone(real):
         ([None, [0, 1, 1, 3]], ValueError, r"document 1 \(id 'doc-1'\) does not fit: it has 4 tokens"),
         ([[0, 1, 2, 3], []], ValueError, r"document 1 \(id 'doc-1'\) does not fit"),
         ([None, [0, 1, 2, None]], ValueError, r"document 1 \(id 'doc-1'\) does not fit"),
-        ([None, [0, 1, 2, 70_000]], TypeError, r"must be list<uint16>"),
+        ([None, [0, 1, 2, 70_000]], ValueError, r"numbers that are not of pooled tokens, which are from 0 to 65,535"),
     ],
 )
 @pytest.mark.parametrize("stream", [False, True])
@@ -287,6 +305,12 @@ def test_bad_options(options, error, message):
         LemurIndex(**options)
     with pytest.raises(error, match=message):
         lemur_ann.pool([np.ones((2, 3), np.float32)], **options)
+
+
+def test_as_many_tokens_as_have_numbers():
+    tokens = np.eye(2, dtype=np.float16)[np.arange(60_000) % 2]
+    (pooled,), _ = lemur_ann.pool([tokens], 1, protected_tokens=20_000)
+    assert len(pooled) == 60_000
 
 
 def test_too_many_tokens():
@@ -379,8 +403,8 @@ def fitted(demo_data):
 
 def test_tune_codes_measures_pooled_tokens(fitted, demo_data):
     found = fitted.tune_codes(demo_data.queries, relevant="id", max_loss=0.3)
-    assert [factor for factor, _ in found.pooled] == [2] * 4 + [3] * 4 + [4] * 4
-    assert [width.token_codes for _, width in found.pooled[:4]] == ["float16", "int4", "int2", "int1"]
+    assert [factor for factor, _ in found.pooled] == [2] * 5 + [3] * 5 + [4] * 5
+    assert [width.token_codes for _, width in found.pooled[:5]] == ["float16", "int4", "int3", "int2", "int1"]
     whole, half = found.widths[0], found.pooled[1][1]
     assert 0.5 < half.bytes_per_token / whole.bytes_per_token < 0.56
     floats = [width for _, width in found.pooled if width.token_codes == "float16"]

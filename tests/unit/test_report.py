@@ -461,6 +461,32 @@ def test_bad_input(small_index, make_matrices, monkeypatch):
         report(index, queries)
 
 
+def test_what_smaller_tokens_would_lose(demo_index, demo_data):
+    made = report(demo_index, demo_data.queries, relevant="id")
+    codes = made.data["codes"]
+    found = demo_index.tune_codes(demo_data.queries, relevant="id", max_loss=1.0)
+    measured = [(1, width) for width in found.widths] + [own for own in found.pooled if own[0] == 2]
+    assert codes["loss_of"] == "relevance"
+    assert [(w["pool_factor"], w["token_codes"], w["loss"], w["recall"]) for w in codes["widths"]] == [
+        (factor, width.token_codes, width.loss, width.recall) for factor, width in measured
+    ]
+    assert "bytes a token, " in made.html
+    without = report(demo_index, demo_data.queries[:20]).data["codes"]
+    assert without["loss_of"] == "recall"
+    assert all(w["loss"] == pytest.approx(1 - w["recall"]) for w in without["widths"])
+    last = [[hits.ids[-1]] for hits in demo_index.search(demo_data.queries[:5], k=len(demo_index), exact=True)]
+    of_nobody = report(demo_index, demo_data.queries[:5], relevant=last).data["codes"]
+    assert of_nobody["loss_of"] == "recall"
+    unfitted = LemurIndex()
+    unfitted.add(demo_data.documents[:20])
+    assert report(unfitted, demo_data.queries[:3]).data["codes"] is None
+    alone = LemurIndex(num_features=64, epochs=0, rank=15, token_codes="int4", keep_tokens="none")
+    alone.fit(demo_data.documents[:200], demo_data.training_queries)
+    made = report(alone, demo_data.queries[:3])
+    assert made.data["codes"] is None
+    assert "Smaller tokens" not in made.html
+
+
 def test_the_guide_names_the_figures(demo_index, demo_data):
     guide = (Path(__file__).parent.parent.parent / "docs/guides/report.md").read_text(encoding="utf-8")
     rows = re.findall(r"^\| (`.*?) \| (.*) \|$", guide, re.M)

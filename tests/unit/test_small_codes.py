@@ -370,3 +370,15 @@ def test_few_documents_are_recoded_once_they_have_centroids(demo_data):
     before = ids_of(index.search(queries_of(demo_data)))
     index.recode("int4")
     assert ids_of(index.search(queries_of(demo_data))) == before
+
+
+def test_float16_tokens_near_the_largest(rng):
+    """What a code stands for may be beyond what its token's dtype holds: it ends there, and is no infinity."""
+    documents = [(rng.normal(size=(3, 130)) * 3e4).clip(-6e4, 6e4).astype(np.float16) for _ in range(520)]
+    options = {"num_features": 64, "epochs": 0, "rank": 7, "num_sample_tokens": 200}
+    queries = [own[:2] for own in documents[:50]]
+    index = LemurIndex(**options, token_codes="int1", keep_tokens="none").fit(documents, queries)
+    tokens = index.get(index.ids()[:50])["tokens"].combine_chunks().values.values.to_numpy()
+    assert np.abs(tokens.astype(np.float32)).max() == np.finfo(np.float16).max
+    assert str(index.explain(documents[0], 0))
+    assert len(LemurIndex(**options).fit(index.to_arrow(vectors=False), queries)) == 520
