@@ -68,7 +68,7 @@ const KernelTable kAmxKernels = {"amx",
                                  update_nearest,
                                  byte_maxima<Bytes32>,
                                  match_sums,
-                                 small_rows<Codes64>};
+                                 small_rows_64};
 
 }  // namespace lemur
 

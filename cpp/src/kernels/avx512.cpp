@@ -36,7 +36,7 @@ const KernelTable kAvx512Kernels = {"avx512",
                                     update_nearest,
                                     byte_maxima<Bytes32>,
                                     match_sums,
-                                    small_rows<Codes64>};
+                                    small_rows_64};
 
 }  // namespace lemur
 

@@ -18,7 +18,7 @@ const KernelTable kAvx512VnniKernels = {"avx512_vnni",
                                         update_nearest,
                                         byte_maxima<Bytes32>,
                                         match_sums,
-                                        small_rows<Codes64>};
+                                        small_rows_64};
 
 }  // namespace lemur
 

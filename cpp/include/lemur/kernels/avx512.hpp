@@ -82,5 +82,40 @@ struct Codes64 {
   }
 };
 
+// Codes of 1 to 3 bits of 65 to 128 components have fewer bytes than a vector: they are repeated, and each quarter of
+// the vector is moved by the bits of its own part.
+inline bool small_rows_of_128(const SmallBook& book, const SmallCodes& tokens, std::int8_t* rows, std::int32_t* sums) {
+  const __m512i one_bit[2] = {_mm512_set_epi64(3, 3, 2, 2, 1, 1, 0, 0), _mm512_set_epi64(7, 7, 6, 6, 5, 5, 4, 4)};
+  const __m512i two_bits[2] = {_mm512_set_epi64(2, 2, 2, 2, 0, 0, 0, 0), _mm512_set_epi64(6, 6, 6, 6, 4, 4, 4, 4)};
+  const __m512i one = _mm512_set1_epi8(1);
+  for (std::int64_t r = 0; r < tokens.num_rows; ++r) {
+    if (tokens.centroids[r] >= book.num_centroids) return false;
+    const __m512i levels = Codes64::table(book.levels, tokens.scales[r]);
+    const std::int8_t* centroid = book.centroids + tokens.centroids[r] * book.stride;
+    const std::uint8_t* codes = tokens.codes + r * book.num_bytes;
+    __m512i low = _mm512_setzero_si512(), high = low, sum = Codes64::no_sum();
+    if (book.bits > 1) low = _mm512_broadcast_i64x4(Codes32::load(codes));
+    if (book.bits != 2) high = _mm512_broadcast_i32x4(Codes16::load(codes + (book.bits == 3 ? 32 : 0)));
+    for (int half = 0; half < 2; ++half) {
+      const __m512i lower = _mm512_and_si512(_mm512_srlv_epi64(low, two_bits[half]), _mm512_set1_epi8(3));
+      const __m512i upper = _mm512_and_si512(_mm512_srlv_epi64(high, one_bit[half]), one);
+      const __m512i chosen = book.bits == 3   ? _mm512_or_si512(lower, _mm512_slli_epi16(upper, 2))
+                             : book.bits == 2 ? lower
+                                              : upper;
+      const __m512i values =
+          Codes64::add(_mm512_shuffle_epi8(levels, chosen), Codes64::load(centroid + half * Codes64::lanes));
+      Codes64::store(rows + r * book.stride + half * Codes64::lanes, values);
+      sum = Codes64::add_sum(sum, values);
+    }
+    sums[r] = Codes64::total(sum);
+  }
+  return true;
+}
+
+inline bool small_rows_64(const SmallBook& book, const SmallCodes& tokens, std::int8_t* rows, std::int32_t* sums) {
+  if (book.bits < 4 && book.dim > 64 && book.dim <= 128) return small_rows_of_128(book, tokens, rows, sums);
+  return small_rows<Codes64>(book, tokens, rows, sums);
+}
+
 }  // namespace
 }  // namespace lemur
