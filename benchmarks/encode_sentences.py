@@ -8,9 +8,9 @@ The tool is the script that made the corpus; its Encoder encodes the sentences a
 from __future__ import annotations
 
 import argparse
-import importlib.util
 from pathlib import Path
 
+import known_answers
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -23,18 +23,11 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("corpus", type=Path)
     parser.add_argument("--tool", type=Path, required=True)
-    parser.add_argument("--cache", type=Path, default=Path.home() / ".cache" / "late-interaction-corpus")
     parser.add_argument("--out", type=Path, required=True)
     args = parser.parse_args()
-    spec = importlib.util.spec_from_file_location("make_corpus", args.tool)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    encoder = module.Encoder(args.cache, 2)
     texts = pq.read_table(args.corpus / "docs.parquet", columns=["text"]).column("text").to_pylist()
     with progress_lines() as lines:
-        queries = from_sentences(
-            texts, lambda t: encoder(t, marker=1, max_tokens=32, pad_to=32), np.random.default_rng(0), lines, dim=128
-        )
+        queries = from_sentences(texts, known_answers.encoder_of(args.tool), np.random.default_rng(0), lines, dim=128)
     vectors = pa.FixedSizeListArray.from_arrays(pa.array(queries.tokens.reshape(-1)), queries.tokens.shape[1])
     pq.write_table(pa.table({"tokens": pa.LargeListArray.from_arrays(pa.array(queries.offsets), vectors)}), args.out)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -39,6 +40,17 @@ def read(corpus: Path, limit: int | None, num_queries: int) -> Known:
         batch,
         [rows[name] for name in asked.column("id").to_pylist()],
     )
+
+
+def encoder_of(tool: Path) -> Any:
+    """The query encoder of the script that made a corpus: texts to token matrices."""
+    spec = importlib.util.spec_from_file_location("make_corpus", tool)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    encoder = module.Encoder(Path.home() / ".cache" / "late-interaction-corpus", 2)
+    return lambda texts: encoder(texts, marker=1, max_tokens=32, pad_to=32)
 
 
 def exact_top(work: Path, index: Any, queries: list[npt.NDArray[Any]], k: int = 10) -> npt.NDArray[np.int64]:

@@ -1,6 +1,7 @@
 """What users feel: how often the answer is among the hits, beside recall and time, against exact MaxSim.
 
     python benchmarks/relevance.py CORPUS --work DIR [--learn] [--limit N] [--num-queries N] [--deep] [--json FILE]
+        [--learn-from tokens] [--learn-from sentences --tool make_corpus.py] [--learn-from plain --tool make_corpus.py]
 
 Query i of the corpus was written for the document whose name it has. Of an index in DIR, which ``--learn`` makes (with the
 default options, from queries_train), the queries of queries_dev are asked one at a time on one thread. success@k says how often
@@ -22,6 +23,7 @@ from pathlib import Path
 
 import known_answers
 import numpy as np
+import pyarrow.parquet as pq
 
 SETTINGS = (  # num_candidates, ef_search, shortlist
     (40, 100, 400),
@@ -54,7 +56,8 @@ def main() -> None:
     parser.add_argument("--work", type=Path, required=True)
     parser.add_argument("--index", type=Path, help="another index of the same documents, by row")
     parser.add_argument("--learn", action="store_true")
-    parser.add_argument("--learn-from", choices=("queries", "tokens"), default="queries")
+    parser.add_argument("--learn-from", choices=("queries", "tokens", "sentences", "plain"), default="queries")
+    parser.add_argument("--tool", type=Path, help="the script that made the corpus, whose encoder is that of queries")
     parser.add_argument("--limit", type=int)
     parser.add_argument("--num-queries", type=int, default=1600)
     parser.add_argument("--deep", action="store_true")
@@ -68,9 +71,16 @@ def main() -> None:
     count, queries, grades = len(corpus.documents), corpus.queries, corpus.grades
     folder = arguments.index or arguments.work / f"relevance-{arguments.learn_from}-{count}"
     if arguments.learn or not folder.exists():
-        taught_by = None if arguments.learn_from == "tokens" else arguments.corpus / "queries_train.parquet"
+        documents, taught_by = corpus.documents, {}
+        if arguments.learn_from == "queries":
+            taught_by = {"queries": arguments.corpus / "queries_train.parquet"}
+        elif arguments.learn_from != "tokens":
+            taught_by = {"encode_query": known_answers.encoder_of(arguments.tool), "text_column": None}
+        if arguments.learn_from == "sentences":
+            texts = pq.read_table(arguments.corpus / "docs.parquet", columns=["text"])[:count].column("text")
+            documents, taught_by["text_column"] = documents.append_column("text", texts), "text"
         begin = time.perf_counter()
-        learned = lemur_ann.LemurIndex().fit(corpus.documents, taught_by, num_threads=2, progress=False)
+        learned = lemur_ann.LemurIndex().fit(documents, **taught_by, num_threads=2, progress=False)
         print(f"fit: {time.perf_counter() - begin:.0f} s, {learned.encoder.training['look_found']}")
         learned.save(folder)
         del learned
