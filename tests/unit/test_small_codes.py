@@ -16,6 +16,7 @@ from lemur_ann.searching.snapshot import Learned
 
 SMALL = {"num_features": 128, "epochs": 0, "rank": 31}
 WIDTHS = ["int4", "int3", "int2", "int1"]
+ALIKE = {**SMALL, "num_centroids": 512}  # of which small codes have more by themselves: one map for all
 
 
 def queries_of(data):
@@ -34,17 +35,17 @@ def shared(one, other):
 @pytest.fixture(scope="module")
 def exact(demo_data):
     """The same index with tokens alone."""
-    return LemurIndex(**SMALL, token_codes=None).fit(demo_data.documents, demo_data.training_queries)
+    return LemurIndex(**ALIKE, token_codes=None).fit(demo_data.documents, demo_data.training_queries)
 
 
 @pytest.fixture(scope="module", params=WIDTHS)
 def with_tokens(request, demo_data):
-    return LemurIndex(**SMALL, token_codes=request.param).fit(demo_data.documents, demo_data.training_queries)
+    return LemurIndex(**ALIKE, token_codes=request.param).fit(demo_data.documents, demo_data.training_queries)
 
 
 @pytest.fixture(scope="module", params=WIDTHS)
 def alone(request, demo_data):
-    return LemurIndex(**SMALL, token_codes=request.param, keep_tokens="none").fit(
+    return LemurIndex(**ALIKE, token_codes=request.param, keep_tokens="none").fit(
         demo_data.documents, demo_data.training_queries
     )
 
