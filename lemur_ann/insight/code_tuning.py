@@ -21,7 +21,7 @@ from lemur_ann.options import SMALL_BITS
 from lemur_ann.progress import Progress, Task
 from lemur_ann.searching.search import Candidates, exact_scores
 from lemur_ann.searching.settings import Settings
-from lemur_ann.searching.snapshot import Snapshot
+from lemur_ann.searching.snapshot import Learned, Snapshot
 
 POOL_FACTORS = (2, 3, 4)  # that are measured beside the widths
 DOCUMENTS_AT_ONCE = 1024  # whose tokens are in memory before they are pooled
@@ -123,6 +123,15 @@ class TunedCodes:
         return lines
 
 
+def why_not(learned: Learned, store: TokenStore) -> str:
+    """Why widths of codes cannot be measured; empty where they can."""
+    if isinstance(store, CodedStore):
+        return f"the tokens are not kept, only codes {learned.options.token_codes!r}: nothing tells what these lose"
+    if learned.look is None or learned.look.weights.codes is None:
+        return "the learned map has nothing to make small codes with: refit(num_centroids=64), or another number, learns it"
+    return ""
+
+
 def tune_codes(
     snapshot: Snapshot,
     queries: QueryBatch,
@@ -144,12 +153,8 @@ def tune_codes(
         ValueError: the tokens are not kept, or the map has nothing to make codes with; or there are no queries.
     """
     learned = snapshot.fitted()
-    if isinstance(snapshot.store, CodedStore):
-        raise ValueError(f"the tokens are not kept, only codes {learned.options.token_codes!r}: nothing tells what these lose")
-    if learned.look is None or learned.look.weights.codes is None:
-        raise ValueError(
-            "the learned map has nothing to make small codes with: refit(num_centroids=64), or another number, learns it"
-        )
+    if reason := why_not(learned, snapshot.store):
+        raise ValueError(reason)
     if snapshot.num_documents == 0:
         raise ValueError("tune_codes needs at least one document, and the index holds none")
     if len(queries) == 0:

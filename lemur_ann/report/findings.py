@@ -9,10 +9,9 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from lemur_ann.documents.coded_store import CodedStore
 from lemur_ann.documents.rows import Rows
 from lemur_ann.insight import metrics
-from lemur_ann.insight.code_tuning import tune_codes
+from lemur_ann.insight.code_tuning import tune_codes, why_not
 from lemur_ann.insight.estimates import ranks_by_estimate
 from lemur_ann.progress import Progress
 from lemur_ann.report.searches import Timed, share
@@ -22,7 +21,6 @@ from lemur_ann.searching.snapshot import Snapshot
 MAX_POINTS = 200  # of the plot of estimates, of a kind
 MAX_BINS, QUERIES_PER_BIN = 6, 10
 MAX_WORST, MAX_MISSED = 10, 5  # queries shown, and documents of each
-
 CODES_POOL_FACTORS = (2,)  # measured beside the widths of codes
 
 Place = tuple[int, int, float, float]  # number of a query, row of a document, its exact and its estimated score per query token
@@ -107,8 +105,7 @@ def estimated_ranks(subject: Subject, truths: list[Truth], used: Timed) -> list[
 def codes(subject: Subject, truths: list[Truth], relevance: dict[str, Any] | None, lines: Progress) -> dict[str, Any] | None:
     """What small codes would lose in the place of the tokens; None where these are not kept, or no codes can be made."""
     learned, queries = subject.snapshot.learned, subject.queries.batch
-    can_be_made = learned is not None and learned.look is not None and learned.look.weights.codes is not None
-    if not can_be_made or subject.on_device or isinstance(subject.snapshot.store, CodedStore):
+    if learned is None or subject.on_device or why_not(learned, subject.snapshot.store):
         return None
     if not all(queries.matrix(i).any() for i in range(len(queries))):  # a query of zeros has no best documents
         return None
