@@ -52,6 +52,7 @@ class Documents:
     ids: Any
     offsets: Any
     directory: str | None  # for the temporary file of a stream's tokens
+    note: str | None = None  # to keep with the version that has them
 
 
 @dataclass
@@ -238,7 +239,9 @@ class Changes:
             is_emptied = now.num_rows > 0 == now.num_documents  # by a version that did not begin anew then
             now = now.begun_anew(self.temporary()) if is_emptied else now
             joined, num_new = self._joined(now, documents, now.dim, num_threads, progress, replaces=replaces)
-            if num_new:
+            if documents.note is not None:
+                joined = replace(joined, note=documents.note)
+            if num_new or documents.note is not None:
                 (self._begin_anew if is_emptied else self.publish)(joined)
             told["num_new"] = num_new
             if joined.learned is not None:
@@ -268,14 +271,15 @@ class Changes:
             replaced = base.ids.known(pa.concat_arrays([batch.ids for batch in batches]))
         return base.with_documents(batches, metadata, replaced, num_threads, progress), sum(map(len, batches))
 
-    def delete(self, ids: pa.Array | None, filter: Any) -> int:
+    def delete(self, ids: pa.Array | None, filter: Any, note: str | None = None) -> int:
         """Documents by their ids, each of which must be there, or those that a filter lets through; how many."""
         with self.timed("delete") as told, self.writing:
             now = self.snapshot
             rows = np.unique(now.ids.find(ids)) if ids is not None else excluded_by(filter, now).others
-            if len(rows):
-                left = now.without(rows, self.temporary())
-                (self.publish if left.num_rows else self._begin_anew)(left)
+            if len(rows) or note is not None:
+                left = now.without(rows, self.temporary()) if len(rows) else now
+                left = left if note is None else replace(left, note=note)
+                (self.publish if left.num_rows or not len(rows) else self._begin_anew)(left)
             told["num_deleted"] = len(rows)
         self._compact_if_due()
         return len(rows)

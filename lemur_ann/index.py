@@ -240,6 +240,14 @@ class LemurIndex(MeasuredIndex):
         return self._changes.version
 
     @property
+    def note(self) -> str | None:
+        """The text that the last change with one brought, see :meth:`add`; None before the first. It is saved with the index.
+
+        After a crash it tells which of a program's changes are in: the note and its change are there, or neither is.
+        """
+        return self.snapshot.note
+
+    @property
     def encoder(self) -> LemurEncoder:
         """The learned map.
 
@@ -500,6 +508,7 @@ class LemurIndex(MeasuredIndex):
         ids: Any = None,
         offsets: Any = None,
         directory: str | PathLike[str] | None = None,
+        note: str | None = None,
         num_threads: int | None = None,
         progress: Show = None,
     ) -> LemurIndex:
@@ -508,6 +517,11 @@ class LemurIndex(MeasuredIndex):
         Documents join in the index's token dtype: float32 tokens are rounded where it holds float16. Metadata columns that
         either side lacks are null there, and a column is widened where either side needs more, as Arrow does: int32 and int64
         to int64, timestamps to the finer unit, integers and floats to float64 where that is exact.
+
+        Args:
+            documents, ids, offsets, directory, num_threads, progress: as for :meth:`fit`.
+            note: a text of up to 100,000 characters that becomes :attr:`note` in the same step, such as how far a stream of
+                changes was read.
 
         Returns:
             the index itself.
@@ -518,7 +532,7 @@ class LemurIndex(MeasuredIndex):
             OSError: there is no such path, or no room for a stream's tokens; nothing has changed.
         """
         threads = validate.num_threads(num_threads)
-        new = self._documents(documents, ids, offsets, directory)
+        new = self._documents(documents, ids, offsets, directory, note)
         with progress_lines(progress) as lines:
             self._changes.add(new, threads, lines, replaces=False)
         return self
@@ -530,12 +544,16 @@ class LemurIndex(MeasuredIndex):
         ids: Any = None,
         offsets: Any = None,
         directory: str | PathLike[str] | None = None,
+        note: str | None = None,
         num_threads: int | None = None,
         progress: Show = None,
     ) -> LemurIndex:
         """Add documents, and in the same step delete those that had their ids before; otherwise as :meth:`add`.
 
         Tokens and metadata of a replaced document are gone as a whole: what the new one lacks is null.
+
+        Args:
+            documents, ids, offsets, directory, note, num_threads, progress: as for :meth:`add`.
 
         Returns:
             the index itself.
@@ -545,17 +563,19 @@ class LemurIndex(MeasuredIndex):
             OSError: there is no such path, or no room; nothing has changed.
         """
         threads = validate.num_threads(num_threads)
-        new = self._documents(documents, ids, offsets, directory)
+        new = self._documents(documents, ids, offsets, directory, note)
         with progress_lines(progress) as lines:
             self._changes.add(new, threads, lines, replaces=True)
         return self
 
-    def _documents(self, documents: Any, ids: Any, offsets: Any, directory: str | PathLike[str] | None) -> Documents:
-        place = self._changes.temporary(directory)
+    def _documents(
+        self, documents: Any, ids: Any, offsets: Any, directory: str | PathLike[str] | None, note: str | None
+    ) -> Documents:
+        place, note = self._changes.temporary(directory), validate.note(note)
         self._changes.check_writable()
-        return Documents(documents, ids, offsets, place)
+        return Documents(documents, ids, offsets, place, note)
 
-    def delete(self, ids: Any = None, *, filter: Any = None) -> int:
+    def delete(self, ids: Any = None, *, filter: Any = None, note: str | None = None) -> int:
         """Delete documents; they never appear again, and their ids are free for new documents.
 
         Without its last document the index begins anew: with ids, metadata, and without a learned map a dim, of any kind.
@@ -563,6 +583,7 @@ class LemurIndex(MeasuredIndex):
         Args:
             ids: those of the documents: one, or a collection.
             filter: instead of ids, as for :meth:`search`.
+            note: as for :meth:`add`; kept where the filter lets nothing through, too.
 
         Returns:
             how many were deleted.
@@ -574,7 +595,7 @@ class LemurIndex(MeasuredIndex):
         if (ids is None) == (filter is None):
             raise TypeError("delete takes ids or filter=, one of the two")
         self._changes.check_writable()
-        return self._changes.delete(None if ids is None else ids_of(ids), filter)
+        return self._changes.delete(None if ids is None else ids_of(ids), filter, validate.note(note))
 
     def compact(self, *, num_threads: int | None = None, progress: Show = None) -> LemurIndex:
         """Take back the space of deleted documents, and make the candidate index anew without them.

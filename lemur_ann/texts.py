@@ -110,7 +110,7 @@ class TextIndex:
                 raise ValueError("fit needs at least one document, got none")
         return self
 
-    def add(self, documents: Any, *, ids: Any = None, progress: Show = None) -> TextIndex:
+    def add(self, documents: Any, *, ids: Any = None, note: str | None = None, progress: Show = None) -> TextIndex:
         """Encode and add documents; see :meth:`lemur_ann.LemurIndex.add`.
 
         Args:
@@ -118,6 +118,7 @@ class TextIndex:
                 interface), a frame, or the path of a Parquet file, with a string column ``text``, an optional column ``id``,
                 and other columns kept as metadata.
             ids: one for each string; 0, 1, 2, ... where None. Arrow data has a column for it.
+            note: as for :meth:`lemur_ann.LemurIndex.add`.
             progress: as for :meth:`lemur_ann.LemurIndex.fit`.
 
         Returns:
@@ -127,15 +128,15 @@ class TextIndex:
             ValueError, TypeError: bad documents or ids, or an encoder that gives something else than one matrix for each text;
                 nothing has changed.
         """
-        return self._taken(self.index.add, documents, ids, progress)
+        return self._taken(functools.partial(self.index.add, note=note), documents, ids, progress)
 
-    def upsert(self, documents: Any, *, ids: Any = None, progress: Show = None) -> TextIndex:
+    def upsert(self, documents: Any, *, ids: Any = None, note: str | None = None, progress: Show = None) -> TextIndex:
         """As :meth:`add`, in place of documents that have the same ids; see :meth:`lemur_ann.LemurIndex.upsert`."""
-        return self._taken(self.index.upsert, documents, ids, progress)
+        return self._taken(functools.partial(self.index.upsert, note=note), documents, ids, progress)
 
-    def delete(self, ids: Any = None, *, filter: Any = None) -> int:
+    def delete(self, ids: Any = None, *, filter: Any = None, note: str | None = None) -> int:
         """:meth:`lemur_ann.LemurIndex.delete`."""
-        return self.index.delete(ids, filter=filter)
+        return self.index.delete(ids, filter=filter, note=note)
 
     def search(self, queries: str | Sequence[str], k: int = 10, **how: Any) -> Any:
         """The k documents of highest exact MaxSim score among the candidates.
@@ -221,7 +222,8 @@ class TextIndex:
 
     def _taken(self, into: Callable[..., Any], documents: Any, ids: Any, show: Show) -> TextIndex:
         with progress_lines(show) as lines:
-            self._take(functools.partial(into, progress=lines), documents, ids, lines)
+            if not self._take(functools.partial(into, progress=lines), documents, ids, lines):
+                into([], progress=lines)  # for the note
             if self.fit_at is not None and not self.index.is_fitted and len(self.index) >= self.fit_at:
                 event("fit is due", num_documents=len(self.index))
                 self.fit(progress=lines)

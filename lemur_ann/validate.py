@@ -22,6 +22,7 @@ Tokens = npt.NDArray[Any]  # (num_tokens, dim), float32 or float16, C-contiguous
 Offsets = npt.NDArray[np.int64]  # (num_documents + 1,)
 
 first_bad_row = _core.first_bad_row
+MAX_NOTE = 100_000  # characters; a manifest has 4 MiB at most
 BAD_VALUE = "a NaN, infinite or huge value (above 1e15)"
 
 
@@ -43,6 +44,21 @@ def function(value: Any, name: str) -> Callable[..., Any] | None:
     if value is not None and not callable(value):
         raise TypeError(f"{name} must be a function, got {shown(value)}")
     return value  # type: ignore[no-any-return]
+
+
+def note(value: Any) -> str | None:
+    """A text to keep with a change, or None."""
+    if value is None:
+        return None
+    if not isinstance(value, str):
+        raise TypeError(f"note must be a string, got {shown(value)}")
+    if len(value) > MAX_NOTE:
+        raise ValueError(f"note has {len(value)} characters, expected {MAX_NOTE} at most")
+    try:
+        value.encode()
+    except UnicodeEncodeError as error:
+        raise ValueError(f"note is no text: {error}") from error
+    return str(value)
 
 
 def names(given: Iterable[str], known: Iterable[str], who: str) -> None:

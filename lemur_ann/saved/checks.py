@@ -59,6 +59,7 @@ def check_manifest(manifest: dict[str, Any]) -> None:
         _count(manifest[key], key)
     if manifest["num_documents"] > manifest["num_rows"]:
         raise ValueError("it has more documents than rows")
+    _is(manifest | {"note": manifest.get("note") or ""}, ("note",), str)
     dim = manifest["dim"]
     if dim is not None and not 1 <= _count(dim, "dim") <= MAX_DIM:
         raise ValueError(f"dim is {dim}, expected 1 to {MAX_DIM}")

@@ -140,15 +140,14 @@ def assembled(
         return objects[name]
 
     try:
-        coded = options.keeps_int8
-        read_segment = functools.partial(_read_segment, folder, coded=coded)
+        read_segment = functools.partial(_read_segment, folder, coded=options.keeps_int8)
         segments = [known_or(entry["documents"], functools.partial(read_segment, entry)) for entry in manifest["segments"]]
         num_rows = sum(segment.num_rows for segment in segments)
         is_coded_alone = options.keep_tokens == "none" and manifest["feature_map"] is not None
         if any((segment.tokens is None) != is_coded_alone for segment in segments):
             raise CorruptIndex(f"{folder} has segments with tokens, or without, against its option keep_tokens")
         chunks = [cast(Chunk, piece) for segment in segments for piece in segment.pieces if not is_coded_alone]
-        store = TokenStore(chunks, coded=coded)
+        store = TokenStore(chunks, coded=options.keeps_int8)
         _ = store.documents
         column = IdColumn([chunk for segment in segments for chunk in segment.ids])
         if any(chunk.type != column.type for chunk in column.chunks):
@@ -178,7 +177,8 @@ def assembled(
     except (KeyError, IndexError, AttributeError, TypeError, ArithmeticError, RuntimeError, pa.ArrowException) as error:
         raise CorruptIndex(f"{folder} cannot be read: {error!r}") from error
     ids = IdMap(column, deleted) if ids is None else ids.moved_to(column)
-    return Version(manifest, options, given, Snapshot(store, ids, metadata, deleted, learned), segments, objects)
+    snapshot = Snapshot(store, ids, metadata, deleted, learned, manifest.get("note"), manifest["version"])
+    return Version(manifest, options, given, snapshot, segments, objects)
 
 
 def _is_ours(manifest: dict[str, Any]) -> bool:
@@ -468,6 +468,7 @@ class Writing:
             "token_dtype": None if snapshot.store.dtype is None else str(snapshot.store.dtype),
             "options": options,
             **({} if given == options else {"options_given": given}),
+            **({} if snapshot.note is None else {"note": snapshot.note}),
             "segments": self.segments(snapshot),
             **dict.fromkeys(("deleted", "feature_map", "training", "learned", "structure")),
             "vectors": [],

@@ -99,6 +99,8 @@ class Snapshot:
     metadata: pa.Table | None
     deleted: RowSet
     learned: Learned | None = None
+    note: str | None = None  # the caller's, kept with the change that it came with
+    number: int = 0  # of this version on disk; 0 in memory
 
     @classmethod
     def empty(cls, *, coded: bool) -> Snapshot:
@@ -116,7 +118,7 @@ class Snapshot:
         A learned map stays, and with it the dim of tokens.
         """
         learned = None if self.learned is None else self.learned.begun_anew(directory)
-        empty = Snapshot.empty(coded=self.store.coded)
+        empty = replace(Snapshot.empty(coded=self.store.coded), note=self.note)
         return empty if learned is None else replace(empty, store=learned.kept(empty.store), learned=learned)
 
     def fitted(self) -> Learned:
@@ -184,7 +186,7 @@ class Snapshot:
             store = learned.kept(new)
         deleted = self.deleted.with_rows(replaced).extended(len(store))
         ids = self.ids.changed(replaced, pa.concat_arrays([batch.ids for batch in batches]), deleted)
-        return Snapshot(store, ids, metadata, deleted, learned)
+        return Snapshot(store, ids, metadata, deleted, learned, self.note)
 
     def without(self, rows: Rows, directory: str | None = None) -> Snapshot:
         """With these rows deleted too, and begun anew where none is left; ``directory`` is for temporary files."""
@@ -217,6 +219,7 @@ class Snapshot:
             None if self.metadata is None else self.metadata.take(pa.array(kept)),
             RowSet.none(len(kept)),
             learned,
+            self.note,
         )
 
     def with_changes(self, before: Snapshot, after: Snapshot, num_threads: int) -> Snapshot:
@@ -238,7 +241,7 @@ class Snapshot:
                 look = look.with_part(now.look.take(later))
             learned = replace(learned, candidates=candidates, look=look, tuned=now.tuned, num_unfamiliar=now.num_unfamiliar)
         store = store if learned is None else learned.kept(store)
-        return Snapshot(store, IdMap(column, deleted), metadata, deleted, learned)
+        return Snapshot(store, IdMap(column, deleted), metadata, deleted, learned, after.note)
 
 
 def check(snapshot: Snapshot) -> None:
