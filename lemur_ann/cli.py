@@ -614,6 +614,65 @@ def info(path: IndexDir) -> None:
     console.print(f"This machine's instruction sets: {', '.join(lemur_ann.maxsim.supported_isas())}")
 
 
+@app.command()
+def serve(
+    indexes: Annotated[list[str], typer.Argument(metavar="DIR...", help="Directories of indexes; NAME=DIR names one.")],
+    host: Annotated[str, typer.Option(help="Address to listen at.")] = "127.0.0.1",
+    port: Annotated[int, typer.Option(help="Port to listen at.")] = 8080,
+    workers: Annotated[int, typer.Option(min=1, help="Processes that read, beside one that writes; 1 does both.")] = 1,
+    read_only: Annotated[bool, typer.Option(help="Write nothing, and take no lock.")] = False,
+    encoder: Annotated[str | None, typer.Option(help="Of texts: sentence-transformers:NAME, pylate:NAME, onnx:FOLDER, ...")] = None,
+    keys: Annotated[Path | None, typer.Option(help="Who may: a file that 'lemur-ann key' writes.", exists=True)] = None,
+    certificate: Annotated[Path | None, typer.Option(help="A PEM file, for TLS.", exists=True)] = None,
+    private_key: Annotated[Path | None, typer.Option(help="Its key.", exists=True)] = None,
+    insecure: Annotated[bool, typer.Option(help="Listen elsewhere than on loopback without keys or TLS.")] = False,
+    num_threads: Annotated[int | None, typer.Option(help="Threads that search. \\[default: all cores]")] = None,
+    max_batch: Annotated[int, typer.Option(min=1, help="Searches that a thread answers together.")] = 16,
+    max_waiting: Annotated[int, typer.Option(min=1, help="Searches that may wait; others are told to come again.")] = 256,
+    timeout_s: Annotated[float, typer.Option(min=0.01, help="Seconds for a search, with its time in the queue.")] = 10.0,
+) -> None:
+    """Serve indexes over HTTP, until SIGTERM: http://127.0.0.1:8080/docs has all requests.
+
+    A directory that is not there is made, with an empty index.
+    """
+    try:
+        from lemur_ann.service import hosted, processes
+    except ImportError as error:
+        raise ImportError(f"{error}; 'serve' needs more packages: pip install 'lemur_ann[serve]'") from error
+    limits = hosted.Limits(
+        num_threads=validate.num_threads(num_threads), max_batch=max_batch, max_waiting=max_waiting, timeout_s=timeout_s
+    )
+    settings = processes.Settings(
+        processes.named(indexes),
+        host=host,
+        port=port,
+        workers=workers,
+        read_only=read_only,
+        encoder=encoder,
+        keys=keys,
+        certificate=certificate,
+        private_key=private_key,
+        insecure=insecure,
+        limits=limits,
+    )
+    processes.serve(settings)
+
+
+@app.command()
+def key(
+    keys: Annotated[Path, typer.Argument(metavar="FILE", help="The file of keys; made where there is none.")],
+    name: Annotated[str, typer.Option(help="Of the client, in the log.")],
+    index: Annotated[list[str], typer.Option(help="An index that it opens, several times for several; * for all.")],
+    access: Annotated[str, typer.Option(help="read, or write, which may do both.")] = "read",
+) -> None:
+    """Make a key for a client of 'lemur-ann serve', and print it: only its digest is kept."""
+    from lemur_ann.service.access import new_key
+
+    if access not in ("read", "write"):
+        raise ValueError(f"access is {access!r}, expected 'read' or 'write'")
+    print(new_key(keys, name, index, access))  # type: ignore[arg-type]
+
+
 def _check_output(file: Path | None, *read: Path) -> None:
     """ValueError where a file that is to be written is one that is read, or in a folder that is."""
     for source in read:

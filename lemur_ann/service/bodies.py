@@ -1,0 +1,264 @@
+"""What travels: token matrices as JSON or Arrow, documents, hits; with the models that the OpenAPI page shows."""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import io
+from collections.abc import Sequence
+from typing import Annotated, Any, Literal
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.parquet as pq
+from pydantic import BaseModel, ConfigDict, Field
+
+from lemur_ann.documents.inputs import to_offsets
+from lemur_ann.hits import Hits
+
+ARROW = "application/vnd.apache.arrow.stream"
+PARQUET = "application/vnd.apache.parquet"
+MAX_K = 10_000
+
+Id = int | str
+
+
+class _Strict(BaseModel):
+    model_config = ConfigDict(extra="forbid")
+
+
+class Encoded(_Strict):
+    """A matrix (num_tokens, dim) as base64 of its rows, little-endian and C-contiguous: a quarter of the size of numbers."""
+
+    data: str
+    shape: tuple[Annotated[int, Field(ge=1)], Annotated[int, Field(ge=1)]]
+    dtype: Literal["float16", "float32"] = "float16"
+
+
+Tokens = Encoded | list[list[float]]
+
+
+class Query(_Strict):
+    """One query, as text for the index's encoder or as the token embeddings that yours gives."""
+
+    text: str | None = None
+    tokens: Tokens | None = None
+
+
+class Widths(_Strict):
+    """How a search is asked; what is left out is the index's own, see ``LemurIndex.search``."""
+
+    k: int = Field(10, ge=1, le=MAX_K, description="Hits to return.")
+    num_candidates: int | None = Field(None, ge=1, description="Documents to rerank.")
+    ef_search: int | None = Field(None, ge=1, description="Beam of the graph search.")
+    shortlist: int | None = Field(None, ge=0, description="Documents that the second look chooses from; 0 for none.")
+    target_recall: float | None = Field(None, description="Search as `tune` chose for this recall.")
+    max_loss: float | None = Field(None, description="Search as `tune` chose for this loss of relevance.")
+    exact: bool = Field(False, description="Score every document.")
+
+
+class Search(Widths):
+    """A search: of one query (``text`` or ``tokens``), or of several (``queries``)."""
+
+    text: str | None = None
+    tokens: Tokens | None = None
+    queries: list[Query] | None = Field(None, min_length=1)
+    filter: dict[str, Any] | None = Field(None, description='Such as {"year": {"$gte": 2020}}; see the page on the service.')
+    columns: list[str] | None = Field(None, description='Metadata columns to return with each hit; ["*"] for all.')
+
+    model_config = ConfigDict(
+        extra="forbid", json_schema_extra={"examples": [{"text": "an editor for the terminal", "k": 3, "columns": ["text"]}]}
+    )
+
+
+class Documents(_Strict):
+    """Documents as JSON objects: ``id``, ``tokens`` or ``text`` (or both), and any other keys, which are metadata."""
+
+    documents: list[dict[str, Any]] = Field(min_length=1)
+
+    model_config = ConfigDict(
+        extra="forbid",
+        json_schema_extra={"examples": [{"documents": [{"id": "vim", "text": "Vi IMproved, an editor", "year": 1991}]}]},
+    )
+
+
+class Deletion(_Strict):
+    """Documents to delete: by ``ids``, each of which must be there, or by ``filter``."""
+
+    ids: list[Id] | None = None
+    filter: dict[str, Any] | None = None
+
+    model_config = ConfigDict(extra="forbid", json_schema_extra={"examples": [{"ids": ["vim"]}]})
+
+
+class Wanted(_Strict):
+    """Documents to read back."""
+
+    ids: list[Id] = Field(min_length=1, max_length=10_000)
+    tokens: bool = Field(False, description="With the column tokens, as base64 float16.")
+
+    model_config = ConfigDict(extra="forbid", json_schema_extra={"examples": [{"ids": ["vim"]}]})
+
+
+class Explained(_Strict):
+    """One query and one document, to be told why it has its score."""
+
+    text: str | None = None
+    tokens: Tokens | None = None
+    id: Id
+    k: int = Field(10, ge=1, le=MAX_K)
+
+
+class Hit(BaseModel):
+    """A document that was found, with the metadata columns that were asked for."""
+
+    model_config = ConfigDict(extra="allow")
+    id: Id
+    score: float = Field(description="Exact MaxSim, higher is better.")
+
+
+class Found(BaseModel):
+    """What a search found. Of several queries there is ``results``, a list of hits for each, in the place of ``hits``."""
+
+    hits: list[Hit] | None = None
+    results: list[list[Hit]] | None = None
+    exact: bool = Field(description="False where the index keeps codes alone: scores are those of codes.")
+    version: int = Field(description="Of the index: it grows with every change.")
+
+
+class Changed(BaseModel):
+    """What a change did."""
+
+    added: int | None = None
+    replaced: int | None = None
+    deleted: int | None = None
+    num_documents: int
+    version: int
+    repeated: bool = Field(False, description="The Idempotency-Key was known: this is the first answer again.")
+
+
+class About(BaseModel):
+    """An index."""
+
+    name: str
+    num_documents: int
+    num_tokens: int
+    dim: int | None
+    version: int
+    is_fitted: bool
+    takes_texts: bool
+    read_only: bool
+    columns: dict[str, str]
+
+
+class Problem(BaseModel):
+    """Why a request was refused."""
+
+    error: str
+    message: str
+
+
+def matrix_of(tokens: Tokens) -> npt.NDArray[Any]:
+    """The matrix (num_tokens, dim) that a request carries.
+
+    Raises:
+        ValueError: base64 that is none, or of another length than its shape; rows of different lengths.
+    """
+    if isinstance(tokens, Encoded):
+        try:
+            data = base64.b64decode(tokens.data, validate=True)
+        except (binascii.Error, ValueError) as error:
+            raise ValueError(f"data of tokens is not base64: {error}") from error
+        kind = np.dtype(tokens.dtype).newbyteorder("<")
+        expected = tokens.shape[0] * tokens.shape[1] * kind.itemsize
+        if len(data) != expected:
+            raise ValueError(f"data of tokens has {len(data)} bytes, expected {expected} of shape {list(tokens.shape)}, {kind.name}")
+        return np.frombuffer(data, kind).reshape(tokens.shape)
+    widths = {len(row) for row in tokens}
+    if len(widths) != 1 or widths == {0}:
+        raise ValueError(f"tokens are rows of one length each, one a token; got {len(tokens)} rows of lengths {sorted(widths)[:5]}")
+    return np.array(tokens, np.float32)
+
+
+def encoded(matrix: npt.NDArray[Any]) -> dict[str, Any]:
+    """A matrix as :class:`Encoded` travels."""
+    kind = np.dtype("<f2" if matrix.dtype == np.float16 else "<f4")
+    data = base64.b64encode(np.ascontiguousarray(matrix, kind)).decode()
+    return {"data": data, "shape": list(matrix.shape), "dtype": kind.newbyteorder("=").name}
+
+
+def table_of(documents: Sequence[dict[str, Any]]) -> pa.Table:
+    """JSON documents as a table, with ``tokens`` as Arrow where they have them.
+
+    Raises:
+        ValueError, TypeError: some have tokens and some have not, or a column has values of several kinds.
+    """
+    with_tokens = sum("tokens" in row for row in documents)
+    if with_tokens not in (0, len(documents)):
+        raise ValueError(f"{with_tokens} of {len(documents)} documents have tokens: all have them, or none has")
+    rows = [{name: value for name, value in row.items() if name != "tokens"} for row in documents]
+    columns = list(dict.fromkeys(name for row in rows for name in row))
+    arrays: dict[str, Any] = {}
+    for name in columns:
+        try:
+            array = pa.array([row.get(name) for row in rows])
+        except (pa.ArrowException, OverflowError) as error:
+            raise ValueError(f"column {name!r} of the documents has values that do not go together: {error}") from error
+        arrays[name] = array
+    table = pa.table(arrays) if arrays else pa.table({"": pa.nulls(len(rows))}).select([])
+    if not with_tokens:
+        return table
+    matrices = [_tokens_of(row["tokens"], number) for number, row in enumerate(documents)]
+    return table.append_column("tokens", column_of(matrices))
+
+
+def _tokens_of(value: Any, number: int) -> npt.NDArray[Any]:
+    try:
+        return matrix_of(Encoded.model_validate(value) if isinstance(value, dict) else value)
+    except (ValueError, TypeError) as error:
+        raise ValueError(f"tokens of document {number}: {str(error).splitlines()[0]}") from error
+
+
+def column_of(matrices: Sequence[npt.NDArray[Any]]) -> pa.Array:
+    """Matrices as a column large_list<fixed_size_list<float16 or float32>[dim]>."""
+    dims = {matrix.shape[1] for matrix in matrices}
+    if len(dims) != 1:
+        raise ValueError(f"tokens have different dims: {sorted(dims)}")
+    kind = np.result_type(*(matrix.dtype for matrix in matrices)).newbyteorder("=")
+    flat = np.concatenate(matrices).astype(kind, copy=False)
+    offsets = to_offsets([len(matrix) for matrix in matrices])
+    return pa.LargeListArray.from_arrays(pa.array(offsets), pa.FixedSizeListArray.from_arrays(pa.array(flat.reshape(-1)), dims.pop()))
+
+
+def read_arrow(body: bytes, kind: str) -> pa.Table:
+    """The table of an Arrow IPC stream or of a Parquet file.
+
+    Raises:
+        ValueError: it is none.
+    """
+    try:
+        if kind == PARQUET:
+            return pq.read_table(io.BytesIO(body))
+        with pa.ipc.open_stream(body) as reader:
+            table = reader.read_all()
+        table.validate(full=True)
+        return table
+    except (pa.ArrowException, OSError, ValueError, TypeError, KeyError) as error:
+        raise ValueError(f"the body is no {kind}: {error}") from error
+
+
+def write_arrow(table: pa.Table) -> bytes:
+    """A table as an Arrow IPC stream."""
+    sink = pa.BufferOutputStream()
+    with pa.ipc.new_stream(sink, table.schema) as writer:
+        writer.write_table(table)
+    return bytes(sink.getvalue())
+
+
+def rows_of(hits: Hits, table: pa.Table | None) -> list[dict[str, Any]]:
+    """Hits as JSON objects, with their metadata where a table has it."""
+    if table is None:
+        return [{"id": doc_id, "score": score} for doc_id, score in hits]
+    rows: list[dict[str, Any]] = table.drop_columns(["rank"]).to_pylist()
+    return rows

@@ -1,0 +1,125 @@
+"""Searches that wait for a thread: those with the same settings are answered together, and never more wait than a limit."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Hashable
+from dataclasses import dataclass
+from typing import Any
+
+Answer = Callable[[Any, list[Any]], list[Any]]
+
+
+class Busy(Exception):
+    """As many searches wait as may; the caller should come back later."""
+
+
+@dataclass(eq=False)
+class _Asked:
+    key: Hashable
+    item: Any
+    deadline: float  # of time.monotonic()
+    future: asyncio.Future[Any]
+
+
+class SearchQueue:
+    """Threads that answer what is asked, the first first, together with others of its key.
+
+    Nothing waits for company: a thread that is free takes what is there, so that batches grow with the load and a search that
+    is alone goes at once. What is past its deadline, or given up by its client, is not searched any more.
+    """
+
+    def __init__(self, answer: Answer, *, num_threads: int, max_batch: int, max_waiting: int) -> None:
+        """``answer(key, items)`` gives a result for each of the items, which were asked with that key."""
+        self._answer = answer
+        self._max_batch, self._max_waiting = max_batch, max_waiting
+        self._waiting: deque[_Asked] = deque()
+        self._changed = threading.Condition()
+        self._is_closed = False
+        self.batch_sizes: Callable[[int], None] = lambda _: None  # told of each batch
+        self._threads = [
+            threading.Thread(target=self._work, name=f"lemur_ann search {i}", daemon=True) for i in range(num_threads)
+        ]
+        for thread in self._threads:
+            thread.start()
+
+    def __len__(self) -> int:
+        """Searches that wait."""
+        return len(self._waiting)
+
+    async def ask(self, key: Hashable, item: Any, timeout: float) -> Any:
+        """The result for an item.
+
+        Raises:
+            Busy: as many wait as may.
+            TimeoutError: it was not answered in ``timeout`` seconds.
+        """
+        asked = _Asked(key, item, time.monotonic() + timeout, asyncio.get_running_loop().create_future())
+        with self._changed:
+            if self._is_closed or len(self._waiting) >= self._max_waiting:
+                raise Busy(f"{len(self._waiting)} searches wait already")
+            self._waiting.append(asked)
+            self._changed.notify()
+        return await asyncio.wait_for(asked.future, timeout)
+
+    def close(self) -> None:
+        """Answer what waits, and end."""
+        with self._changed:
+            self._is_closed = True
+            self._changed.notify_all()
+        for thread in self._threads:
+            thread.join()
+
+    def _work(self) -> None:
+        while True:
+            with self._changed:
+                while not self._waiting and not self._is_closed:
+                    self._changed.wait()
+                if not self._waiting:
+                    return
+                batch = self._taken()
+            if batch:
+                self.batch_sizes(len(batch))
+                self._answered(batch)
+
+    def _taken(self) -> list[_Asked]:
+        """The first that waits, and what waits behind it with the same key."""
+        now = time.monotonic()
+        batch: list[_Asked] = []
+        others: deque[_Asked] = deque()
+        for asked in self._waiting:
+            if asked.future.cancelled() or asked.deadline <= now:
+                continue
+            if len(batch) < self._max_batch and (not batch or asked.key == batch[0].key):
+                batch.append(asked)
+            else:
+                others.append(asked)
+        self._waiting = others
+        return batch
+
+    def _answered(self, batch: list[_Asked]) -> None:
+        try:
+            results: list[Any] = self._answer(batch[0].key, [asked.item for asked in batch])
+        except BaseException as error:
+            if len(batch) > 1:  # the fault of one is not that of the others
+                for asked in batch:
+                    self._answered([asked])
+                return
+            results = [error]
+        for asked, result in zip(batch, results, strict=True):
+            try:
+                asked.future.get_loop().call_soon_threadsafe(_settle, asked.future, result)
+            except RuntimeError:  # its loop has ended
+                pass
+
+
+def _settle(future: asyncio.Future[Any], result: Any) -> None:
+    if future.done():
+        return
+    if isinstance(result, BaseException):
+        future.set_exception(result)
+    else:
+        future.set_result(result)
