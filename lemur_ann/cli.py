@@ -621,7 +621,9 @@ def serve(
     port: Annotated[int, typer.Option(help="Port to listen at.")] = 8080,
     workers: Annotated[int, typer.Option(min=1, help="Processes that read, beside one that writes; 1 does both.")] = 1,
     read_only: Annotated[bool, typer.Option(help="Write nothing, and take no lock.")] = False,
-    encoder: Annotated[str | None, typer.Option(help="Of texts: sentence-transformers:NAME, pylate:NAME, onnx:FOLDER, ...")] = None,
+    encoder: Annotated[
+        str | None, typer.Option(help="Of texts: sentence-transformers:NAME, pylate:NAME, onnx:FOLDER, ...")
+    ] = None,
     keys: Annotated[Path | None, typer.Option(help="Who may: a file that 'lemur-ann key' writes.", exists=True)] = None,
     certificate: Annotated[Path | None, typer.Option(help="A PEM file, for TLS.", exists=True)] = None,
     private_key: Annotated[Path | None, typer.Option(help="Its key.", exists=True)] = None,
@@ -639,9 +641,7 @@ def serve(
         from lemur_ann.service import hosted, processes
     except ImportError as error:
         raise ImportError(f"{error}; 'serve' needs more packages: pip install 'lemur_ann[serve]'") from error
-    limits = hosted.Limits(
-        num_threads=validate.num_threads(num_threads), max_batch=max_batch, max_waiting=max_waiting, timeout_s=timeout_s
-    )
+    limits = hosted.Limits(num_threads=num_threads, max_batch=max_batch, max_waiting=max_waiting, timeout_s=timeout_s)
     settings = processes.Settings(
         processes.named(indexes),
         host=host,

@@ -62,7 +62,9 @@ class Service:
         metrics: of this process.
     """
 
-    def __init__(self, indexes: Iterable[Hosted], keys: Keys, *, writer: Writer | None = None, metrics: Metrics | None = None) -> None:
+    def __init__(
+        self, indexes: Iterable[Hosted], keys: Keys, *, writer: Writer | None = None, metrics: Metrics | None = None
+    ) -> None:
         self.indexes = {index.name: index for index in indexes}
         self.keys = keys
         self.writer = writer
@@ -125,7 +127,18 @@ def make_app(service: Service, hosts: Sequence[str] = ("*",)) -> Any:
     )
     app.state.service = service
     app.add_exception_handler(Exception, _told)
-    for kind in (Refused, Denied, Busy, pydantic.ValidationError, ValueError, TypeError, KeyError, OSError, asyncio.TimeoutError, RuntimeError):
+    for kind in (
+        Refused,
+        Denied,
+        Busy,
+        pydantic.ValidationError,
+        ValueError,
+        TypeError,
+        KeyError,
+        OSError,
+        asyncio.TimeoutError,
+        RuntimeError,
+    ):
         app.add_exception_handler(kind, _told)
     _about_routes(app, service)
     _search_routes(app, service)
@@ -168,7 +181,12 @@ def _about_routes(app: FastAPI, service: Service) -> None:
 
 
 def _search_routes(app: FastAPI, service: Service) -> None:
-    @app.post("/v1/indexes/{name}/search", tags=["search"], response_model=bodies.Found, openapi_extra=_takes(bodies.Search, bodies.ARROW))
+    @app.post(
+        "/v1/indexes/{name}/search",
+        tags=["search"],
+        response_model=bodies.Found,
+        openapi_extra=_takes(bodies.Search, bodies.ARROW),
+    )
     async def search(request: Request, name: str) -> Response:
         """The k documents of highest MaxSim among the candidates.
 
@@ -178,10 +196,14 @@ def _search_routes(app: FastAPI, service: Service) -> None:
         index = service.hosted(request, "read")
         body = await _body(request, index)
         await _follow(request, index)
-        asked, queries = await asyncio.to_thread(_read_search, request, body) if len(body) > 2**18 else _read_search(request, body)
+        asked, queries = (
+            await asyncio.to_thread(_read_search, request, body) if len(body) > 2**18 else _read_search(request, body)
+        )
         answered = await _while_there(request, index.search(queries, _how(asked)))
         if bodies.ARROW in request.headers.get("accept", ""):
-            return Response(await asyncio.to_thread(_arrow_of, answered), media_type=bodies.ARROW, headers=_version_of(answered.version))
+            return Response(
+                await asyncio.to_thread(_arrow_of, answered), media_type=bodies.ARROW, headers=_version_of(answered.version)
+            )
         rows = [bodies.rows_of(hits, answered.tables and answered.tables[i]) for i, hits in enumerate(answered.hits)]
         found = {"hits": rows[0]} if asked.queries is None and not _is_arrow(request) else {"results": rows}
         exact = all(hits.exact for hits in answered.hits)
@@ -232,7 +254,9 @@ def _change_routes(app: FastAPI, service: Service) -> None:
         """Add documents in the place of those that have their ids."""
         return await added(request, replaces=True)
 
-    @app.post("/v1/indexes/{name}/delete", tags=["changes"], response_model=bodies.Changed, openapi_extra=_takes(bodies.Deletion))
+    @app.post(
+        "/v1/indexes/{name}/delete", tags=["changes"], response_model=bodies.Changed, openapi_extra=_takes(bodies.Deletion)
+    )
     async def delete(request: Request, name: str) -> Response:
         """Delete documents by their ids or by a filter."""
         index = service.hosted(request, "write")
@@ -277,7 +301,9 @@ async def _body(request: Request, index: Hosted) -> bytes:
     try:
         return await asyncio.wait_for(_parts(request, limit), index.limits.body_timeout_s)
     except asyncio.TimeoutError:
-        raise Refused(408, "timeout", f"the body did not come in {index.limits.body_timeout_s:g} s", {"connection": "close"}) from None
+        raise Refused(
+            408, "timeout", f"the body did not come in {index.limits.body_timeout_s:g} s", {"connection": "close"}
+        ) from None
     except ClientDisconnect:
         raise Refused(DISCONNECTED, "disconnected", "the client has gone") from None
 
@@ -373,9 +399,11 @@ async def _handed_on(request: Request, body: bytes, writer: Writer) -> Response:
     try:
         answer = await writer.request(request.method, request.url.path, content=body, headers=headers)
     except httpx.HTTPError as error:
-        raise Refused(503, "writer_away", f"the process that writes does not answer: {error!r}; try again", {"retry-after": "1"}) from error
-    kept = ("content-type", "retry-after")
-    return Response(answer.content, answer.status_code, {name: answer.headers[name] for name in kept if name in answer.headers})
+        raise Refused(
+            503, "writer_away", f"the process that writes does not answer: {error!r}; try again", {"retry-after": "1"}
+        ) from error
+    back = ("content-type", "retry-after", "x-lemur-version")
+    return Response(answer.content, answer.status_code, {name: answer.headers[name] for name in back if name in answer.headers})
 
 
 # What goes out
@@ -430,7 +458,18 @@ def _explained(index: Hosted, asked: bodies.Explained) -> dict[str, Any]:
         found = index.with_texts().explain(query, asked.id, k=asked.k)
     else:
         found = index.index.explain(query, asked.id, k=asked.k)
-    names = ("doc_id", "score", "rank", "num_documents", "estimate", "estimate_rank", "found_at", "k", "query_words", "document_words")
+    names = (
+        "doc_id",
+        "score",
+        "rank",
+        "num_documents",
+        "estimate",
+        "estimate_rank",
+        "found_at",
+        "k",
+        "query_words",
+        "document_words",
+    )
     told = {name: getattr(found, name) for name in names}
     arrays = ("best_tokens", "best_similarities", "gains", "document_gains")
     return told | {name: getattr(found, name).tolist() for name in arrays}

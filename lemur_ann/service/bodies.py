@@ -173,11 +173,15 @@ def matrix_of(tokens: Tokens) -> npt.NDArray[Any]:
         kind = np.dtype(tokens.dtype).newbyteorder("<")
         expected = tokens.shape[0] * tokens.shape[1] * kind.itemsize
         if len(data) != expected:
-            raise ValueError(f"data of tokens has {len(data)} bytes, expected {expected} of shape {list(tokens.shape)}, {kind.name}")
+            raise ValueError(
+                f"data of tokens has {len(data)} bytes, expected {expected} of shape {list(tokens.shape)}, {kind.name}"
+            )
         return np.frombuffer(data, kind).reshape(tokens.shape)
     widths = {len(row) for row in tokens}
     if len(widths) != 1 or widths == {0}:
-        raise ValueError(f"tokens are rows of one length each, one a token; got {len(tokens)} rows of lengths {sorted(widths)[:5]}")
+        raise ValueError(
+            f"tokens are rows of one length each, one a token; got {len(tokens)} rows of lengths {sorted(widths)[:5]}"
+        )
     return np.array(tokens, np.float32)
 
 
@@ -228,7 +232,9 @@ def column_of(matrices: Sequence[npt.NDArray[Any]]) -> pa.Array:
     kind = np.result_type(*(matrix.dtype for matrix in matrices)).newbyteorder("=")
     flat = np.concatenate(matrices).astype(kind, copy=False)
     offsets = to_offsets([len(matrix) for matrix in matrices])
-    return pa.LargeListArray.from_arrays(pa.array(offsets), pa.FixedSizeListArray.from_arrays(pa.array(flat.reshape(-1)), dims.pop()))
+    return pa.LargeListArray.from_arrays(
+        pa.array(offsets), pa.FixedSizeListArray.from_arrays(pa.array(flat.reshape(-1)), dims.pop())
+    )
 
 
 def read_arrow(body: bytes, kind: str) -> pa.Table:

@@ -13,10 +13,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
+from lemur_ann import validate
 from lemur_ann.documents.inputs import ids_of, queries_of
 from lemur_ann.hits import Hits
 from lemur_ann.index import LemurIndex
@@ -65,7 +65,7 @@ class Limits:
     """How much a service takes on.
 
     Attributes:
-        num_threads: that search, for each index.
+        num_threads: that search, for each index; None means all cores.
         max_batch: queries that one thread answers together.
         max_waiting: searches that may wait, and a quarter as many changes; what comes then is told to come again.
         timeout_s: for a search from its arrival to its answer.
@@ -74,7 +74,7 @@ class Limits:
         max_tokens: of one query.
     """
 
-    num_threads: int = 2
+    num_threads: int | None = None
     max_batch: int = 16
     max_waiting: int = 256
     timeout_s: float = 10.0
@@ -118,7 +118,7 @@ class Hosted:
         self.texts = None if self.encoder is None else TextIndex(self.encoder, self.index, fit_at=None)
         self.searches = SearchQueue(
             self._answers,
-            num_threads=self.limits.num_threads,
+            num_threads=validate.num_threads(self.limits.num_threads),
             max_batch=self.limits.max_batch,
             max_waiting=self.limits.max_waiting,
         )
@@ -201,7 +201,9 @@ class Hosted:
             TypeError: it has none.
         """
         if self.texts is None:
-            raise TypeError(f"index {self.name!r} has no encoder here, so that it takes tokens and no texts; serve it with --encoder")
+            raise TypeError(
+                f"index {self.name!r} has no encoder here, so that it takes tokens and no texts; serve it with --encoder"
+            )
         return self.texts
 
     # Changing
@@ -252,7 +254,9 @@ class Hosted:
         count = len(set(given))
         return self._once(request, lambda: {"deleted": count}, lambda note: self.index.delete(given, note=note) if given else 0)
 
-    def _once(self, request: Request, planned: Callable[[], dict[str, Any]], apply: Callable[[str | None], Any]) -> dict[str, Any]:
+    def _once(
+        self, request: Request, planned: Callable[[], dict[str, Any]], apply: Callable[[str | None], Any]
+    ) -> dict[str, Any]:
         """Apply a change whose request is new, and tell again what an old one did.
 
         What it does is known before, and goes to disk with it, in the index's note: a request that comes again after a crash

@@ -84,7 +84,9 @@ class _Reader:
             return COMPARISONS[name](field, self._scalar(column, kind, operand))
         if name in ("$in", "$nin"):
             if not isinstance(operand, Sequence) or isinstance(operand, str) or len(operand) > MAX_VALUES:
-                raise TypeError(f"{name} of column {column!r} takes a list of at most {MAX_VALUES:,} values, got {_shown(operand)}")
+                raise TypeError(
+                    f"{name} of column {column!r} takes a list of at most {MAX_VALUES:,} values, got {_shown(operand)}"
+                )
             scalars = [self._scalar(column, kind, value) for value in operand]
             is_in = field.isin(pa.array([one.as_py() for one in scalars if one.type == kind], kind))  # 2020.5 is no integer
             return is_in if name == "$in" else field.is_valid() & ~is_in
@@ -94,7 +96,9 @@ class _Reader:
             return field.is_valid() if operand else field.is_null()
         if name in TEXT:
             if not isinstance(operand, str) or not _is_text(kind):
-                raise TypeError(f"{name} compares a column of strings with a string, got {column!r} ({kind}) and {_shown(operand)}")
+                raise TypeError(
+                    f"{name} compares a column of strings with a string, got {column!r} ({kind}) and {_shown(operand)}"
+                )
             return TEXT[name](field, operand)
         raise ValueError(f"unknown operator {_shown(name)} of column {column!r}; expected one of {', '.join(OPERATORS)}")
 

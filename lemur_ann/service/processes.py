@@ -124,7 +124,8 @@ def run(settings: Settings, listening: socket.socket, *, writer: str | None, wri
 
     encoder = None if settings.encoder is None else load(settings.encoder)
     indexes = [
-        Hosted(name, path, read_only=not writes, encoder=encoder, limits=settings.limits) for name, path in settings.indexes.items()
+        Hosted(name, path, read_only=not writes, encoder=encoder, limits=settings.limits)
+        for name, path in settings.indexes.items()
     ]
     client = None
     if writer is not None:

@@ -30,7 +30,9 @@ class Metrics:
         how: dict[str, Any] = {"registry": self.registry}
         self.requests = Counter("lemur_ann_requests", "Requests by route and status.", ("route", "status"), **how)
         self.seconds = Histogram("lemur_ann_request_seconds", "Time of requests.", ("route",), buckets=SECONDS, **how)
-        self.batch = Histogram("lemur_ann_search_batch", "Requests searched together.", ("index",), buckets=(1, 2, 4, 8, 16, 32), **how)
+        self.batch = Histogram(
+            "lemur_ann_search_batch", "Requests searched together.", ("index",), buckets=(1, 2, 4, 8, 16, 32), **how
+        )
         gauge: dict[str, Any] = how | ({"multiprocess_mode": "livemax"} if self._is_shared else {})
         self.documents = Gauge("lemur_ann_documents", "Documents of an index.", ("index",), **gauge)
         self.version = Gauge("lemur_ann_version", "Version of an index.", ("index",), **gauge)

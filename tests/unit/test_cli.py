@@ -18,6 +18,9 @@ from lemur_ann import LemurEncoder, LemurIndex, cli, plan
 from lemur_ann.demo import demo_encoder, fit_demo_index
 from lemur_ann.options import Options
 from lemur_ann.report import report
+from lemur_ann.service.access import new_key
+from lemur_ann.service.hosted import Limits
+from lemur_ann.service.processes import Settings
 
 SMALL = ["--epochs", 0, "--num-features", 256, "--rank", 63, "--num-candidates", 200]
 
@@ -264,11 +267,13 @@ STANDS_FOR = {
     "export": ([LemurIndex.load, LemurIndex.to_arrow], {"out", "encoder"}),
     "health": ([LemurIndex.load, LemurIndex.health], set()),
     "info": ([], set()),
+    "key": ([new_key], {"index"}),
     "plan": ([plan], set()),
     "recode": ([LemurIndex.open, LemurIndex.recode], set()),
     "refit": ([LemurIndex.open, LemurIndex.refit], set()),
     "report": ([LemurIndex.load, report], {"out", "json"}),
     "search": ([LemurIndex.load, LemurIndex.search], {"limit", "out"}),
+    "serve": ([Settings, Limits], set()),
     "tune": ([LemurIndex.open, LemurIndex.tune], {"num_queries", "codes"}),
     "warm": ([LemurIndex.load, LemurIndex.warm], set()),
     "verify": ([LemurIndex.load, LemurIndex.check], set()),
