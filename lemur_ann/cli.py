@@ -621,9 +621,7 @@ def serve(
     port: Annotated[int, typer.Option(help="Port to listen at.")] = 8080,
     workers: Annotated[int, typer.Option(min=1, help="Processes that read, beside one that writes; 1 does both.")] = 1,
     read_only: Annotated[bool, typer.Option(help="Write nothing, and take no lock.")] = False,
-    encoder: Annotated[
-        str | None, typer.Option(help="Of texts: sentence-transformers:NAME, pylate:NAME, onnx:FOLDER, ...")
-    ] = None,
+    encoder: Annotated[str | None, typer.Option(help="Of texts: pylate:NAME, onnx:FOLDER, module:function, ...")] = None,
     keys: Annotated[Path | None, typer.Option(help="Who may: a file that 'lemur-ann key' writes.", exists=True)] = None,
     certificate: Annotated[Path | None, typer.Option(help="A PEM file, for TLS.", exists=True)] = None,
     private_key: Annotated[Path | None, typer.Option(help="Its key.", exists=True)] = None,

@@ -34,6 +34,20 @@ from lemur_ann.service.telemetry import Metrics, Observed, log
 DISCONNECTED = 499  # as nginx says it
 LOOK_AFTER_S = 0.1  # whether the client of a search is still there
 KINDS = ("application/json", bodies.ARROW, bodies.PARQUET)
+LARGE_BODY = 2**18  # bytes; a smaller one is read in the loop's own thread
+EXPLAINED = (
+    "doc_id",
+    "score",
+    "rank",
+    "num_documents",
+    "estimate",
+    "estimate_rank",
+    "found_at",
+    "k",
+    "query_words",
+    "document_words",
+)
+EXPLAINED_BY_TOKEN = ("best_tokens", "best_similarities", "gains", "document_gains")
 MAX_KEY = 64  # characters of an idempotency key
 
 
@@ -59,16 +73,15 @@ class Service:
         indexes: open ones; the service closes them.
         keys: who may.
         writer: the process that writes, where this one only reads: changes are handed on to it.
-        metrics: of this process.
     """
 
     def __init__(
-        self, indexes: Iterable[Hosted], keys: Keys, *, writer: Writer | None = None, metrics: Metrics | None = None
+        self, indexes: Iterable[Hosted], keys: Keys, *, writer: Writer | None = None
     ) -> None:
         self.indexes = {index.name: index for index in indexes}
         self.keys = keys
         self.writer = writer
-        self.metrics = metrics or Metrics()
+        self.metrics = Metrics()
         self.jobs = Jobs()
         self.is_ready = False
         for name, index in self.indexes.items():
@@ -190,8 +203,9 @@ def _search_routes(app: FastAPI, service: Service) -> None:
     async def search(request: Request, name: str) -> Response:
         """The k documents of highest MaxSim among the candidates.
 
-        An Arrow IPC stream with a column ``tokens`` asks a batch; ``k``, ``filter`` as JSON, and the other fields are parameters of
-        the path then. With ``Accept: application/vnd.apache.arrow.stream`` the hits come as a table with the column ``query``.
+        An Arrow IPC stream with a column ``tokens`` asks a batch; ``k``, ``filter`` as JSON, and the other fields are
+        parameters of the path then. With ``Accept: application/vnd.apache.arrow.stream`` the hits come as a table, with a
+        column ``query``.
         """
         index = service.hosted(request, "read")
         body = await _body(request, index)
@@ -340,7 +354,8 @@ def _read_search(request: Request, body: bytes) -> tuple[bodies.Search, list[Any
     several = asked.queries is not None
     if (asked.text is not None) + (asked.tokens is not None) + several != 1:
         raise ValueError("a search has one of text, tokens and queries")
-    return asked, [_query_of(query, i) for i, query in enumerate(asked.queries or [asked])]
+    several_or_one: Sequence[bodies.Query | bodies.Search] = asked.queries or [asked]
+    return asked, [_query_of(query, i) for i, query in enumerate(several_or_one)]
 
 
 def _query_of(query: bodies.Query | bodies.Search | bodies.Explained, number: int = 0) -> Any:

@@ -188,7 +188,7 @@ def matrix_of(tokens: Tokens) -> npt.NDArray[Any]:
 def encoded(matrix: npt.NDArray[Any]) -> dict[str, Any]:
     """A matrix as :class:`Encoded` travels."""
     kind = np.dtype("<f2" if matrix.dtype == np.float16 else "<f4")
-    data = base64.b64encode(np.ascontiguousarray(matrix, kind)).decode()
+    data = base64.b64encode(np.ascontiguousarray(matrix, kind).tobytes()).decode()
     return {"data": data, "shape": list(matrix.shape), "dtype": kind.newbyteorder("=").name}
 
 

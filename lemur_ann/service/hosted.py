@@ -295,14 +295,18 @@ class Hosted:
         manifest = self.path / MANIFEST
         seen: Any = None
         while not self._closing.wait(FOLLOW_S):
-            try:
-                status = os.stat(manifest)
-                now = (status.st_ino, status.st_mtime_ns, status.st_size)
-                if now != seen:
-                    self.index.refresh()
-                    seen = now
-            except Exception as error:  # the next look tries again
-                log.warning("index %r cannot be refreshed: %s", self.name, error)
+            seen = self._refreshed(manifest, seen)
+
+    def _refreshed(self, manifest: Path, seen: Any) -> Any:
+        try:
+            status = os.stat(manifest)
+            now = (status.st_ino, status.st_mtime_ns, status.st_size)
+            if now != seen:
+                self.index.refresh()
+        except Exception as error:  # the next look tries again
+            log.warning("index %r cannot be refreshed: %s", self.name, error)
+            return seen
+        return now
 
 
 def schema_of(snapshot: Snapshot) -> pa.Schema:

@@ -74,8 +74,8 @@ class Settings:
         missing = [name for name, value in (("--keys", self.keys), ("--certificate", self.certificate)) if value is None]
         if missing:
             raise ValueError(
-                f"{self.host} can be reached from elsewhere, and {' and '.join(missing)} is not given: anybody could read and change "
-                "the indexes. Give both, listen on 127.0.0.1 behind a proxy that has them, or say --insecure"
+                f"{self.host} can be reached from elsewhere, and {' and '.join(missing)} is not given: anybody could read and "
+                "change the indexes. Give both, listen on 127.0.0.1 behind a proxy that has them, or say --insecure"
             )
 
     @property
@@ -230,7 +230,7 @@ class _Supervisor:
                 sentinels = {process.sentinel: name for name, process in processes.items()}
                 for ready in multiprocessing.connection.wait([*sentinels, self._woken]):
                     if ready in sentinels and not self._is_ending.is_set():
-                        name = sentinels[ready]  # type: ignore[index]
+                        name = sentinels[ready]
                         log.warning("%s ended with code %s and is begun anew", name, processes[name].exitcode)
                         self._is_ending.wait(max(0.0, begun[name] + SOON_S - time.monotonic()) and 1.0)
                         processes[name], begun[name] = roles[name](), time.monotonic()

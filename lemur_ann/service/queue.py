@@ -7,6 +7,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Hashable
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -110,10 +111,8 @@ class SearchQueue:
                 return
             results = [error]
         for asked, result in zip(batch, results, strict=True):
-            try:
+            with suppress(RuntimeError):  # its loop has ended
                 asked.future.get_loop().call_soon_threadsafe(_settle, asked.future, result)
-            except RuntimeError:  # its loop has ended
-                pass
 
 
 def _settle(future: asyncio.Future[Any], result: Any) -> None:

@@ -383,7 +383,8 @@ def test_keys(known, tmp_path):
         assert status(reader, "POST", "/v1/indexes/known/search", query) == 200
         assert status(reader, "POST", "/v1/indexes/other/search", query) == 403
         assert status(reader, "POST", "/v1/indexes/known/delete", {"ids": [1]}) == 403
-        assert status(writer, "POST", "/v1/indexes/other/documents", {"documents": [{"id": 1, "tokens": [[1.0, 2.0]]}]}) == 200
+        one = {"documents": [{"id": 1, "tokens": [[1.0, 2.0]]}]}
+        assert status(writer, "POST", "/v1/indexes/other/documents", one) == 200
         assert status(None, "GET", "/v1/indexes") == 401
         assert [one["name"] for one in client.get("/v1/indexes", headers={"authorization": f"Bearer {reader}"}).json()] == [
             "known"
@@ -465,7 +466,8 @@ def test_large_and_slow_bodies(known):
         host, port = address.removeprefix("http://").split(":")
         with socket.create_connection((host, int(port))) as slow:
             slow.sendall(
-                b"POST /v1/indexes/known/search HTTP/1.1\r\nhost: x\r\ncontent-type: application/json\r\ncontent-length: 99\r\n\r\n{"
+                b"POST /v1/indexes/known/search HTTP/1.1\r\nhost: x\r\n"
+                b"content-type: application/json\r\ncontent-length: 99\r\n\r\n{"
             )
             slow.settimeout(10)
             assert b" 408 " in slow.recv(4096)
