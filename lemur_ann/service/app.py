@@ -75,9 +75,7 @@ class Service:
         writer: the process that writes, where this one only reads: changes are handed on to it.
     """
 
-    def __init__(
-        self, indexes: Iterable[Hosted], keys: Keys, *, writer: Writer | None = None
-    ) -> None:
+    def __init__(self, indexes: Iterable[Hosted], keys: Keys, *, writer: Writer | None = None) -> None:
         self.indexes = {index.name: index for index in indexes}
         self.keys = keys
         self.writer = writer
