@@ -187,7 +187,11 @@ def _child(settings: Settings, listening: socket.socket, writer: str | None, wri
         os.kill(os.getpid(), signal.SIGTERM)
 
     threading.Thread(target=end_with_parent, daemon=True).start()
-    run(settings, listening, writer=writer, writes=writes)
+    try:
+        run(settings, listening, writer=writer, writes=writes)
+    except (ValueError, TypeError, OSError, RuntimeError, ImportError) as error:
+        log.error("error: %s", error)
+        sys.exit(1)
 
 
 class _Supervisor:
@@ -232,8 +236,9 @@ class _Supervisor:
                     if ready in sentinels and not self._is_ending.is_set():
                         name = sentinels[ready]
                         log.warning("%s ended with code %s and is begun anew", name, processes[name].exitcode)
-                        self._is_ending.wait(max(0.0, begun[name] + SOON_S - time.monotonic()) and 1.0)
-                        processes[name], begun[name] = roles[name](), time.monotonic()
+                        if time.monotonic() - begun[name] < SOON_S:
+                            self._is_ending.wait(1.0)
+                        processes[name], begun[name] = self._anew(roles[name]), time.monotonic()
         finally:  # readers first: what they have under way may need the writer
             for name in reversed(roles):
                 if name in processes and name != "writer":
@@ -244,6 +249,15 @@ class _Supervisor:
                     processes[name].join(DRAIN_S + 10)
                     if processes[name].exitcode is None:
                         processes[name].kill()
+
+    def _anew(self, begin: Callable[[], Any]) -> Any:
+        while True:
+            try:
+                return begin()
+            except RuntimeError as error:  # what began has ended too
+                log.warning("%s", error)
+                if self._is_ending.wait(1.0):
+                    raise
 
     def _begun(self, target: Callable[..., None], *arguments: Any) -> Any:
         process = self._context.Process(target=target, args=arguments)
