@@ -30,7 +30,7 @@ HEAD_S = 10.0  # for the head of a request
 IDLE_S = 75  # a connection is kept
 BEGIN_S = 120.0  # for a process to answer its first request
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
-SOON_S = 5.0  # a process that ended so soon is not begun again at once
+RETRY_S = 0.5  # before a process that ended is begun again
 
 
 @dataclass(frozen=True)
@@ -194,6 +194,10 @@ def _child(settings: Settings, listening: socket.socket, writer: str | None, wri
         sys.exit(1)
 
 
+class _DidNotBegin(RuntimeError):
+    """A process ended before it answered."""
+
+
 class _Supervisor:
     """Begins processes, begins those anew that end, and ends them all."""
 
@@ -225,10 +229,9 @@ class _Supervisor:
         roles: dict[str, Callable[[], Any]] = {} if writer is None else {"writer": writer}
         roles |= {f"reader {i}": reader for i in range(settings.workers)}
         processes: dict[str, Any] = {}
-        begun: dict[str, float] = {}
         try:
             for name, begin in roles.items():
-                processes[name], begun[name] = begin(), time.monotonic()
+                processes[name] = begin()
             _tell(settings)
             while not self._is_ending.is_set():
                 sentinels = {process.sentinel: name for name, process in processes.items()}
@@ -236,9 +239,7 @@ class _Supervisor:
                     if ready in sentinels and not self._is_ending.is_set():
                         name = sentinels[ready]
                         log.warning("%s ended with code %s and is begun anew", name, processes[name].exitcode)
-                        if time.monotonic() - begun[name] < SOON_S:
-                            self._is_ending.wait(1.0)
-                        processes[name], begun[name] = self._anew(roles[name]), time.monotonic()
+                        processes[name] = self._anew(roles[name])
         finally:  # readers first: what they have under way may need the writer
             for name in reversed(roles):
                 if name in processes and name != "writer":
@@ -251,13 +252,11 @@ class _Supervisor:
                         processes[name].kill()
 
     def _anew(self, begin: Callable[[], Any]) -> Any:
-        while True:
-            try:
+        """A process in the place of another: what ends while it begins is begun again, until the service ends."""
+        while not self._is_ending.wait(RETRY_S):
+            with contextlib.suppress(_DidNotBegin):
                 return begin()
-            except RuntimeError as error:  # what began has ended too
-                log.warning("%s", error)
-                if self._is_ending.wait(1.0):
-                    raise
+        raise _DidNotBegin("the service ends")
 
     def _begun(self, target: Callable[..., None], *arguments: Any) -> Any:
         process = self._context.Process(target=target, args=arguments)
@@ -286,7 +285,7 @@ def _wait_for(uds: Path, process: Any) -> None:
                 if client.get("/healthz").status_code == 200:
                     return
             time.sleep(0.05)
-    raise RuntimeError(f"the process that writes did not begin: it ended with code {process.exitcode}")
+    raise _DidNotBegin(f"the process that writes did not begin: it ended with code {process.exitcode}")
 
 
 def named(directories: list[str]) -> dict[str, Path]:

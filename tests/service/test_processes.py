@@ -43,11 +43,17 @@ def document(i):
     return {"id": i, "text": f"word{i % 97} fox{i} owl"}
 
 
-def post(address, number, **how):
-    body = {"documents": [document(number)]}
-    return httpx.post(
-        f"{address}/v1/indexes/live/documents", json=body, headers={"idempotency-key": f"k{number}"}, timeout=30, **how
-    )
+def post(address, number):
+    body, headers = {"documents": [document(number)]}, {"idempotency-key": f"k{number}"}
+    return httpx.post(f"{address}/v1/indexes/live/documents", json=body, headers=headers, timeout=30)
+
+
+def status(answer):
+    """Of a request that was sent, None where no answer came."""
+    try:
+        return answer.result().status_code
+    except httpx.HTTPError:
+        return None
 
 
 def retried(address, number, stop):
