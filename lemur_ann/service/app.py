@@ -48,6 +48,12 @@ EXPLAINED = (
     "document_words",
 )
 EXPLAINED_BY_TOKEN = ("best_tokens", "best_similarities", "gains", "document_gains")
+PAGE_HEADERS = {
+    "content-security-policy": "default-src 'none'; connect-src 'self'; style-src 'unsafe-inline'; script-src 'unsafe-inline'",
+    "x-content-type-options": "nosniff",
+    "x-frame-options": "DENY",
+    "referrer-policy": "no-referrer",
+}
 MAX_KEY = 64  # characters of an idempotency key
 
 
@@ -162,7 +168,7 @@ def make_app(service: Service, hosts: Sequence[str] = ("*",)) -> Any:
 def _about_routes(app: FastAPI, service: Service) -> None:
     @app.get("/", include_in_schema=False)
     async def page() -> HTMLResponse:
-        return HTMLResponse((files("lemur_ann.service") / "page.html").read_text("utf-8"))
+        return HTMLResponse((files("lemur_ann.service") / "page.html").read_text("utf-8"), headers=PAGE_HEADERS)
 
     @app.get("/healthz", tags=["about"])
     async def healthz() -> dict[str, str]:

@@ -239,7 +239,8 @@ class _Supervisor:
                     if ready in sentinels and not self._is_ending.is_set():
                         name = sentinels[ready]
                         log.warning("%s ended with code %s and is begun anew", name, processes[name].exitcode)
-                        processes[name] = self._anew(roles[name])
+                        with contextlib.suppress(_DidNotBegin):  # else the service ends
+                            processes[name] = self._anew(roles[name])
         finally:  # readers first: what they have under way may need the writer
             for name in reversed(roles):
                 if name in processes and name != "writer":
