@@ -104,7 +104,10 @@ def _version(version: Annotated[bool, typer.Option("--version", help="Print the 
 
 
 @app.command()
-def demo(epochs: Annotated[int, typer.Option(help="Passes of training; 0 uses random features.")] = 10) -> None:
+def demo(
+    epochs: Annotated[int, typer.Option(help="Passes of training; 0 uses random features.")] = 10,
+    out: Annotated[Path | None, typer.Option(help="Keep the index in this folder.")] = None,
+) -> None:
     """Fit an index on a small real sample, search it, and compare with exact MaxSim."""
     from lemur_ann.demo import fit_demo_index, load_demo_data
 
@@ -122,7 +125,11 @@ def demo(epochs: Annotated[int, typer.Option(help="Passes of training; 0 uses ra
         _print_hits(index, hits, f"Query: {text}")
     _print_evaluation(index.evaluate(data.queries, k=10))
     console.print("At this size exact search is as fast; the index is for tens of thousands of documents and more.")
-    console.print("Next: lemur-ann build --help")
+    if out is not None:
+        index.save(out)
+        console.print(f"Kept in {out}. Next: lemur-ann serve {out} --encoder demo")
+    else:
+        console.print("Next: lemur-ann build --help")
 
 
 @app.command()

@@ -261,7 +261,7 @@ STANDS_FOR = {
     "build": ([LemurIndex, LemurIndex.fit, LemurIndex.save], {"out", "number_ids", "replace"}),
     "compact": ([LemurIndex.open, LemurIndex.compact], set()),
     "delete": ([LemurIndex.open, LemurIndex.delete], {"ids_from"}),
-    "demo": ([fit_demo_index], set()),
+    "demo": ([fit_demo_index], {"out"}),
     "evaluate": ([LemurIndex.load, LemurIndex.evaluate], {"num_queries", "run"}),
     "explain": ([LemurIndex.load, LemurIndex.explain, LemurIndex.explain_miss], {"queries", "row", "miss", "words", "out"}),
     "export": ([LemurIndex.load, LemurIndex.to_arrow], {"out", "encoder"}),
