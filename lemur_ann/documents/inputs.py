@@ -83,6 +83,11 @@ class QueryBatch:
         """At most ``count`` of the queries, in their order."""
         return self if count >= len(self) else self.take(sampled(len(self), count, random).tolist())
 
+    def joined(self, others: QueryBatch) -> QueryBatch:
+        """With others of the same dtype at the end."""
+        tokens = np.concatenate([self.tokens, others.tokens])
+        return QueryBatch(tokens, np.concatenate([self.offsets, others.offsets[1:] + self.offsets[-1]]))
+
     def take(self, chosen: Sequence[int]) -> QueryBatch:
         """Some of the queries, by their numbers."""
         matrices = [self.tokens[:0], *(self.matrix(i) for i in chosen)]

@@ -107,8 +107,10 @@ def fit_map(
         reduced = _distilled(job, reduced, training.target_std)
     look_found: dict[str, float] = {}
     if look is None:
-        if learned_from != "document tokens" and len(unseen):
-            unseen = _with_token_queries(job, unseen)
+        if learned_from == "plain queries" and len(unseen):  # whose best documents are nobody's answers
+            unseen = _token_queries(job, 2 * MAX_LOOK_QUERIES)
+        elif learned_from != "document tokens" and len(unseen):
+            unseen = unseen.as_float32.joined(_token_queries(job, math.ceil(TOKEN_QUERIES * len(unseen))))
         look, look_found = _second_look(job, reduced, solver.feature_map, unseen, codes)
     radius = radius_for(reduced.documents)
     some = _choose(live, NUM_DOCUMENTS, job.random)
@@ -179,7 +181,8 @@ def _queries_to_learn_from(
         queries = pseudo_queries.from_sentences(texts, encode_query, job.random, job.progress, dim=dim)
     elif queries is None and encode_query is not None:
         learned_from = "plain queries"
-        queries = pseudo_queries.from_plain_queries(encode_query, job.progress, dim=dim)
+        plain = pseudo_queries.from_plain_queries(encode_query, job.progress, dim=dim)
+        queries = plain.as_float32.joined(_token_queries(job))  # plain ones alone teach nothing of what the documents say
     if queries is None or len(queries) == 0:
         learned_from = "document tokens"
         warn_caller(NO_QUERIES_WARNING)
@@ -199,16 +202,13 @@ def _held_back(job: _Job, queries: QueryBatch) -> tuple[QueryBatch, QueryBatch]:
     return queries.take(np.sort(order[count:]).tolist()), queries.take(np.sort(order[:count]).tolist())
 
 
-def _with_token_queries(job: _Job, unseen: QueryBatch) -> QueryBatch:
-    """With queries made of document tokens at the end.
+def _token_queries(job: _Job, count: int | None = None) -> QueryBatch:
+    """Queries made of document tokens, to go with others.
 
     The exact top 10 of a real query has many documents that match all its tokens a little, and few that match some exactly.
     The answer is often one of these, so that they must not be drowned.
     """
-    count = math.ceil(TOKEN_QUERIES * len(unseen))
-    more = pseudo_queries.from_tokens(job.store, job.live, job.random, count).as_float32.without_zero_rows
-    tokens = np.concatenate([unseen.as_float32.tokens, more.tokens])
-    return QueryBatch(tokens, np.concatenate([unseen.offsets, more.offsets[1:] + unseen.offsets[-1]]))
+    return pseudo_queries.from_tokens(job.store, job.live, job.random, count).as_float32.without_zero_rows
 
 
 def _split(job: _Job, queries: QueryBatch) -> tuple[npt.NDArray[Any], npt.NDArray[Any]]:

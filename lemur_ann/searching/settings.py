@@ -121,12 +121,12 @@ class Settings:
         max_loss: Any = None,
         *,
         looks: bool = False,
-        is_taught: bool = True,
+        breadth: int = 1,
         num_documents: int = 0,
     ) -> Settings:
         """Those that a caller asked for, checked; None leaves a number to ``options``, to what ``tuned`` has for the recall or
-        the loss, or to what is usual among so many documents, with a second look or without, of a map that queries taught or
-        not.
+        the loss, or to what is usual among so many documents, with a second look or without, of a map that wants
+        ``breadth`` times as many candidates.
 
         Raises:
             TypeError, ValueError: a number out of range, target_recall or max_loss beside what it stands for, or one not tuned
@@ -144,14 +144,14 @@ class Settings:
             )
         given = options.num_candidates if num_candidates is None else num_candidates
         count = max(
-            usual_candidates(k, looks, is_taught, num_documents)
+            usual_candidates(k, looks, breadth, num_documents)
             if given is None
             else validate.positive_int(given, "num_candidates"),
             k,
         )
         listed = options.shortlist if shortlist is None else shortlist
         if listed is None:
-            listed = usual_shortlist(k, count, is_taught, num_documents)
+            listed = usual_shortlist(k, count, breadth, num_documents)
         else:
             listed = validate.integer(listed, "shortlist", least=0)
         listed = listed if looks and listed > count else 0
@@ -178,22 +178,22 @@ def times_wider(num_documents: int) -> float:
     return math.pow(max(num_documents / MEASURED_DOCUMENTS, 1.0), SIZE_GROWTH)
 
 
-def usual_candidates(k: int, looks: bool, is_taught: bool, num_documents: int = 0) -> int:
-    """Documents to rerank for k hits: with a second look or without, of a map that queries taught or document tokens alone.
+def usual_candidates(k: int, looks: bool, breadth: int, num_documents: int = 0) -> int:
+    """Documents to rerank for k hits: with a second look or without.
 
-    They hold .97 of the exact top k, as measured up to k = 1,000, and more of the top 10. Five times as many do where the map
-    knows no queries: it has the answers early, and their neighbours late.
+    They hold .97 of the exact top k, as measured up to k = 1,000, and more of the top 10. ``breadth`` is how many times as many
+    do where the map knows no queries of the kind: it has the answers early, and their neighbours late.
     """
     wider = times_wider(num_documents)
     if looks and k <= MOST_LOOKED_FOR:
-        usual = (1 if is_taught else 5) * max(120, math.ceil(22 * math.pow(k, GROWTH)))
+        usual = breadth * max(120, math.ceil(22 * math.pow(k, GROWTH)))
         return round(math.sqrt(wider) * usual)  # most of the rest is for the shortlist
     return round(wider * max(250, math.ceil(25 * math.pow(k, GROWTH))))
 
 
-def usual_shortlist(k: int, num_candidates: int, is_taught: bool, num_documents: int = 0) -> int:
+def usual_shortlist(k: int, num_candidates: int, breadth: int, num_documents: int = 0) -> int:
     """Documents for a second look to choose so many from; 0 where estimates alone do as well."""
-    usual = round(times_wider(num_documents) * (1000 if is_taught else 2000))
+    usual = round(times_wider(num_documents) * 1000 * min(breadth, 2))
     return max(usual, 2 * num_candidates) if k <= MOST_LOOKED_FOR else 0
 
 

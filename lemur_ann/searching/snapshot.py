@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from lemur_ann.progress import Progress, Task
 
 ROWS_PER_BLOCK = 16_384  # of vectors, when a candidate index is made of another's
+FEW_DOCUMENTS = 8192  # of these a search can afford twice as many candidates, and their queries often ask for others
 
 
 @dataclass(frozen=True, eq=False)
@@ -49,9 +50,9 @@ class Learned:
         return self.look is not None and self.options.device == "cpu"
 
     @property
-    def is_taught(self) -> bool:
-        """Whether queries, or what is like them, taught the map; and not document tokens alone."""
-        return self.encoder.training.get("learned_from") != "document tokens"
+    def breadth(self) -> int:
+        """How many times as many candidates a search wants as where queries of the kind taught the map; docs/learning.md."""
+        return {"document tokens": 5, "plain queries": 2}.get(self.encoder.training.get("learned_from", ""), 1)
 
     @property
     def keeps_codes_alone(self) -> bool:
@@ -137,7 +138,7 @@ class Snapshot:
         learned = self.learned
         return {
             "looks": learned is not None and learned.looks,
-            "is_taught": learned is None or learned.is_taught,
+            "breadth": max(1 if learned is None else learned.breadth, 2 if self.num_documents < FEW_DOCUMENTS else 1),
             "num_documents": self.num_documents,
         }
 

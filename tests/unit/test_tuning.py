@@ -105,7 +105,7 @@ def test_widths_follow_the_number_of_documents():
 
     assert usual(looks=True) == usual(looks=True, num_documents=60_000) == (120, 300, 1000)
     assert usual(looks=True, num_documents=300_000) == (153, 486, 1621)
-    assert usual(looks=True, num_documents=300_000, is_taught=False) == (764, 972, 3241)
+    assert usual(looks=True, num_documents=300_000, breadth=5) == (764, 972, 3241)
     assert usual(num_documents=300_000) == (405, 486, 0)
     ascending = [usual(looks=True, num_documents=10**power) for power in range(3, 10)]
     assert ascending == sorted(ascending)
