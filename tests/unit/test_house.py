@@ -11,7 +11,7 @@ import pytest
 ROOT = Path(__file__).parent.parent.parent
 PACKAGE = ROOT / "lemur_ann"
 FILES = sorted(path for folder in (PACKAGE, ROOT / "adapters") for path in folder.rglob("*.py"))
-MAX_ROOMS, MAX_LINES, MAX_BODY = 26, 1000, 60
+MAX_ROOMS, MAX_LINES, MAX_BODY = 28, 1000, 60
 
 
 def parsed(path):
