@@ -6,6 +6,7 @@ import asyncio
 import functools
 import ssl
 import time
+import weakref
 from collections.abc import Collection, Iterator, Sequence
 from contextlib import suppress
 from os import PathLike
@@ -131,6 +132,7 @@ class RemoteIndex(_Remote):
     def __init__(self, address: str, name: str, **how: Any) -> None:
         super().__init__(address, name, **how)
         self._http = _httpx().Client(**self._settings)
+        self._close = weakref.finalize(self, self._http.close)  # where nobody calls close
 
     def _run(self, steps: Steps[T]) -> T:
         answer: Answer | Lost | None = None
@@ -157,8 +159,8 @@ class RemoteIndex(_Remote):
             return _lost(error)
 
     def close(self) -> None:
-        """Close the connections."""
-        self._http.close()
+        """Close the connections; the end of the object does so too."""
+        self._close()
 
     def __enter__(self) -> RemoteIndex:
         return self
