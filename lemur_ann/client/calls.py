@@ -13,7 +13,7 @@ import threading
 import uuid
 from collections.abc import Generator, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 from urllib.parse import quote
 
 import pyarrow as pa
@@ -25,9 +25,11 @@ from lemur_ann.documents.ids import plain_id
 from lemur_ann.documents.inputs import ids_of
 from lemur_ann.hits import Hits
 from lemur_ann.insight.evaluation import Evaluation
-from lemur_ann.insight.explanation import Explanation
 from lemur_ann.progress import Show, progress_lines
 from lemur_ann.searching.settings import Tuned
+
+if TYPE_CHECKING:
+    from lemur_ann.insight.explanation import Explanation
 
 FIRST_PAUSE_S, LONGEST_PAUSE_S = 0.1, 5.0  # before a request is sent again; it doubles each time
 PATIENCE_S = 60.0  # a service that wants to be asked later than that is not asked again

@@ -11,7 +11,7 @@ from collections.abc import Collection, Iterator, Sequence
 from contextlib import suppress
 from os import PathLike
 from types import TracebackType
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 from urllib.parse import urlsplit
 
 import pyarrow as pa
@@ -22,10 +22,12 @@ from lemur_ann.client.calls import Calls, Pause, Steps
 from lemur_ann.client.wire import About, Answer, Lost, Request
 from lemur_ann.hits import Hits
 from lemur_ann.insight.evaluation import Evaluation
-from lemur_ann.insight.explanation import Explanation
 from lemur_ann.notebook import facts
 from lemur_ann.progress import Show
 from lemur_ann.searching.settings import Tuned
+
+if TYPE_CHECKING:
+    from lemur_ann.insight.explanation import Explanation
 
 CONNECTIONS = 64  # of one client at a time
 

@@ -6,10 +6,10 @@ import base64
 import itertools
 import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from email.utils import parsedate_to_datetime
 from time import time
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
@@ -23,9 +23,11 @@ from lemur_ann.documents.sources import as_column, is_stream, opened, record_bat
 from lemur_ann.errors import CorruptIndex, IndexLocked, NotFitted
 from lemur_ann.hits import Hits
 from lemur_ann.insight.evaluation import Evaluation
-from lemur_ann.insight.explanation import Explanation
 from lemur_ann.insight.relevance import Measure, Relevance, graded, rows_of, with_columns
 from lemur_ann.searching.settings import Tuned
+
+if TYPE_CHECKING:
+    from lemur_ann.insight.explanation import Explanation
 
 ARROW, JSON = "application/vnd.apache.arrow.stream", "application/json"
 BYTES_PER_PART = 16 * 2**20  # of documents in one request, and of queries
@@ -209,8 +211,14 @@ def filter_of(filter: Any) -> dict[str, Any] | None:
         ids = ids_of(filter).to_pylist()
     except TypeError as error:
         raise TypeError(f"a filter {BAD_FILTER}; {error}") from error
-    parts = [{"id": {"$in": ids[i : i + VALUES_PER_CONDITION]}} for i in range(0, len(ids), VALUES_PER_CONDITION)]
-    return {"$or": parts} if len(parts) > 1 else (parts or [{"id": {"$in": []}}])[0]
+    return is_in("id", ids)
+
+
+def is_in(column: str, values: list[Any]) -> dict[str, Any]:
+    """A filter: the column has one of these values."""
+    begins = range(0, max(len(values), 1), VALUES_PER_CONDITION)
+    parts = [{column: {"$in": values[begin : begin + VALUES_PER_CONDITION]}} for begin in begins]
+    return parts[0] if len(parts) == 1 else {"$or": parts}
 
 
 def evaluation_table(queries: Any, relevant: Any) -> pa.Table:
@@ -305,7 +313,7 @@ def _checked_tables(documents: Any, ids: Any, offsets: Any) -> Iterator[pa.Table
         table = pa.table({"tokens": tokens_column(tokens, batch.offsets)})
         if batch.ids is not None:
             table = table.add_column(0, "id", batch.ids)
-        others = batch.metadata
+        others: Any = batch.metadata
         for name in () if others is None else others.column_names:
             table = table.append_column(name, others.column(name))
         sizes = np.diff(batch.offsets) * tokens.shape[1] * tokens.itemsize
@@ -441,6 +449,8 @@ def explanation_of(told: dict[str, Any], query_words: Any, document_words: Any) 
     Raises:
         ValueError, TypeError: more or fewer words than tokens, or no strings.
     """
+    from lemur_ann.insight.explanation import Explanation, with_words
+
     packed = told["similarities"]
     similarities = np.frombuffer(base64.b64decode(packed["data"]), "<f4").astype(np.float32).reshape(packed["shape"])
     members = told["members"]
@@ -453,15 +463,7 @@ def explanation_of(told: dict[str, Any], query_words: Any, document_words: Any) 
         query_words=None if told["query_words"] is None else tuple(told["query_words"]),
         document_words=None if told["document_words"] is None else tuple(told["document_words"]),
     )
-    given = {"query_words": query_words, "document_words": document_words}
-    words = {name: tuple(own) for name, own in given.items() if own is not None}
-    for name, count in zip(given, similarities.shape, strict=True):
-        own = words.get(name)
-        if own is not None and (isinstance(given[name], str) or not all(isinstance(word, str) for word in own)):
-            raise TypeError(f"{name} must be a list of strings, one for each token")
-        if own is not None and len(own) != count:
-            raise ValueError(f"{name} must have a string for each of {count} tokens, got {len(own)}")
-    return replace(found, **words) if words else found  # type: ignore[arg-type]
+    return with_words(found, query_words, document_words)
 
 
 def evaluation_of(told: dict[str, Any]) -> Evaluation:
