@@ -8,6 +8,7 @@ import sys
 import threading
 import time
 
+import httpx
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -16,6 +17,7 @@ import pytest
 import lemur_ann
 from lemur_ann import LemurIndex, TextIndex
 from lemur_ann.client import HitsWithColumns, calls, wire
+from lemur_ann.service import bodies
 from lemur_ann.service.access import new_key
 
 SMALL = {"num_features": 64, "epochs": 1, "rank": 15}
@@ -404,3 +406,25 @@ async def test_a_coroutine_that_is_given_up(serve, make_matrices):
             await asyncio.wait_for(index.search(make_matrices(1)[0]), 0.2)
         served.wrap = lambda app: app
         assert len(await index.search(make_matrices(1)[0])) == 5
+
+
+def test_ids_travel_in_parts(connected, monkeypatch):
+    monkeypatch.setattr(bodies, "IDS_AT_A_TIME", 7)
+    _, index = connected()
+    index.add([np.ones((1, 2), np.float32)] * 30, ids=[f"doc {i}" for i in range(30)])
+    assert index.ids().to_pylist() == [f"doc {i}" for i in range(30)]
+    assert list(index) == index.ids().to_pylist()
+
+
+def test_an_error_says_its_class_and_hits_whether_they_are_exact(serve, tmp_path, make_matrices):
+    LemurIndex.open(tmp_path / "index", **SMALL, num_centroids=8).close()
+    served = serve()
+    with lemur_ann.connect(served.address, "index") as index, httpx.Client(base_url=served.address) as plain:
+        index.add(make_matrices(80)).fit(queries=make_matrices(40))
+        told = plain.post("/v1/indexes/index/get", json={"ids": [700]}).json()
+        assert (told["error"], told["type"]) == ("not_found", "KeyError")
+        told = plain.post("/v1/indexes/index/search", json={"tokens": [[1.0] * 16], "filter": {}})
+        assert (told.status_code, told.json()["type"]) == (400, "TypeError")
+        assert index.search(make_matrices(1)[0]).exact
+        index.recode("int4", keep_tokens="none")
+        assert not index.search(make_matrices(1)[0]).exact
