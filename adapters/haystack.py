@@ -31,11 +31,12 @@ from typing import Any, ParamSpec, TypeVar
 from weakref import WeakSet, WeakValueDictionary
 
 import pyarrow as pa
-import pyarrow.compute as pc
 
-from lemur_ann import LemurIndex, TextIndex, validate
+from lemur_ann import LemurIndex, RemoteIndex, TextIndex, validate
 from lemur_ann.encoders import as_encoder
 from lemur_ann.events import after_fork
+
+from ._remote import is_not
 
 try:
     from haystack import Document, component, default_from_dict, default_to_dict
@@ -82,6 +83,8 @@ class LemurDocumentStore:
         index_options: options for a new index, as :class:`~lemur_ann.LemurIndex` takes them; one that is there keeps its own.
         batch_size: texts given to the encoder at a time.
         fit_at: number of documents at which a write also learns the map, which takes minutes; None leaves that to :meth:`fit`.
+        index: one that is open, or that a service has, see :func:`lemur_ann.connect`, in the place of a path; such a store
+            cannot be serialised, and leaves it to you to close it.
 
     Raises:
         TypeError, ValueError: it is no encoder, or a bad option.
@@ -97,6 +100,7 @@ class LemurDocumentStore:
         index_options: dict[str, Any] | None = None,
         batch_size: int = 32,
         fit_at: int | None = 20_000,
+        index: LemurIndex | RemoteIndex | None = None,
     ) -> None:
         if not _is_factory(encoder):
             as_encoder(encoder)
@@ -104,6 +108,8 @@ class LemurDocumentStore:
                 raise TypeError(f"encoder_kwargs go with a class or a function, and encoder is {type(encoder).__name__}")
         if validate.boolean(read_only, "read_only") and path is None:
             raise ValueError("read_only=True needs a path")
+        if index is not None and (path is not None or index_options is not None):
+            raise ValueError("index= takes the place of path= and index_options=; pass one of them")
         LemurIndex(**index_options or {})  # bad options are refused here, not at first use
         self.encoder = encoder
         self.encoder_kwargs = encoder_kwargs
@@ -113,6 +119,7 @@ class LemurDocumentStore:
         self.index_options = index_options
         self.batch_size = batch_size
         self.fit_at = fit_at
+        self._given = index
         self._texts: TextIndex | None = None
         self._opened: _Opened
         self._decoded: dict[Row, Document] = {}  # those a filter has seen; never given out, since callers may change them
@@ -149,8 +156,11 @@ class LemurDocumentStore:
         """The store as a dictionary of plain types; not its documents, which are at its path.
 
         Raises:
-            SerializationError: the encoder is an object, or a class or function that cannot be imported by its name.
+            SerializationError: the encoder is an object, or a class or function that cannot be imported by its name; or the
+                store is over an ``index``.
         """
+        if self._given is not None:
+            raise SerializationError(f"a store over an open index ({self._given!r}) cannot be serialised; one over a path can")
         data: dict[str, Any] = default_to_dict(
             self,
             encoder=_name_of(self.encoder),
@@ -343,7 +353,8 @@ class LemurDocumentStore:
             FilterError: not a filter.
             ValueError, TypeError: a bad ``top_k`` or search option.
         """
-        allowed: Any = [row[0] for row in self._matching(filters) if row[1]] if filters else pc.field("text") != ""
+        matching = [row[0] for row in self._matching(filters) if row[1]] if filters else None
+        allowed = is_not(self.index, "text", "") if matching is None else matching
         if top_k == 0 or len(self.index) == 0:
             return []
         hits = self.texts.search(query, top_k, filter=allowed, **search_options)
@@ -481,8 +492,8 @@ class LemurRetriever:
 class _Opened:
     """An index, and what all stores over it have in common."""
 
-    def __init__(self, index: LemurIndex, key: tuple[str, bool]) -> None:
-        self.index = index
+    def __init__(self, index: LemurIndex | RemoteIndex, key: tuple[str, bool]) -> None:
+        self.index: LemurIndex = index  # type: ignore[assignment]
         self.key = key
         self.users: WeakSet[LemurDocumentStore] = WeakSet()
         self._make_lock()
@@ -495,6 +506,8 @@ class _Opened:
     def by(cls, store: LemurDocumentStore) -> _Opened:
         """The one that the stores of this path have opened, or a new one; the caller holds ``_OPENING``."""
         options = store.index_options or {}
+        if store._given is not None:
+            return cls(store._given, ("", False))
         if store._folder is None:
             return cls(LemurIndex(**options), ("", False))
         key = (os.path.realpath(store._folder), store.read_only)

@@ -25,7 +25,6 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
-import pyarrow.compute as pc
 
 try:
     from langchain_core.documents import Document
@@ -36,8 +35,10 @@ try:
 except ImportError as error:
     raise ImportError("lemur_ann.adapters.langchain needs langchain-core: pip install lemur_ann[langchain]") from error
 
-from lemur_ann import LemurIndex, TextIndex, maxsim, validate
+from lemur_ann import LemurIndex, RemoteIndex, TextIndex, maxsim, validate
 from lemur_ann.encoders import encoded
+
+from ._remote import everything
 
 INTEGER = re.compile(r"0|-?[1-9]\d{0,17}")  # a string that stands for an int64 id
 ROUNDING = 0.01  # what float16 tokens of unit length may exceed a relevance of 1 by
@@ -58,19 +59,21 @@ class LemurVectorStore(VectorStore):  # type: ignore[misc,unused-ignore]
 
     - a dict: documents whose metadata has all of its keys, with equal values;
     - a callable that takes a Document and says whether it may be found; like a dict, it is asked about every document;
-    - a pyarrow expression over ``id``, ``text`` and other columns of the index, such as ``pc.field("id") != "intro"``;
+    - a pyarrow expression over ``id``, ``text`` and other columns of the index, such as ``pc.field("id") != "intro"``; not if
+      a service has the index;
     - a collection of ids.
 
     Args:
         encoder: anything :func:`lemur_ann.encoders.as_encoder` takes; or a :class:`~lemur_ann.TextIndex`, with nothing else.
-        index: as for :class:`~lemur_ann.TextIndex`; ``LemurIndex.open(path)`` keeps every change on disk.
+        index: as for :class:`~lemur_ann.TextIndex`; ``LemurIndex.open(path)`` keeps every change on disk, and
+            ``lemur_ann.connect(address, name)`` is one that a service has, without :meth:`save_local`.
         **options: batch_size, fit_at, as for :class:`~lemur_ann.TextIndex`.
 
     Attributes:
         texts: the TextIndex; ``store.texts.index`` is the index.
     """
 
-    def __init__(self, encoder: Any, index: LemurIndex | None = None, **options: Any) -> None:
+    def __init__(self, encoder: Any, index: LemurIndex | RemoteIndex | None = None, **options: Any) -> None:
         if isinstance(encoder, TextIndex) and (index is not None or options):
             raise TypeError("a TextIndex has its index and its options; pass nothing else")
         self.texts = encoder if isinstance(encoder, TextIndex) else TextIndex(encoder, index, **options)
@@ -163,7 +166,7 @@ class LemurVectorStore(VectorStore):  # type: ignore[misc,unused-ignore]
         if ids is not None:
             chosen: Any = self._known(ids)
         else:
-            chosen = pc.scalar(True) if filter is None else self._filter(filter)
+            chosen = everything(self.texts.index) if filter is None else self._filter(filter)
         self.texts.delete(filter=chosen)
         return True
 
@@ -192,7 +195,7 @@ class LemurVectorStore(VectorStore):  # type: ignore[misc,unused-ignore]
     ) -> list[tuple[Document, float]]:
         """The same for a query that is encoded already, with scores."""
         hits = self.texts.index.search(embedding, k, filter=self._filter(filter), **kwargs)
-        documents = _documents(self._table(self.texts.index.metadata, hits.ids.tolist()))
+        documents = _documents(self._found(self.texts.index.metadata, hits.ids.tolist()))
         return [(documents[doc_id], score) for doc_id, score in hits if doc_id in documents]
 
     def _similarity_search_with_relevance_scores(self, query: str, k: int = 4, **kwargs: Any) -> list[tuple[Document, float]]:
@@ -232,7 +235,7 @@ class LemurVectorStore(VectorStore):  # type: ignore[misc,unused-ignore]
         hits = self.texts.index.search(
             tokens, max(k, validate.integer(fetch_k, "fetch_k", least=0)), filter=self._filter(filter), **kwargs
         )
-        table, scores = self._table(self.texts.index.get, hits.ids.tolist()), dict(hits)
+        table, scores = self._found(self.texts.index.get, hits.ids.tolist()), dict(hits)
         relevance = np.array([scores[doc_id] for doc_id in table["id"].to_pylist()]) / _lengths(tokens).sum()
         matrices = [row.values.flatten().to_numpy().reshape(len(row), -1) for row in table["tokens"]]
         chosen = _diverse(relevance, matrices, k, lambda_mult)
@@ -284,6 +287,12 @@ class LemurVectorStore(VectorStore):  # type: ignore[misc,unused-ignore]
         while True:
             with suppress(KeyError):  # another thread has deleted one since
                 return read(self.texts.index.ids() if ids is None else self._known(ids))
+
+    def _found(self, read: Callable[[Any], pa.Table], ids: list[Any]) -> pa.Table:
+        """The same of ids that a search found: all are there, but for what another thread has deleted since."""
+        with suppress(KeyError):
+            return read(ids)
+        return self._table(read, ids)
 
     def _known(self, ids: Iterable[Any]) -> list[Any]:
         """Those that name a document. LangChain's ids are strings, also where the index's are integers."""

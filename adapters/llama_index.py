@@ -22,15 +22,14 @@ import asyncio
 import json
 import os
 from collections.abc import Sequence
-from functools import reduce
-from operator import and_
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
-import pyarrow.compute as pc
 
-from lemur_ann import LemurIndex, TextIndex
+from lemur_ann import LemurIndex, RemoteIndex, TextIndex
+
+from ._remote import all_of, columns_of, is_in
 
 try:
     from fsspec import AbstractFileSystem
@@ -67,7 +66,8 @@ class LemurVectorStore(BasePydanticVectorStore):  # type: ignore[misc,unused-ign
 
     Args:
         encoder: anything :func:`lemur_ann.encoders.as_encoder` takes, such as a sentence-transformers ``MultiVectorEncoder``.
-        index: made, loaded or opened, empty or of nodes that such a store added; None makes one in memory.
+        index: made, loaded or opened, empty or of nodes that such a store added; None makes one in memory. It may be one that
+            a service has, see :func:`lemur_ann.connect`, without :meth:`persist`.
         batch_size, fit_at: as for :class:`lemur_ann.TextIndex`.
 
     Raises:
@@ -82,11 +82,16 @@ class LemurVectorStore(BasePydanticVectorStore):  # type: ignore[misc,unused-ign
     _passing: tuple[dict[str, dict[str, Any]], str, set[str]] | None = PrivateAttr(default=None)
 
     def __init__(
-        self, encoder: Any, index: LemurIndex | None = None, *, batch_size: int = 32, fit_at: int | None = 20_000
+        self,
+        encoder: Any,
+        index: LemurIndex | RemoteIndex | None = None,
+        *,
+        batch_size: int = 32,
+        fit_at: int | None = 20_000,
     ) -> None:
         super().__init__(stores_text=True)
         self._texts = TextIndex(encoder, index, batch_size=batch_size, fit_at=fit_at)
-        columns = self.client.metadata(self.client.ids()[:1]).column_names
+        columns = columns_of(self.client)
         if len(self.client) and not set(SCHEMA.names) <= set(columns):
             raise ValueError(
                 f"the index holds documents that no LemurVectorStore added, with columns {columns}; LemurRetriever reads them"
@@ -135,7 +140,7 @@ class LemurVectorStore(BasePydanticVectorStore):  # type: ignore[misc,unused-ign
         if not isinstance(ref_doc_id, str):
             raise TypeError(f"ref_doc_id must be a string, got {type(ref_doc_id).__name__}")
         if len(self.client):
-            self.client.delete(filter=pc.field("ref_doc_id") == ref_doc_id)
+            self.client.delete(filter=is_in(self.client, "ref_doc_id", [ref_doc_id]))
 
     def delete_nodes(
         self, node_ids: list[str] | None = None, filters: MetadataFilters | None = None, **delete_kwargs: Any
@@ -185,14 +190,20 @@ class LemurVectorStore(BasePydanticVectorStore):  # type: ignore[misc,unused-ign
             raise ValueError("LemurVectorStore searches by query_str, and got none: one embedding is no query to it")
         limits = []
         if query.node_ids:
-            limits.append(_is_in("id", query.node_ids))
+            limits.append(self._is_in("id", query.node_ids))
         if query.doc_ids is not None:
-            limits.append(_is_in("ref_doc_id", query.doc_ids))
+            limits.append(self._is_in("ref_doc_id", query.doc_ids))
         if query.filters is not None:
-            limits.append(_is_in("id", self._that_pass(query.filters)))
-        found = _search(self._texts, query.query_str, query.similarity_top_k, reduce(and_, limits) if limits else None, kwargs)
+            limits.append(self._is_in("id", self._that_pass(query.filters)))
+        chosen = all_of(self.client, limits)
+        found = _search(self._texts, query.query_str, query.similarity_top_k, chosen, kwargs)
         nodes = [node for node, _ in found]
         return VectorStoreQueryResult(nodes, [score for _, score in found], [node.node_id for node in nodes])
+
+    def _is_in(self, column: str, values: Any) -> Any:
+        if isinstance(values, (str, bytes, dict)):
+            raise TypeError(f"node_ids and doc_ids must be lists of ids, got {type(values).__name__}")
+        return is_in(self.client, column, values)
 
     def _chosen(self, node_ids: list[str] | None, filters: MetadataFilters | None) -> list[str]:
         if isinstance(node_ids, (bytes, dict)):
@@ -308,7 +319,8 @@ class LemurRetriever(BaseRetriever):  # type: ignore[misc,unused-ignore]
     Args:
         texts: the documents.
         similarity_top_k: how many nodes to return.
-        filter: as for :meth:`lemur_ann.LemurIndex.search`: ids, or a pyarrow expression such as ``pc.field("year") > 2020``.
+        filter: as for :meth:`lemur_ann.LemurIndex.search`: ids, or a pyarrow expression such as ``pc.field("year") > 2020``;
+            of an index that a service has, ids, or a dict such as ``{"year": {"$gt": 2020}}``.
         callback_manager, object_map, objects, verbose: LlamaIndex's own.
         **how: num_candidates, ef_search, shortlist, target_recall, max_loss, exact, num_threads, as for the same.
     """
@@ -358,12 +370,6 @@ def _node(row: dict[str, Any]) -> BaseNode:
         return metadata_dict_to_node({**json.loads(row["metadata"]), "_node_content": row["_node_content"]})
     others = {name: value for name, value in row.items() if name not in ("id", "text")}
     return TextNode(id_=str(row["id"]), text=row["text"], metadata=others)
-
-
-def _is_in(column: str, values: Any) -> pc.Expression:
-    if isinstance(values, (str, bytes, dict)):
-        raise TypeError(f"node_ids and doc_ids must be lists of ids, got {type(values).__name__}")
-    return pc.field(column).isin(pa.array(list(values), pa.large_string()))
 
 
 def _that_pass(filters: MetadataFilter | MetadataFilters, metadata: dict[str, dict[str, Any]]) -> set[str]:

@@ -9,6 +9,7 @@ except ImportError as error:  # a source tree without the compiled extension, or
     ) from error
 
 from lemur_ann import maxsim
+from lemur_ann.client import AsyncRemoteIndex, RemoteIndex, connect, connect_async
 from lemur_ann.documents.pooling import pool
 from lemur_ann.encoder import LemurEncoder
 from lemur_ann.errors import CorruptIndex, IndexLocked, NotFitted
@@ -21,6 +22,7 @@ from lemur_ann.saved import storage as storage  # for whoever must sign a folder
 from lemur_ann.texts import TextIndex
 
 __all__ = [
+    "AsyncRemoteIndex",
     "CorruptIndex",
     "Evaluation",
     "Health",
@@ -29,8 +31,11 @@ __all__ = [
     "LemurEncoder",
     "LemurIndex",
     "NotFitted",
+    "RemoteIndex",
     "TextIndex",
     "__version__",
+    "connect",
+    "connect_async",
     "maxsim",
     "plan",
     "pool",

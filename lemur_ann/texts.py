@@ -13,6 +13,7 @@ import numpy as np
 import pyarrow as pa
 
 from lemur_ann import validate
+from lemur_ann.client.remote import RemoteIndex
 from lemur_ann.documents.inputs import ids_for, ids_of
 from lemur_ann.documents.sources import opened, record_batches
 from lemur_ann.encoders import as_encoder, encoded
@@ -37,7 +38,8 @@ class TextIndex:
     Args:
         encoder: anything :func:`lemur_ann.encoders.as_encoder` takes, such as a sentence-transformers ``MultiVectorEncoder``.
             The queries' side is used for queries alone, and the documents' side for documents.
-        index: made, loaded or opened; None makes one in memory with default options.
+        index: made, loaded or opened; None makes one in memory with default options. One that a service has, see
+            :func:`lemur_ann.connect`, is given what the encoder makes here; ``fit_at`` counts for nothing then.
         batch_size: texts given to the encoder at a time.
         fit_at: number of documents at which an addition also learns the map, which takes minutes, so that searches stay quick;
             None leaves that to :meth:`fit`. Until it is learned, searches are exact, and take longer the more there are.
@@ -54,14 +56,21 @@ class TextIndex:
     """
 
     def __init__(
-        self, encoder: Any, index: LemurIndex | None = None, *, batch_size: int = 32, fit_at: int | None = 20_000
+        self,
+        encoder: Any,
+        index: LemurIndex | RemoteIndex | None = None,
+        *,
+        batch_size: int = 32,
+        fit_at: int | None = 20_000,
     ) -> None:
         self.encoder = as_encoder(encoder)
-        if index is not None and not isinstance(index, LemurIndex):
-            raise TypeError(f"index must be a LemurIndex, got {type(index).__name__}")
-        self.index = LemurIndex() if index is None else index
+        if index is not None and not isinstance(index, LemurIndex | RemoteIndex):
+            raise TypeError(f"index must be a LemurIndex or a RemoteIndex, got {type(index).__name__}")
+        self.index: LemurIndex = LemurIndex() if index is None else index  # type: ignore[assignment]
         self.batch_size = validate.positive_int(batch_size, "batch_size")
         self.fit_at = None if fit_at is None else validate.positive_int(fit_at, "fit_at")
+        if isinstance(index, RemoteIndex):  # which learns where it is, and when it is told to
+            self.fit_at = None
 
     def __len__(self) -> int:
         """The number of documents."""

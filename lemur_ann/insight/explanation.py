@@ -5,7 +5,7 @@ from __future__ import annotations
 import html
 import io
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
@@ -287,6 +287,22 @@ def _members(case: Case, num_tokens: int) -> tuple[tuple[int, ...], ...] | None:
     for original, number in enumerate(groups.to_pylist()):
         found[number].append(original)
     return tuple(map(tuple, found))
+
+
+def with_words(found: Explanation, query_words: Any, document_words: Any) -> Explanation:
+    """The same with the strings of its tokens, where they are given; see :meth:`lemur_ann.LemurIndex.explain`.
+
+    Raises:
+        ValueError, TypeError: more or fewer strings than tokens.
+    """
+    num_query, num_document = found.similarities.shape
+    names = _checked_words(query_words, num_query, "query_words")
+    document_names = _document_words(document_words, num_document, found.members)
+    return replace(
+        found,
+        query_words=found.query_words if names is None else names,
+        document_words=found.document_words if document_names is None else document_names,
+    )
 
 
 def _document_words(words: Any, count: int, members: tuple[tuple[int, ...], ...] | None) -> tuple[str, ...] | None:

@@ -109,6 +109,18 @@ def grades_of(relevant: Any, queries: Any, num_queries: int, ids: IdMap) -> list
         ValueError, TypeError: it is none of these, or of other queries.
         OSError: the file cannot be read.
     """
+    is_number = pa.types.is_integer(ids.column.type)
+    rows = enumerate(rows_of(relevant, queries, num_queries))
+    grades = [{_as_kind(doc_id, is_number): grade for doc_id, grade in graded(value, row)} for row, value in rows]
+    named = [doc_id for own in grades for doc_id in own]
+    if named and not any(doc_id in ids for doc_id in named):
+        some = ids.column.take(np.arange(min(len(ids.column), 3))).tolist()
+        raise ValueError(f"relevant= names no document of the index: it has {named[:3]}, the index {some}")
+    return grades
+
+
+def rows_of(relevant: Any, queries: Any, num_queries: int) -> list[Any]:
+    """What ``relevant`` has for each query, in their order; arguments and errors as for :func:`grades_of`."""
     table = queries if isinstance(queries, pa.Table) else None
     if isinstance(relevant, str) and table is not None and relevant in table.column_names:
         relevant = table.column(relevant).to_pylist()
@@ -122,18 +134,11 @@ def grades_of(relevant: Any, queries: Any, num_queries: int, ids: IdMap) -> list
                 f"relevant= names none of the queries: it has {list(given)[:3]}, they are {names[:3]}; a table's column 'id' "
                 "names its queries, others are 0, 1, 2, ..."
             )
-        per_query = [given.get(name, ()) for name in names]
-    else:
-        per_query = _rows_of(relevant)
-        if len(per_query) != num_queries:
-            raise ValueError(f"relevant= has {len(per_query)} rows for {num_queries} queries, expected one for each")
-    is_number = pa.types.is_integer(ids.column.type)
-    grades = [_grades(value, is_number, row) for row, value in enumerate(per_query)]
-    named = [doc_id for own in grades for doc_id in own]
-    if named and not any(doc_id in ids for doc_id in named):
-        some = ids.column.take(np.arange(min(len(ids.column), 3))).tolist()
-        raise ValueError(f"relevant= names no document of the index: it has {named[:3]}, the index {some}")
-    return grades
+        return [given.get(name, ()) for name in names]
+    per_query = _rows_of(relevant)
+    if len(per_query) != num_queries:
+        raise ValueError(f"relevant= has {len(per_query)} rows for {num_queries} queries, expected one for each")
+    return per_query
 
 
 def relevance(
@@ -193,9 +198,14 @@ def _rows_of(relevant: Any) -> list[Any]:
     return list(relevant)
 
 
-def _grades(value: Any, is_number: bool, row: int) -> Grades:
+def graded(value: Any, row: int) -> list[tuple[Any, float]]:
+    """The documents that are relevant to one query, in any form that it may have, and how much.
+
+    Raises:
+        ValueError, TypeError: it is no such form, with the number of its row.
+    """
     if value is None:
-        return {}
+        return []
     if isinstance(value, Mapping):
         pairs = list(value.items())
     elif isinstance(value, (str, int, np.integer)):
@@ -203,7 +213,7 @@ def _grades(value: Any, is_number: bool, row: int) -> Grades:
     else:
         several = _in_order(value, row)
         pairs = [(doc_id, 1) for doc_id in ids_of(several).to_pylist()] if len(several) else []
-    own: Grades = {}
+    own: list[tuple[Any, float]] = []
     for doc_id, grade in pairs:
         try:
             number = float(grade)
@@ -214,7 +224,7 @@ def _grades(value: Any, is_number: bool, row: int) -> Grades:
                 f"relevant= has {doc_id!r}: {grade!r} in row {row}, expected the id of a document and a finite grade"
             )
         if number > 0:
-            own[_as_kind(plain_id(doc_id), is_number)] = number
+            own.append((plain_id(doc_id), number))
     return own
 
 

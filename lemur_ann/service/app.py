@@ -7,6 +7,7 @@ import hashlib
 import json
 from collections.abc import AsyncIterator, Iterable, Sequence
 from contextlib import asynccontextmanager
+from dataclasses import asdict
 from importlib.resources import files
 from typing import Any, Protocol
 
@@ -16,7 +17,7 @@ import pyarrow as pa
 import pydantic
 import pydantic_core
 from fastapi import FastAPI, Request, Response
-from fastapi.responses import HTMLResponse
+from fastapi.responses import HTMLResponse, StreamingResponse
 from pydantic import BaseModel
 from starlette.middleware.trustedhost import TrustedHostMiddleware
 from starlette.requests import ClientDisconnect
@@ -194,7 +195,16 @@ def _about_routes(app: FastAPI, service: Service) -> None:
     @app.get("/v1/indexes/{name}", tags=["about"], response_model=bodies.About)
     async def about(request: Request, name: str) -> Response:
         """One index."""
-        return _json(_about(service.hosted(request, "read"), service))
+        index = service.hosted(request, "read")
+        await _follow(request, index)
+        return _json(_about(index, service))
+
+    @app.get("/v1/indexes/{name}/ids", tags=["about"])
+    async def ids(request: Request, name: str) -> Response:
+        """The ids of all documents in one version, as an Arrow IPC stream with the column ``id``, oldest first."""
+        index = service.hosted(request, "read")
+        await _follow(request, index)
+        return StreamingResponse(bodies.ids_in_parts(index.index.ids()), media_type=bodies.ARROW)
 
 
 def _search_routes(app: FastAPI, service: Service) -> None:
@@ -207,21 +217,20 @@ def _search_routes(app: FastAPI, service: Service) -> None:
     async def search(request: Request, name: str) -> Response:
         """The k documents of highest MaxSim among the candidates.
 
-        An Arrow IPC stream with a column ``tokens`` asks a batch; ``k``, ``filter`` as JSON, and the other fields are
-        parameters of the path then. With ``Accept: application/vnd.apache.arrow.stream`` the hits come as a table, with a
-        column ``query``.
+        An Arrow IPC stream with a column ``tokens`` or ``text`` asks a batch; ``k``, ``filter`` as JSON, and the other fields
+        are parameters of the path then, or one JSON object in the metadata ``lemur_ann`` of its schema. With ``Accept:
+        application/vnd.apache.arrow.stream`` the hits come as a table with the column ``query``.
         """
         index = service.hosted(request, "read")
         body = await _body(request, index)
         await _follow(request, index)
-        asked, queries = (
-            await asyncio.to_thread(_read_search, request, body) if len(body) > 2**18 else _read_search(request, body)
-        )
+        large = len(body) > 2**18
+        asked, queries, _ = await asyncio.to_thread(_read_search, request, body) if large else _read_search(request, body)
         answered = await _while_there(request, index.search(queries, _how(asked)))
         if bodies.ARROW in request.headers.get("accept", ""):
-            return Response(
-                await asyncio.to_thread(_arrow_of, answered), media_type=bodies.ARROW, headers=_version_of(answered.version)
-            )
+            exact = all(hits.exact for hits in answered.hits)
+            headers = _version_of(answered.version) | {"x-lemur-exact": str(exact).lower()}
+            return Response(await asyncio.to_thread(_arrow_of, answered), media_type=bodies.ARROW, headers=headers)
         rows = [bodies.rows_of(hits, answered.tables and answered.tables[i]) for i, hits in enumerate(answered.hits)]
         found = {"hits": rows[0]} if asked.queries is None and not _is_arrow(request) else {"results": rows}
         exact = all(hits.exact for hits in answered.hits)
@@ -245,6 +254,21 @@ def _search_routes(app: FastAPI, service: Service) -> None:
         asked = bodies.Explained.model_validate_json(await _body(request, index))
         await _follow(request, index)
         return _json(await asyncio.to_thread(_explained, index, asked))
+
+    measuring = asyncio.Lock()  # one at a time: each takes all the threads of an index
+
+    @app.post("/v1/indexes/{name}/evaluate", tags=["search"], openapi_extra=_takes(bodies.Search, bodies.ARROW))
+    async def evaluate(request: Request, name: str) -> Response:
+        """Recall against exact MaxSim and latency, of queries as :func:`search` takes them; see ``LemurIndex.evaluate``.
+
+        An Arrow column ``relevant`` of ids, lists of ids, or lists of structs ``id``, ``grade`` has the relevance measured too.
+        """
+        index = service.hosted(request, "read")
+        body = await _body(request, index)
+        await _follow(request, index)
+        asked, queries, relevant = await asyncio.to_thread(_read_search, request, body)
+        async with measuring:
+            return _json(asdict(await asyncio.to_thread(index.evaluate, queries, _how(asked), relevant)))
 
 
 def _change_routes(app: FastAPI, service: Service) -> None:
@@ -293,7 +317,7 @@ def _change_routes(app: FastAPI, service: Service) -> None:
         body = await _body(request, index)
         if service.writer is not None:
             return await _handed_on(request, body, service.writer)
-        return _json(service.jobs.start(index, kind, body), 202)
+        return _json(service.jobs.start(index, kind, body, _request_of(request, body)), 202)
 
     @app.get("/v1/indexes/{name}/jobs/{number}", tags=["changes"])
     async def job(request: Request, name: str, number: str) -> Response:
@@ -341,8 +365,8 @@ def _is_arrow(request: Request) -> bool:
     return request.headers.get("content-type", "").partition(";")[0].strip() in (bodies.ARROW, bodies.PARQUET)
 
 
-def _read_search(request: Request, body: bytes) -> tuple[bodies.Search, list[Any]]:
-    """What is asked, and its queries: texts or matrices."""
+def _read_search(request: Request, body: bytes) -> tuple[bodies.Search, list[Any], list[Any] | None]:
+    """What is asked, its queries (texts or matrices), and for each the relevant documents, where a column has them."""
     if _is_arrow(request):
         given: dict[str, Any] = dict(request.query_params)
         columns = request.query_params.getlist("columns")
@@ -350,16 +374,19 @@ def _read_search(request: Request, body: bytes) -> tuple[bodies.Search, list[Any
             given["columns"] = columns
         if "filter" in given:
             given["filter"] = json.loads(given["filter"])
-        asked = bodies.Search.model_validate(given)
         table = bodies.read_arrow(body, request.headers["content-type"].partition(";")[0].strip())
+        asked = bodies.Search.model_validate(given | bodies.settings_in(table))
+        relevant = bodies.relevant_in(table)
+        if "text" in table.column_names and "tokens" not in table.column_names:
+            return asked, bodies.texts_in(table), relevant
         batch = read_queries(table)
-        return asked, [batch.matrix(i) for i in range(len(batch))]
+        return asked, [batch.matrix(i) for i in range(len(batch))], relevant
     asked = bodies.Search.model_validate_json(body)
     several = asked.queries is not None
     if (asked.text is not None) + (asked.tokens is not None) + several != 1:
         raise ValueError("a search has one of text, tokens and queries")
     several_or_one: Sequence[bodies.Query | bodies.Search] = asked.queries or [asked]
-    return asked, [_query_of(query, i) for i, query in enumerate(several_or_one)]
+    return asked, [_query_of(query, i) for i, query in enumerate(several_or_one)], None
 
 
 def _query_of(query: bodies.Query | bodies.Search | bodies.Explained, number: int = 0) -> Any:
@@ -418,9 +445,8 @@ async def _handed_on(request: Request, body: bytes, writer: Writer) -> Response:
     try:
         answer = await writer.request(request.method, request.url.path, content=body, headers=headers)
     except httpx.HTTPError as error:
-        raise Refused(
-            503, "writer_away", f"the process that writes does not answer: {error!r}; try again", {"retry-after": "1"}
-        ) from error
+        message = f"the process that writes does not answer: {error!r}; try again"
+        raise Refused(503, "writer_away", message, {"retry-after": "1"}) from error
     back = ("content-type", "retry-after", "x-lemur-version")
     return Response(answer.content, answer.status_code, {name: answer.headers[name] for name in back if name in answer.headers})
 
@@ -490,8 +516,9 @@ def _explained(index: Hosted, asked: bodies.Explained) -> dict[str, Any]:
         "document_words",
     )
     told = {name: getattr(found, name) for name in names}
-    arrays = ("best_tokens", "best_similarities", "gains", "document_gains")
-    return told | {name: getattr(found, name).tolist() for name in arrays}
+    arrays = ("best_tokens", "best_similarities", "gains", "document_gains", "usual_similarities")
+    told |= {name: getattr(found, name).tolist() for name in arrays}
+    return told | {"similarities": bodies.encoded(found.similarities), "members": found.members}
 
 
 def _takes(model: type[BaseModel], *others: str) -> dict[str, Any]:
@@ -530,13 +557,14 @@ def _told(request: Request, error: Exception) -> Response:
         if isinstance(error, kind):
             message = str(error.args[0]) if isinstance(error, KeyError) and error.args else str(error)
             headers = {"retry-after": "1"} if status in (429, 503) else {}
-            return _problem(status, name, message, headers)
+            return _problem(status, name, message, headers, kind.__name__)
     log.exception("request %s failed", request.scope.get("lemur_request_id"), exc_info=error)
     return _problem(500, "internal", "the service failed; its log has the request's id")
 
 
-def _problem(status: int, name: str, message: str, headers: dict[str, str] | None = None) -> Response:
-    return _json({"error": name, "message": message[:2000]}, status, headers)
+def _problem(status: int, name: str, message: str, headers: dict[str, str] | None = None, kind: str | None = None) -> Response:
+    told = {"error": name, "message": message[:2000]}
+    return _json(told if kind is None else told | {"type": kind}, status, headers)
 
 
 PROBLEMS: tuple[tuple[type[Exception], int, str], ...] = (

@@ -5,7 +5,8 @@ from __future__ import annotations
 import base64
 import binascii
 import io
-from collections.abc import Sequence
+import json
+from collections.abc import Iterator, Sequence
 from typing import Annotated, Any, Literal
 
 import numpy as np
@@ -20,6 +21,8 @@ from lemur_ann.hits import Hits
 ARROW = "application/vnd.apache.arrow.stream"
 PARQUET = "application/vnd.apache.parquet"
 MAX_K = 10_000
+SETTINGS = b"lemur_ann"  # in the metadata of a schema: the fields of a search, as JSON
+IDS_AT_A_TIME = 65_536
 
 Id = int | str
 
@@ -95,7 +98,7 @@ class Deletion(_Strict):
 class Wanted(_Strict):
     """Documents to read back."""
 
-    ids: list[Id] = Field(min_length=1, max_length=10_000)
+    ids: list[Id] = Field(max_length=10_000)
     tokens: bool = Field(False, description="With the column tokens, as base64 float16.")
 
     model_config = ConfigDict(extra="forbid", json_schema_extra={"examples": [{"ids": ["vim"]}]})
@@ -157,6 +160,7 @@ class Problem(BaseModel):
 
     error: str
     message: str
+    type: str | None = Field(None, description="The class of the error that the library raised, such as TypeError.")
 
 
 def matrix_of(tokens: Tokens) -> npt.NDArray[Any]:
@@ -252,6 +256,54 @@ def read_arrow(body: bytes, kind: str) -> pa.Table:
         return table
     except (pa.ArrowException, OSError, ValueError, TypeError, KeyError) as error:
         raise ValueError(f"the body is no {kind}: {error}") from error
+
+
+def settings_in(table: pa.Table) -> dict[str, Any]:
+    """The fields of a search that a table of queries carries, as its parameters in the path may be too long; often none.
+
+    Raises:
+        ValueError: they are no JSON object.
+    """
+    given = json.loads((table.schema.metadata or {}).get(SETTINGS, b"{}"))
+    if not isinstance(given, dict):
+        raise ValueError(f"the metadata {SETTINGS.decode()!r} of the schema is a JSON object of a search's fields")
+    return given
+
+
+def texts_in(table: pa.Table) -> list[str]:
+    """The column ``text`` of a table.
+
+    Raises:
+        TypeError, ValueError: it has something else than strings.
+    """
+    column = table.column("text")
+    if not pa.types.is_string(column.type) and not pa.types.is_large_string(column.type):
+        raise TypeError(f"column 'text' has {column.type}, expected strings")
+    if column.null_count:
+        raise ValueError("column 'text' has a null, expected a string for each query")
+    texts: list[str] = column.to_pylist()
+    return texts
+
+
+def relevant_in(table: pa.Table) -> list[Any] | None:
+    """For each query of a table its relevant documents, as ``LemurIndex.evaluate`` takes them; None where it has none."""
+    if "relevant" not in table.column_names:
+        return None
+    rows: list[Any] = table.column("relevant").to_pylist()
+    graded = [isinstance(row, list) and all(isinstance(one, dict) for one in row) for row in rows]
+    return [{one.get("id"): one.get("grade", 1) for one in row} if own else row for row, own in zip(rows, graded, strict=True)]
+
+
+def ids_in_parts(ids: pa.Array) -> Iterator[bytes]:
+    """Ids as an Arrow IPC stream with the column ``id``, part after part."""
+    sink = io.BytesIO()
+    with pa.ipc.new_stream(sink, pa.schema([("id", ids.type)])) as writer:
+        for begin in range(0, len(ids), IDS_AT_A_TIME):
+            writer.write_batch(pa.record_batch({"id": ids[begin : begin + IDS_AT_A_TIME]}))
+            yield sink.getvalue()
+            sink.seek(0)
+            sink.truncate()
+    yield sink.getvalue()
 
 
 def write_arrow(table: pa.Table) -> bytes:

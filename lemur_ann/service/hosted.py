@@ -20,6 +20,7 @@ from lemur_ann import validate
 from lemur_ann.documents.inputs import ids_of, queries_of
 from lemur_ann.hits import Hits
 from lemur_ann.index import LemurIndex
+from lemur_ann.insight.evaluation import Evaluation
 from lemur_ann.progress import Task
 from lemur_ann.saved.storage import MANIFEST
 from lemur_ann.searching.filters import excluded_by
@@ -205,6 +206,23 @@ class Hosted:
                 f"index {self.name!r} has no encoder here, so that it takes tokens and no texts; serve it with --encoder"
             )
         return self.texts
+
+    def evaluate(self, queries: list[Query], how: How, relevant: list[Any] | None) -> Evaluation:
+        """See :meth:`lemur_ann.LemurIndex.evaluate`; with the threads that searches have."""
+        filter = None if how.filter is None else as_expression(json.loads(how.filter), schema_of(self.index.snapshot))
+        return self.index.evaluate(
+            self._matrices(queries),
+            how.k,
+            num_candidates=how.num_candidates,
+            ef_search=how.ef_search,
+            shortlist=how.shortlist,
+            target_recall=how.target_recall,
+            max_loss=how.max_loss,
+            filter=filter,
+            relevant=relevant,
+            num_threads=self.limits.num_threads,
+            progress=False,
+        )
 
     # Changing
 

@@ -7,14 +7,14 @@ import threading
 import uuid
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass, is_dataclass
+from dataclasses import asdict, dataclass, field, is_dataclass
 from typing import Any
 
 from pydantic import TypeAdapter
 
 from lemur_ann import validate
 from lemur_ann.service.bodies import Tokens, matrix_of
-from lemur_ann.service.hosted import Hosted
+from lemur_ann.service.hosted import Hosted, OtherRequest, Request
 
 MAX_JOBS = 100  # whose ends are known
 _TOKENS: TypeAdapter[Any] = TypeAdapter(Tokens)
@@ -30,6 +30,8 @@ class Job:
         state: "waiting", "running", "done" or "failed".
         result: what it gave.
         error: why it failed.
+        version: of the index when it ended.
+        request: that began it: sent again, it begins no other.
     """
 
     id: str
@@ -38,6 +40,13 @@ class Job:
     state: str = "waiting"
     result: Any = None
     error: str | None = None
+    version: int | None = None
+    request: Request = field(default_factory=Request)
+
+    @property
+    def told(self) -> dict[str, Any]:
+        """What clients see of it."""
+        return {name: value for name, value in vars(self).items() if name != "request"}
 
 
 class Jobs:
@@ -48,11 +57,12 @@ class Jobs:
         self._lock = threading.Lock()
         self._worker = ThreadPoolExecutor(1, thread_name_prefix="lemur_ann jobs")
 
-    def start(self, index: Hosted, kind: str, body: bytes) -> dict[str, Any]:
+    def start(self, index: Hosted, kind: str, body: bytes, request: Request) -> dict[str, Any]:
         """Begin one, once those before it are done.
 
         Raises:
             ValueError, TypeError: an unknown kind, or bad arguments.
+            OtherRequest: the request's key began another job.
         """
         if kind not in KINDS:
             raise ValueError(f"unknown job {kind[:40]!r}; expected one of {', '.join(KINDS)}")
@@ -61,14 +71,25 @@ class Jobs:
         arguments = json.loads(body or b"{}")
         if not isinstance(arguments, dict):
             raise TypeError("the arguments of a job are a JSON object")
+        known = self._begun_by(index, request)
+        if known is not None:
+            return known.told
         names, run = KINDS[kind]
         validate.names(arguments, names, f"job {kind}")
         queries = _queries(index, arguments.pop("queries", None))
-        job = Job(uuid.uuid4().hex, index.name, kind)
+        job = Job(uuid.uuid4().hex, index.name, kind, request=request)
         with self._lock:
             self._jobs = {**dict(list(self._jobs.items())[1 - MAX_JOBS :]), job.id: job}
-        self._worker.submit(self._run, job, lambda: run(index, queries, arguments))
-        return asdict(job)
+        self._worker.submit(self._run, job, index, lambda: run(index, queries, arguments))
+        return job.told
+
+    def _begun_by(self, index: Hosted, request: Request) -> Job | None:
+        for job in self._jobs.values():
+            if request.key is not None and job.request.key == request.key and job.index == index.name:
+                if job.request.digest != request.digest:
+                    raise OtherRequest(f"Idempotency-Key {request.key!r} came with another job before: each has its own")
+                return job
+        return None
 
     def state(self, index: Hosted, number: str) -> dict[str, Any]:
         """How far one is.
@@ -79,16 +100,17 @@ class Jobs:
         job = self._jobs.get(number)
         if job is None or job.index != index.name:
             raise KeyError(f"no job {number[:40]!r} of index {index.name!r}: jobs are known until the service ends")
-        return asdict(job)
+        return job.told
 
     def close(self) -> None:
         """Give up what waits; what runs is waited for."""
         self._worker.shutdown(cancel_futures=True)
 
-    def _run(self, job: Job, run: Callable[[], Any]) -> None:
+    def _run(self, job: Job, index: Hosted, run: Callable[[], Any]) -> None:
         job.state = "running"
         try:
             job.result = run()
+            job.version = index.version
             job.state = "done"
         except BaseException as error:
             job.error, job.state = f"{type(error).__name__}: {error}", "failed"

@@ -639,7 +639,7 @@ def test_home(tmp_path, monkeypatch):
         (lambda index: index.explain(QUERY, [1]), "got list in row 0"),
         (lambda index: index.explain(QUERY, True), "got bool in row 0"),
         (lambda index: index.explain([QUERY], 1), "must be one query, a matrix"),
-        (lambda index: TextIndex((len, len), "path"), "index must be a LemurIndex, got str"),
+        (lambda index: TextIndex((len, len), "path"), "index must be a LemurIndex or a RemoteIndex, got str"),
         (lambda index: TextIndex("model"), "encoder must be a late-interaction model"),
         (lambda index: maxsim.rerank(QUERY, QUERY, [0, 4], [True]), "candidates must be integers, got bool"),
         (lambda index: maxsim.rerank(QUERY, QUERY, [0, 4], {0}), "candidates must be a numeric array, got set"),

@@ -130,7 +130,7 @@ def test_bad_queries_and_settings(texts, word_encoder):
         texts.search(np.ones((2, 64), np.float32))
     with pytest.raises(ValueError, match="k must be at least 1, got 0"):
         texts.search("fox", k=0)
-    with pytest.raises(TypeError, match="index must be a LemurIndex, got str"):
+    with pytest.raises(TypeError, match="index must be a LemurIndex or a RemoteIndex, got str"):
         TextIndex(word_encoder, "folder")
     with pytest.raises(ValueError, match="holds 3 documents already"):
         texts.fit(["more"])
