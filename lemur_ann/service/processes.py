@@ -117,14 +117,16 @@ def run(settings: Settings, listening: socket.socket, *, writer: str | None, wri
     import uvicorn
 
     from lemur_ann.service.access import Keys
-    from lemur_ann.service.app import Service, make_app
+    from lemur_ann.service.app import make_app
     from lemur_ann.service.encoders import load
     from lemur_ann.service.head_timeout import HeadTimeout
     from lemur_ann.service.hosted import Hosted
+    from lemur_ann.service.service import Service
 
     encoder = None if settings.encoder is None else load(settings.encoder)
     indexes = [
-        Hosted(name, path, read_only=not writes, encoder=encoder, limits=settings.limits) for name, path in settings.indexes.items()
+        Hosted(name, path, read_only=not writes, encoder=encoder, limits=settings.limits)
+        for name, path in settings.indexes.items()
     ]
     client = None
     if writer is not None:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import concurrent.futures
+import contextlib
 import threading
 import time
 from collections import deque
@@ -22,7 +24,7 @@ class _Asked:
     key: Hashable
     item: Any
     deadline: float  # of time.monotonic()
-    future: asyncio.Future[Any]
+    future: asyncio.Future[Any] | concurrent.futures.Future[Any]
 
 
 class SearchQueue:
@@ -57,13 +59,25 @@ class SearchQueue:
             Busy: as many wait as may.
             TimeoutError: it was not answered in ``timeout`` seconds.
         """
-        asked = _Asked(key, item, time.monotonic() + timeout, asyncio.get_running_loop().create_future())
+        future: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
+        self._put(_Asked(key, item, time.monotonic() + timeout, future))
+        return await asyncio.wait_for(future, timeout)
+
+    def ask_and_wait(self, key: Hashable, item: Any, timeout: float) -> Any:
+        """As :meth:`ask`, for a thread that has no loop."""
+        future: concurrent.futures.Future[Any] = concurrent.futures.Future()
+        self._put(_Asked(key, item, time.monotonic() + timeout, future))
+        done, _ = concurrent.futures.wait((future,), timeout)
+        if not done and future.cancel():
+            raise TimeoutError(f"not answered in {timeout:g} s")
+        return future.result()
+
+    def _put(self, asked: _Asked) -> None:
         with self._changed:
             if self._is_closed or len(self._waiting) >= self._max_waiting:
                 raise Busy(f"{len(self._waiting)} searches wait already")
             self._waiting.append(asked)
             self._changed.notify()
-        return await asyncio.wait_for(asked.future, timeout)
 
     def close(self) -> None:
         """Answer what waits, and end."""
@@ -110,13 +124,15 @@ class SearchQueue:
                 return
             results = [error]
         for asked, result in zip(batch, results, strict=True):
-            try:
+            if isinstance(asked.future, concurrent.futures.Future):
+                with contextlib.suppress(concurrent.futures.InvalidStateError):  # given up meanwhile
+                    _settle(asked.future, result)
+                continue
+            with contextlib.suppress(RuntimeError):  # its loop has ended
                 asked.future.get_loop().call_soon_threadsafe(_settle, asked.future, result)
-            except RuntimeError:  # its loop has ended
-                pass
 
 
-def _settle(future: asyncio.Future[Any], result: Any) -> None:
+def _settle(future: asyncio.Future[Any] | concurrent.futures.Future[Any], result: Any) -> None:
     if future.done():
         return
     if isinstance(result, BaseException):
