@@ -630,6 +630,9 @@ def serve(
     max_batch: Annotated[int, typer.Option(min=1, help="Searches that a thread answers together.")] = 16,
     max_waiting: Annotated[int, typer.Option(min=1, help="Searches that may wait; others are told to come again.")] = 256,
     timeout_s: Annotated[float, typer.Option(min=0.01, help="Seconds for a search, with its time in the queue.")] = 10.0,
+    flight_port: Annotated[
+        int | None, typer.Option(help="Also listen at this port for Arrow Flight; of several workers one does. \\[default: off]")
+    ] = None,
 ) -> None:
     """Serve indexes over HTTP, until SIGTERM: http://127.0.0.1:8080/docs has all requests.
 
@@ -654,6 +657,7 @@ def serve(
         private_key=private_key,
         insecure=insecure,
         limits=limits,
+        flight_port=flight_port,
     )
     processes.serve(settings)
 

@@ -10,8 +10,6 @@ from importlib.resources import files
 from typing import Any
 
 import httpx
-import numpy as np
-import pyarrow as pa
 import pydantic
 import pydantic_core
 from fastapi import FastAPI, Request, Response
@@ -31,6 +29,8 @@ from lemur_ann.service.service import (
     Service,
     Writer,
     about_of,
+    answered_table,
+    away,
     documents_of,
     explained_of,
     how_of,
@@ -323,9 +323,7 @@ async def _handed_on(request: Request, body: bytes, writer: Writer) -> Response:
     try:
         answer = await writer.request(request.method, request.url.path, content=body, headers=headers)
     except httpx.HTTPError as error:
-        raise Refused(
-            503, "writer_away", f"the process that writes does not answer: {error!r}; try again", {"retry-after": "1"}
-        ) from error
+        raise away(error) from error
     kept = ("content-type", "retry-after")
     return Response(answer.content, answer.status_code, {name: answer.headers[name] for name in kept if name in answer.headers})
 
@@ -347,9 +345,7 @@ def _version_of(version: int) -> dict[str, str]:
 
 
 def _arrow_of(answered: hosted.Answered) -> bytes:
-    tables = answered.tables or [hits.to_arrow() for hits in answered.hits]
-    parts = [table.add_column(0, "query", pa.array(np.full(len(table), i))) for i, table in enumerate(tables)]
-    return bodies.write_arrow(pa.concat_tables(parts))
+    return bodies.write_arrow(answered_table(answered))
 
 
 def _takes(model: type[BaseModel], *others: str) -> dict[str, Any]:

@@ -41,6 +41,7 @@ class SearchQueue:
         self._waiting: deque[_Asked] = deque()
         self._changed = threading.Condition()
         self._is_closed = False
+        self._num_threads, self._running = num_threads, 0
         self.batch_sizes: Callable[[int], None] = lambda _: None  # told of each batch
         self._threads = [
             threading.Thread(target=self._work, name=f"lemur_ann search {i}", daemon=True) for i in range(num_threads)
@@ -64,7 +65,18 @@ class SearchQueue:
         return await asyncio.wait_for(future, timeout)
 
     def ask_and_wait(self, key: Hashable, item: Any, timeout: float) -> Any:
-        """As :meth:`ask`, for a thread that has no loop."""
+        """As :meth:`ask`, for a thread that has no loop. Where one of the queue's is free, it answers itself in its place: to hand a
+        search over and its answer back takes a quarter of a millisecond.
+        """
+        with self._changed:
+            is_free = not self._is_closed and not self._waiting and self._running < self._num_threads
+            self._running += is_free
+        if is_free:
+            try:
+                self.batch_sizes(1)
+                return self._answer(key, [item])[0]
+            finally:
+                self._is_done()
         future: concurrent.futures.Future[Any] = concurrent.futures.Future()
         self._put(_Asked(key, item, time.monotonic() + timeout, future))
         done, _ = concurrent.futures.wait((future,), timeout)
@@ -86,18 +98,30 @@ class SearchQueue:
             self._changed.notify_all()
         for thread in self._threads:
             thread.join()
+        with self._changed:  # those that answer themselves
+            self._changed.wait_for(lambda: not self._running)
 
     def _work(self) -> None:
         while True:
             with self._changed:
-                while not self._waiting and not self._is_closed:
+                while not self._waiting or self._running >= self._num_threads:
+                    if self._is_closed and not self._waiting:
+                        return
                     self._changed.wait()
-                if not self._waiting:
-                    return
                 batch = self._taken()
-            if batch:
-                self.batch_sizes(len(batch))
-                self._answered(batch)
+                self._running += 1
+            try:
+                if batch:
+                    self.batch_sizes(len(batch))
+                    self._answered(batch)
+            finally:
+                self._is_done()
+
+    def _is_done(self) -> None:
+        with self._changed:
+            self._running -= 1
+            if self._waiting or self._is_closed:
+                self._changed.notify_all()
 
     def _taken(self) -> list[_Asked]:
         """The first that waits, and what waits behind it with the same key."""

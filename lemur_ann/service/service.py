@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 import httpx
+import numpy as np
 import pyarrow as pa
 import pydantic
 
@@ -204,6 +205,20 @@ def explained_of(index: Hosted, asked: bodies.Explained) -> dict[str, Any]:
     told = {name: getattr(found, name) for name in names}
     arrays = ("best_tokens", "best_similarities", "gains", "document_gains")
     return told | {name: getattr(found, name).tolist() for name in arrays}
+
+
+def answered_table(answered: hosted.Answered) -> pa.Table:
+    """The hits of a request as one table: ``query``, int64; ``id``; ``score``, float32; and where columns were asked for,
+    ``rank`` before the id and these at the end.
+    """
+    tables = answered.tables or [hits.to_arrow() for hits in answered.hits]
+    parts = [table.add_column(0, "query", pa.array(np.full(len(table), i))) for i, table in enumerate(tables)]
+    return pa.concat_tables(parts)
+
+
+def away(error: Exception) -> Refused:
+    """That the process that writes does not answer."""
+    return Refused(503, "writer_away", f"the process that writes does not answer: {error!r}; try again", {"retry-after": "1"})
 
 
 def request_of(key: str | None, parts: Iterable[str], body: bytes) -> hosted.Request:
