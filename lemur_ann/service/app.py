@@ -10,6 +10,7 @@ from importlib.resources import files
 from typing import Any
 
 import httpx
+import pyarrow as pa
 import pydantic
 import pydantic_core
 from fastapi import FastAPI, Request, Response
@@ -29,7 +30,7 @@ from lemur_ann.service.service import (
     Service,
     Writer,
     about_of,
-    answered_table,
+    answered_batch,
     away,
     documents_of,
     explained_of,
@@ -345,7 +346,7 @@ def _version_of(version: int) -> dict[str, str]:
 
 
 def _arrow_of(answered: hosted.Answered) -> bytes:
-    return bodies.write_arrow(answered_table(answered))
+    return bodies.write_arrow(pa.Table.from_batches([answered_batch(answered)]))
 
 
 def _takes(model: type[BaseModel], *others: str) -> dict[str, Any]:

@@ -18,6 +18,7 @@ A key is a header ``authorization: Bearer KEY``. An error ends its call, or its 
 from __future__ import annotations
 
 import functools
+import itertools
 import json
 import logging
 import threading
@@ -33,7 +34,7 @@ import pyarrow as pa
 import pydantic_core
 from pyarrow import flight
 
-from lemur_ann.documents.inputs import read_queries
+from lemur_ann.documents.inputs import tokens_from_arrow
 from lemur_ann.service import bodies
 from lemur_ann.service.access import Access
 from lemur_ann.service.hosted import Hosted, How
@@ -42,7 +43,7 @@ from lemur_ann.service.service import (
     Refused,
     Service,
     about_of,
-    answered_table,
+    answered_batch,
     away,
     explained_of,
     how_of,
@@ -95,6 +96,7 @@ class _Call:
         self.header: _Header = context.get_middleware("lemur_ann")
         self.key: str | None = None
         self.index: str | None = None
+        self._counts: Any = None
 
     def find(self, name: str, access: Access) -> Hosted:
         """An index, in the version that the client has seen or a later one."""
@@ -106,8 +108,15 @@ class _Call:
 
     def count(self, status: int, begin: float) -> None:
         """One request more."""
-        self.service.metrics.requests.labels(self.route, str(status)).inc()
-        self.service.metrics.seconds.labels(self.route).observe(time.perf_counter() - begin)
+        if self._counts is None or self._counts[0] != (self.route, status):  # a stream's are looked up once
+            metrics = self.service.metrics
+            self._counts = (
+                (self.route, status),
+                metrics.requests.labels(self.route, str(status)),
+                metrics.seconds.labels(self.route),
+            )
+        self._counts[1].inc()
+        self._counts[2].observe(time.perf_counter() - begin)
 
     def end(self, status: int) -> None:
         """A line in the log."""
@@ -219,13 +228,13 @@ class FlightDoor(flight.FlightServerBase):  # type: ignore[misc]
                 continue
             with self._busy():
                 begin = time.perf_counter()
-                table, about = _searched(index, how, chunk)
+                batch, about = _searched(index, how, chunk)
                 if schema is None:
-                    schema = table.schema
+                    schema = batch.schema
                     writer.begin(schema)
-                elif table.schema != schema:
+                elif batch.schema != schema:
                     raise ValueError(f"the columns of index {index.name!r} are others now; open another stream")
-                writer.write_with_metadata(table, about)
+                writer.write_with_metadata(batch, about)
                 call.count(200, begin)
 
     # Changing
@@ -400,16 +409,15 @@ def _searched(index: Hosted, how: How, chunk: Any) -> tuple[pa.RecordBatch, byte
     if not batch.num_rows:
         raise ValueError("a record batch of queries has no rows, expected one query at least")
     answered = index.search_and_wait(_queries(batch), how)
-    table = answered_table(answered).combine_chunks().to_batches()
     exact = "true" if all(hits.exact for hits in answered.hits) else "false"
-    return table[0], b'{"exact":%s,"version":%d}' % (exact.encode(), answered.version)
+    return answered_batch(answered), b'{"exact":%s,"version":%d}' % (exact.encode(), answered.version)
 
 
 def _queries(batch: pa.RecordBatch) -> list[Any]:
     names = batch.schema.names
     if "tokens" in names:
-        read = read_queries(pa.table([batch.column("tokens")], ["tokens"]))
-        return [read.matrix(row) for row in range(len(read))]
+        tokens, offsets = tokens_from_arrow(batch.column("tokens"), "queries")  # the search checks the rest
+        return [tokens[begin:end] for begin, end in itertools.pairwise(offsets.tolist())]
     if "text" in names:
         return [str(text) for text in batch.column("text").to_pylist()]
     raise ValueError(f"a record batch of queries has a column 'tokens' or 'text'; got {', '.join(names) or 'none'}")

@@ -65,8 +65,8 @@ class SearchQueue:
         return await asyncio.wait_for(future, timeout)
 
     def ask_and_wait(self, key: Hashable, item: Any, timeout: float) -> Any:
-        """As :meth:`ask`, for a thread that has no loop. Where one of the queue's is free, it answers itself in its place: to hand a
-        search over and its answer back takes a quarter of a millisecond.
+        """As :meth:`ask`, for a thread that has no loop. It answers itself in the place of one of the queue's that is free:
+        to hand a search over, and its answer back, takes a quarter of a millisecond.
         """
         with self._changed:
             is_free = not self._is_closed and not self._waiting and self._running < self._num_threads

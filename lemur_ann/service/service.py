@@ -207,13 +207,18 @@ def explained_of(index: Hosted, asked: bodies.Explained) -> dict[str, Any]:
     return told | {name: getattr(found, name).tolist() for name in arrays}
 
 
-def answered_table(answered: hosted.Answered) -> pa.Table:
-    """The hits of a request as one table: ``query``, int64; ``id``; ``score``, float32; and where columns were asked for,
-    ``rank`` before the id and these at the end.
+def answered_batch(answered: hosted.Answered) -> pa.RecordBatch:
+    """The hits of a request: ``query``, int64; ``id``; ``score``, float32; and where columns were asked for, ``rank`` before the id
+    and these at the end.
     """
-    tables = answered.tables or [hits.to_arrow() for hits in answered.hits]
-    parts = [table.add_column(0, "query", pa.array(np.full(len(table), i))) for i, table in enumerate(tables)]
-    return pa.concat_tables(parts)
+    query = pa.array(np.repeat(np.arange(len(answered.hits)), [len(hits) for hits in answered.hits]))
+    if answered.tables:
+        table = pa.concat_tables(answered.tables).add_column(0, "query", query)
+        return pa.record_batch([column.combine_chunks() for column in table.columns], schema=table.schema)
+    ids = np.concatenate([hits.ids for hits in answered.hits])
+    scores = np.concatenate([hits.scores for hits in answered.hits])
+    kind = pa.int64() if ids.dtype.kind in "iu" else pa.large_string()
+    return pa.record_batch([query, pa.array(ids, kind), pa.array(scores)], ["query", "id", "score"])
 
 
 def away(error: Exception) -> Refused:
