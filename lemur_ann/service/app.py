@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import importlib.util
 import json
-from collections.abc import AsyncIterator, Sequence
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import asynccontextmanager, nullcontext
 from importlib.resources import files
 from typing import Any
 
@@ -18,6 +19,7 @@ from fastapi.responses import HTMLResponse
 from pydantic import BaseModel
 from starlette.middleware.trustedhost import TrustedHostMiddleware
 from starlette.requests import ClientDisconnect
+from starlette.routing import Route
 
 import lemur_ann
 from lemur_ann.documents.inputs import read_queries
@@ -49,10 +51,13 @@ KINDS = ("application/json", bodies.ARROW, bodies.PARQUET)
 def make_app(service: Service, hosts: Sequence[str] = ("*",)) -> Any:
     """The ASGI application of a service, which answers to these names of hosts alone."""
 
+    agents, around = _agents(service)
+
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
         await asyncio.to_thread(service.warm)
-        yield
+        async with around():
+            yield
         await asyncio.to_thread(service.close)
 
     app = FastAPI(
@@ -80,9 +85,30 @@ def make_app(service: Service, hosts: Sequence[str] = ("*",)) -> Any:
     _about_routes(app, service)
     _search_routes(app, service)
     _change_routes(app, service)
+    if agents is not None:
+        app.router.routes.append(Route("/mcp", endpoint=_Asgi(agents), include_in_schema=False))
     if "*" not in hosts:
         app.add_middleware(TrustedHostMiddleware, allowed_hosts=list(hosts), www_redirect=False)
     return Observed(app, service.metrics)
+
+
+class _Asgi:
+    """An application as the endpoint of a route, which would take a function for one of requests."""
+
+    def __init__(self, app: Any) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
+        await self._app(scope, receive, send)
+
+
+def _agents(service: Service) -> tuple[Any, Callable[[], Any]]:
+    """The tools for language models, where their package is installed and an index takes texts; and what runs around them."""
+    if importlib.util.find_spec("mcp") is None or not any(index.texts is not None for index in service.indexes.values()):
+        return None, nullcontext
+    from lemur_ann.service.agents import make_handler, make_server
+
+    return make_handler(make_server(service), service)
 
 
 def _about_routes(app: FastAPI, service: Service) -> None:

@@ -208,8 +208,8 @@ def explained_of(index: Hosted, asked: bodies.Explained) -> dict[str, Any]:
 
 
 def answered_batch(answered: hosted.Answered) -> pa.RecordBatch:
-    """The hits of a request: ``query``, int64; ``id``; ``score``, float32; and where columns were asked for, ``rank`` before the id
-    and these at the end.
+    """The hits of a request: ``query``, int64; ``id``; ``score``, float32; and where columns were asked for, ``rank`` before
+    the id and these at the end.
     """
     query = pa.array(np.repeat(np.arange(len(answered.hits)), [len(hits) for hits in answered.hits]))
     if answered.tables:
