@@ -31,6 +31,7 @@ from lemur_ann.service.telemetry import log
 
 MAX_HITS, MAX_DOCUMENTS = 50, 20  # of one call: what comes is read by a model
 MAX_CHARACTERS = 1000  # of a text in a hit
+WHICH = "Name of the index, as list_indexes gives it; may be left out where there is one."
 INSTRUCTIONS = (
     "Search collections of documents by meaning. list_indexes says which there are and what can be filtered by; search finds "
     "the documents that answer a question or fit a description; get_documents gives the whole of those whose ids are known."
@@ -84,8 +85,6 @@ def make_server(service: Service) -> MCPServer[Any]:
         "lemur_ann", title="Document search", version=lemur_ann.__version__, instructions=INSTRUCTIONS, log_level="WARNING"
     )
     reads = ToolAnnotations(read_only_hint=True, idempotent_hint=True, open_world_hint=False)
-    names = [index.name for index in service.indexes.values() if index.texts is not None]
-    which = f"Name of the index; one of {', '.join(names)}." + (" May be left out." if len(names) == 1 else "")
 
     @server.tool(title="Search documents", annotations=reads)
     @_said
@@ -101,7 +100,7 @@ def make_server(service: Service) -> MCPServer[Any]:
                 "$nin, $exists, $startswith, $endswith, $contains; $and, $or, $not between filters."
             ),
         ] = None,
-        index: Annotated[str | None, Field(description=which)] = None,
+        index: Annotated[str | None, Field(description=WHICH)] = None,
     ) -> Hits:
         """Find the documents that fit a query best, by meaning and not by words alone. Ask in whole sentences; ask again in
         other words where the hits do not fit.
@@ -120,7 +119,7 @@ def make_server(service: Service) -> MCPServer[Any]:
         ids: Annotated[
             list[bodies.Id], Field(min_length=1, max_length=MAX_DOCUMENTS, description="Ids, as search gives them.")
         ],
-        index: Annotated[str | None, Field(description=which)] = None,
+        index: Annotated[str | None, Field(description=WHICH)] = None,
     ) -> Documents:
         """Read the whole of some documents, by their ids."""
         found = _index(service, ctx, index)

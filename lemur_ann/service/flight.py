@@ -181,6 +181,7 @@ class FlightDoor(flight.FlightServerBase):  # type: ignore[misc]
         writer: httpx.Client | None = None,
     ) -> None:
         self._service, self._writer = service, writer
+        self._ending: threading.Thread | None = None
         self._under_way, self._lock, self._last = 0, threading.Lock(), time.monotonic()
         pair = [] if certificate is None or private_key is None else [(certificate.read_bytes(), private_key.read_bytes())]
         where = f"grpc{'+tls' if pair else ''}://{f'[{host}]' if ':' in host else host}:{port}"
@@ -191,14 +192,19 @@ class FlightDoor(flight.FlightServerBase):  # type: ignore[misc]
 
     def end(self, timeout: float = 30.0) -> None:
         """Take no new calls, and answer what is under way. Streams whose clients ask nothing now end with the process."""
-        thread = threading.Thread(target=self.shutdown, name="lemur_ann flight ends", daemon=True)
-        thread.start()
+        self._ending = threading.Thread(target=self.shutdown, name="lemur_ann flight ends", daemon=True)
+        self._ending.start()
         end = time.monotonic() + timeout
-        while thread.is_alive() and time.monotonic() < end:
-            thread.join(QUIET_S / 4)
+        while self.has_streams and time.monotonic() < end:
+            self._ending.join(QUIET_S / 4)
             with self._lock:
                 if not self._under_way and time.monotonic() - self._last > QUIET_S:
                     return
+
+    @property
+    def has_streams(self) -> bool:
+        """Whether streams are open still, once it ends."""
+        return self._ending is not None and self._ending.is_alive()
 
     @contextmanager
     def _busy(self) -> Iterator[None]:

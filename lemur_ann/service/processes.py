@@ -134,8 +134,9 @@ def run(settings: Settings, listening: socket.socket, *, writer: str | None, wri
     if writer is not None:
         client = httpx.AsyncClient(transport=httpx.AsyncHTTPTransport(uds=writer), base_url="http://localhost", timeout=None)
     service = Service(indexes, Keys(settings.keys), writer=client)
+    door = None
     if settings.flight_port is not None:
-        _open_flight(settings, settings.flight_port, service, writer)
+        door = _open_flight(settings, settings.flight_port, service, writer)
     app = make_app(service, hosts=settings.hosts)
     secure = {} if settings.certificate is None else {"ssl_certfile": settings.certificate, "ssl_keyfile": settings.private_key}
     config = uvicorn.Config(
@@ -152,9 +153,12 @@ def run(settings: Settings, listening: socket.socket, *, writer: str | None, wri
     for number in (signal.SIGTERM, signal.SIGINT):  # uvicorn raises them again once it has ended
         signal.signal(number, lambda *_: None)
     uvicorn.Server(config).run(sockets=[listening])
+    if door is not None and door.has_streams:  # nothing ends them but the process, whose usual end would wait for them
+        logging.shutdown()
+        os._exit(0)
 
 
-def _open_flight(settings: Settings, port: int, service: Any, writer: str | None) -> None:
+def _open_flight(settings: Settings, port: int, service: Any, writer: str | None) -> Any:
     import httpx
 
     from lemur_ann.service.flight import FlightDoor
@@ -166,6 +170,7 @@ def _open_flight(settings: Settings, port: int, service: Any, writer: str | None
     door = FlightDoor(service, settings.host, port, writer=client, **secure)
     service.doors.append(functools.partial(door.end, DRAIN_S))
     log.info("serving Arrow Flight at %s port %d", settings.host, door.port)
+    return door
 
 
 def log_to_stderr() -> None:
