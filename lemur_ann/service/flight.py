@@ -133,8 +133,10 @@ class _Call:
             access_log.info("%s", json.dumps({name: value for name, value in line.items() if value is not None}))
 
 
-def _handler(route: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
-    """A method that gets a :class:`_Call`, and whose errors are told as Flight tells them."""
+def _handler(route: str, *, is_whole: bool = False) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+    """A method that gets a :class:`_Call`, and whose errors are told as Flight tells them. It counts its requests by itself, or
+    is one as a whole.
+    """
 
     def of(method: Callable[..., Any]) -> Callable[..., Any]:
         @functools.wraps(method)
@@ -143,6 +145,8 @@ def _handler(route: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
             failed: Exception | None = None
             try:
                 result = method(self, call, *rest)
+                if is_whole:
+                    call.count(200, call.begin)
                 call.end(200)
             except Exception as error:
                 status, failed = _as_flight(error)
@@ -295,12 +299,12 @@ class FlightDoor(flight.FlightServerBase):  # type: ignore[misc]
 
         return flight.RecordBatchStream(pa.RecordBatchReader.from_batches(found.schema, batches()))
 
-    @_handler("list")
+    @_handler("list", is_whole=True)
     def list_flights(self, call: _Call, criteria: bytes) -> Any:
         """The indexes that the client may read."""
         return iter([self._info(index, Export(index=index.name)) for index in self._service.allowed(call.header.authorization)])
 
-    @_handler("info")
+    @_handler("info", is_whole=True)
     def get_flight_info(self, call: _Call, descriptor: Any) -> Any:
         """One index, by a path of its name or by a command as a ticket has it."""
         if descriptor.descriptor_type == flight.DescriptorType.PATH:
@@ -309,7 +313,7 @@ class FlightDoor(flight.FlightServerBase):  # type: ignore[misc]
             asked = Export.model_validate_json(descriptor.command)
         return self._info(call.find(asked.index, "read"), asked)
 
-    @_handler("schema")
+    @_handler("schema", is_whole=True)
     def get_schema(self, call: _Call, descriptor: Any) -> Any:
         """The columns of an export."""
         asked = Export.model_validate_json(descriptor.command)
@@ -328,7 +332,7 @@ class FlightDoor(flight.FlightServerBase):  # type: ignore[misc]
         """Their names, and what the JSON of each has."""
         return list(ACTIONS.items())
 
-    @_handler("action")
+    @_handler("action", is_whole=True)
     def do_action(self, call: _Call, action: Any) -> Iterable[bytes]:
         """One of :data:`ACTIONS`."""
         kind, body = action.type, bytes(action.body or b"")
@@ -341,7 +345,6 @@ class FlightDoor(flight.FlightServerBase):  # type: ignore[misc]
         access: Access = "read" if kind in ("about", "get", "explain", "job") else "write"
         with self._busy():
             result = self._acted(kind, call.find(given.pop("index"), access), given)
-            call.count(200, call.begin)
         return iter([result if isinstance(result, bytes) else _json(result)])
 
     def _acted(self, kind: str, index: Hosted, given: dict[str, Any]) -> Any:

@@ -354,6 +354,60 @@ def test_tls(demo_folder, tmp_path, queries):
         service.close()
 
 
+def test_a_thread_that_answers_itself_is_one_of_the_queue_s(opened, make_matrices):
+    service, _ = opened()
+    queue = service.indexes["a"].searches
+    running, most, lock = 0, 0, threading.Lock()
+
+    def answer(how, items):
+        nonlocal running, most
+        with lock:
+            running += 1
+            most = max(most, running)
+        time.sleep(0.002)
+        with lock:
+            running -= 1
+        return items
+
+    queue._answer = answer
+    got = []
+
+    def ask_often(first):
+        got.extend(queue.ask_and_wait("how", first + i, 30) for i in range(25))
+
+    asking = [threading.Thread(target=ask_often, args=(100 * i,)) for i in range(6)]
+    for thread in asking:
+        thread.start()
+    for thread in asking:
+        thread.join()
+    assert sorted(got) == [100 * i + j for i in range(6) for j in range(25)]
+    assert most == 1, "num_threads is 1"
+
+    queue._answer = lambda how, items: time.sleep(0.3) or items
+    blocking = threading.Thread(target=queue.ask_and_wait, args=("how", 0, 30))
+    blocking.start()
+    time.sleep(0.1)
+    with pytest.raises(TimeoutError, match=r"not answered in 0\.05 s"):
+        queue.ask_and_wait("how", 1, 0.05)
+    blocking.join()
+
+
+def test_metrics_count_queries(opened, make_matrices):
+    service, client = opened()
+    matrices = make_matrices(3)
+    put(client, documents(matrices), index="a")
+    writer, reader = asked(client, index="a")
+    with writer:
+        for number in range(3):
+            ask(writer, reader, matrices, is_first=number == 0)
+        writer.done_writing()
+    list(client.list_flights(options=PATIENCE))
+    page = service.metrics.page(service.indexes.values()).decode()
+    assert 'lemur_ann_requests_total{route="flight search",status="200"} 3.0' in page
+    assert 'lemur_ann_requests_total{route="flight put",status="200"} 1.0' in page
+    assert 'lemur_ann_requests_total{route="flight list",status="200"} 1.0' in page
+
+
 def test_a_client_in_another_process(opened, make_matrices):
     service, client = opened()
     put(client, documents(make_matrices(3)), index="a")

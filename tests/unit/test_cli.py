@@ -264,6 +264,7 @@ STANDS_FOR = {
     "export": ([LemurIndex.load, LemurIndex.to_arrow], {"out", "encoder"}),
     "health": ([LemurIndex.load, LemurIndex.health], set()),
     "info": ([], set()),
+    "mcp": ([], {"encoder", "num_threads"}),
     "plan": ([plan], set()),
     "recode": ([LemurIndex.open, LemurIndex.recode], set()),
     "refit": ([LemurIndex.open, LemurIndex.refit], set()),
