@@ -637,6 +637,10 @@ def serve(
     max_batch: Annotated[int, typer.Option(min=1, help="Searches that a thread answers together.")] = 16,
     max_waiting: Annotated[int, typer.Option(min=1, help="Searches that may wait; others are told to come again.")] = 256,
     timeout_s: Annotated[float, typer.Option(min=0.01, help="Seconds for a search, with its time in the queue.")] = 10.0,
+    flight_port: Annotated[
+        int | None,
+        typer.Option(help="Also listen at this port for Arrow Flight; of several workers one does. \\[default: off]"),
+    ] = None,
 ) -> None:
     """Serve indexes over HTTP, until SIGTERM: http://127.0.0.1:8080/docs has all requests.
 
@@ -659,8 +663,26 @@ def serve(
         private_key=private_key,
         insecure=insecure,
         limits=limits,
+        flight_port=flight_port,
     )
     processes.serve(settings)
+
+
+@app.command()
+def mcp(
+    indexes: Annotated[list[str], typer.Argument(metavar="DIR...", help="Directories of indexes; NAME=DIR names one.")],
+    encoder: Annotated[str, typer.Option(help="Of texts: sentence-transformers:NAME, pylate:NAME, onnx:FOLDER, ...")],
+    num_threads: NumThreads = None,
+) -> None:
+    """Let a language model search indexes: a server of the Model Context Protocol on stdin and stdout.
+
+    It reads, and sees what others change. 'lemur-ann serve' with --encoder has the same at /mcp.
+    """
+    try:
+        from lemur_ann.service import agents, hosted, processes
+    except ImportError as error:
+        raise ImportError(f"{error}; 'mcp' needs more packages: pip install 'lemur_ann[mcp]'") from error
+    agents.run_stdio(processes.named(indexes), encoder, hosted.Limits(num_threads=validate.num_threads(num_threads)))
 
 
 @app.command()

@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 import asyncio
-import hashlib
+import importlib.util
 import json
-from collections.abc import AsyncIterator, Iterable, Sequence
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import asynccontextmanager, nullcontext
 from dataclasses import asdict
 from importlib.resources import files
-from typing import Any, Protocol
+from typing import Any
 
 import httpx
-import numpy as np
 import pyarrow as pa
 import pydantic
 import pydantic_core
@@ -21,119 +20,52 @@ from fastapi.responses import HTMLResponse, StreamingResponse
 from pydantic import BaseModel
 from starlette.middleware.trustedhost import TrustedHostMiddleware
 from starlette.requests import ClientDisconnect
+from starlette.routing import Route
 
 import lemur_ann
 from lemur_ann.documents.inputs import read_queries
-from lemur_ann.errors import CorruptIndex, IndexLocked, NotFitted
 from lemur_ann.service import bodies, hosted
-from lemur_ann.service.access import Access, Denied, Keys
-from lemur_ann.service.hosted import Hosted, How, OtherRequest, schema_of
-from lemur_ann.service.jobs import Jobs
+from lemur_ann.service.access import Access, Denied
+from lemur_ann.service.hosted import Hosted
 from lemur_ann.service.queue import Busy
-from lemur_ann.service.telemetry import Metrics, Observed, log
+from lemur_ann.service.service import (
+    Refused,
+    Service,
+    Writer,
+    about_of,
+    answered_batch,
+    away,
+    documents_of,
+    explained_of,
+    how_of,
+    query_of,
+    request_of,
+    told,
+)
+from lemur_ann.service.telemetry import Observed, log
 
 DISCONNECTED = 499  # as nginx says it
 LOOK_AFTER_S = 0.1  # whether the client of a search is still there
 KINDS = ("application/json", bodies.ARROW, bodies.PARQUET)
 LARGE_BODY = 2**18  # bytes; a smaller one is read in the loop's own thread
-EXPLAINED = (
-    "doc_id",
-    "score",
-    "rank",
-    "num_documents",
-    "estimate",
-    "estimate_rank",
-    "found_at",
-    "k",
-    "query_words",
-    "document_words",
-)
-EXPLAINED_BY_TOKEN = ("best_tokens", "best_similarities", "gains", "document_gains")
 PAGE_HEADERS = {
     "content-security-policy": "default-src 'none'; connect-src 'self'; style-src 'unsafe-inline'; script-src 'unsafe-inline'",
     "x-content-type-options": "nosniff",
     "x-frame-options": "DENY",
     "referrer-policy": "no-referrer",
 }
-MAX_KEY = 64  # characters of an idempotency key
-
-
-class Writer(Protocol):
-    """A client of the process that writes, such as :class:`httpx.AsyncClient`."""
-
-    async def request(self, method: str, url: str, *, content: bytes, headers: dict[str, str]) -> httpx.Response:
-        """Its answer."""
-
-
-class Refused(Exception):
-    """A request that is answered with an error."""
-
-    def __init__(self, status: int, error: str, message: str, headers: dict[str, str] | None = None) -> None:
-        super().__init__(message)
-        self.status, self.error, self.headers = status, error, headers or {}
-
-
-class Service:
-    """The indexes of one process, by name, and who may use them.
-
-    Args:
-        indexes: open ones; the service closes them.
-        keys: who may.
-        writer: the process that writes, where this one only reads: changes are handed on to it.
-    """
-
-    def __init__(self, indexes: Iterable[Hosted], keys: Keys, *, writer: Writer | None = None) -> None:
-        self.indexes = {index.name: index for index in indexes}
-        self.keys = keys
-        self.writer = writer
-        self.metrics = Metrics()
-        self.jobs = Jobs()
-        self.is_ready = False
-        for name, index in self.indexes.items():
-            index.searches.batch_sizes = self.metrics.batch.labels(name).observe
-
-    def warm(self) -> None:
-        """Answer a first query of each index, so that no client waits for what is done once."""
-        for index in self.indexes.values():
-            if len(index.index) and index.index.dim:
-                query = index.index.get([next(iter(index.index))]).column("tokens")[0].values
-                matrix = query.flatten().to_numpy().reshape(-1, index.index.dim)
-                index.index.search(matrix, 1)
-            if index.texts is not None:
-                try:
-                    index.encode(["a first query"])
-                except Exception as error:  # one that knows certain texts alone serves these
-                    log.warning("the encoder of index %r failed on a first query: %s", index.name, error)
-        self.is_ready = True
-
-    def close(self) -> None:
-        """Answer what waits, and close the indexes."""
-        self.is_ready = False
-        self.jobs.close()
-        for index in self.indexes.values():
-            index.close()
-
-    def hosted(self, request: Request, access: Access) -> Hosted:
-        """The index that a path names, where the client may have it so.
-
-        Raises:
-            Denied: it may not.
-            Refused: there is none of that name.
-        """
-        name = request.path_params["name"]
-        request.scope["lemur_key"] = self.keys.check(request.headers.get("authorization"), name, access)
-        if name not in self.indexes:
-            raise Refused(404, "not_found", f"no index {name[:60]!r} here; there are {', '.join(self.indexes)}")
-        return self.indexes[name]
 
 
 def make_app(service: Service, hosts: Sequence[str] = ("*",)) -> Any:
     """The ASGI application of a service, which answers to these names of hosts alone."""
 
+    agents, around = _agents(service)
+
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
         await asyncio.to_thread(service.warm)
-        yield
+        async with around():
+            yield
         await asyncio.to_thread(service.close)
 
     app = FastAPI(
@@ -161,9 +93,30 @@ def make_app(service: Service, hosts: Sequence[str] = ("*",)) -> Any:
     _about_routes(app, service)
     _search_routes(app, service)
     _change_routes(app, service)
+    if agents is not None:
+        app.router.routes.append(Route("/mcp", endpoint=_Asgi(agents), include_in_schema=False))
     if "*" not in hosts:
         app.add_middleware(TrustedHostMiddleware, allowed_hosts=list(hosts), www_redirect=False)
     return Observed(app, service.metrics)
+
+
+class _Asgi:
+    """An application as the endpoint of a route, which would take a function for one of requests."""
+
+    def __init__(self, app: Any) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
+        await self._app(scope, receive, send)
+
+
+def _agents(service: Service) -> tuple[Any, Callable[[], Any]]:
+    """The tools for language models, where their package is installed and an index takes texts; and what runs around them."""
+    if importlib.util.find_spec("mcp") is None or not any(index.texts is not None for index in service.indexes.values()):
+        return None, nullcontext
+    from lemur_ann.service.agents import make_handler, make_server
+
+    return make_handler(make_server(service), service)
 
 
 def _about_routes(app: FastAPI, service: Service) -> None:
@@ -189,20 +142,19 @@ def _about_routes(app: FastAPI, service: Service) -> None:
     @app.get("/v1/indexes", tags=["about"], response_model=list[bodies.About])
     async def indexes(request: Request) -> Response:
         """The indexes that the client may read."""
-        allowed = service.keys.allowed(request.headers.get("authorization"), service.indexes)
-        return _json([_about(service.indexes[name], service) for name in allowed])
+        return _json([about_of(index, service) for index in service.allowed(request.headers.get("authorization"))])
 
     @app.get("/v1/indexes/{name}", tags=["about"], response_model=bodies.About)
     async def about(request: Request, name: str) -> Response:
         """One index."""
-        index = service.hosted(request, "read")
+        index = _hosted(service, request, "read")
         await _follow(request, index)
-        return _json(_about(index, service))
+        return _json(about_of(index, service))
 
     @app.get("/v1/indexes/{name}/ids", tags=["about"])
     async def ids(request: Request, name: str) -> Response:
         """The ids of all documents in one version, as an Arrow IPC stream with the column ``id``, oldest first."""
-        index = service.hosted(request, "read")
+        index = _hosted(service, request, "read")
         await _follow(request, index)
         return StreamingResponse(bodies.ids_in_parts(index.index.ids()), media_type=bodies.ARROW)
 
@@ -221,12 +173,12 @@ def _search_routes(app: FastAPI, service: Service) -> None:
         are parameters of the path then, or one JSON object in the metadata ``lemur_ann`` of its schema. With ``Accept:
         application/vnd.apache.arrow.stream`` the hits come as a table with the column ``query``.
         """
-        index = service.hosted(request, "read")
+        index = _hosted(service, request, "read")
         body = await _body(request, index)
         await _follow(request, index)
-        large = len(body) > 2**18
+        large = len(body) > LARGE_BODY
         asked, queries, _ = await asyncio.to_thread(_read_search, request, body) if large else _read_search(request, body)
-        answered = await _while_there(request, index.search(queries, _how(asked)))
+        answered = await _while_there(request, index.search(queries, how_of(asked)))
         if bodies.ARROW in request.headers.get("accept", ""):
             exact = all(hits.exact for hits in answered.hits)
             headers = _version_of(answered.version) | {"x-lemur-exact": str(exact).lower()}
@@ -239,21 +191,21 @@ def _search_routes(app: FastAPI, service: Service) -> None:
     @app.post("/v1/indexes/{name}/get", tags=["search"], openapi_extra=_takes(bodies.Wanted))
     async def get(request: Request, name: str) -> Response:
         """Some documents as they are stored."""
-        index = service.hosted(request, "read")
+        index = _hosted(service, request, "read")
         wanted = bodies.Wanted.model_validate_json(await _body(request, index))
         await _follow(request, index)
         table = await asyncio.to_thread(index.index.get if wanted.tokens else index.index.metadata, wanted.ids)
         if bodies.ARROW in request.headers.get("accept", ""):
             return Response(await asyncio.to_thread(bodies.write_arrow, table), media_type=bodies.ARROW)
-        return _json({"documents": await asyncio.to_thread(_documents_of, table, index.index.dim)})
+        return _json({"documents": await asyncio.to_thread(documents_of, table, index.index.dim)})
 
     @app.post("/v1/indexes/{name}/explain", tags=["search"], openapi_extra=_takes(bodies.Explained))
     async def explain(request: Request, name: str) -> Response:
         """Why a document has its score for a query: the best document token for each of the query's."""
-        index = service.hosted(request, "read")
+        index = _hosted(service, request, "read")
         asked = bodies.Explained.model_validate_json(await _body(request, index))
         await _follow(request, index)
-        return _json(await asyncio.to_thread(_explained, index, asked))
+        return _json(await asyncio.to_thread(explained_of, index, asked))
 
     measuring = asyncio.Lock()  # one at a time: each takes all the threads of an index
 
@@ -263,17 +215,17 @@ def _search_routes(app: FastAPI, service: Service) -> None:
 
         An Arrow column ``relevant`` of ids, lists of ids, or lists of structs ``id``, ``grade`` has the relevance measured too.
         """
-        index = service.hosted(request, "read")
+        index = _hosted(service, request, "read")
         body = await _body(request, index)
         await _follow(request, index)
         asked, queries, relevant = await asyncio.to_thread(_read_search, request, body)
         async with measuring:
-            return _json(asdict(await asyncio.to_thread(index.evaluate, queries, _how(asked), relevant)))
+            return _json(asdict(await asyncio.to_thread(index.evaluate, queries, how_of(asked), relevant)))
 
 
 def _change_routes(app: FastAPI, service: Service) -> None:
     async def added(request: Request, *, replaces: bool) -> Response:
-        index = service.hosted(request, "write")
+        index = _hosted(service, request, "write")
         body = await _body(request, index)
         if service.writer is not None:
             return await _handed_on(request, body, service.writer)
@@ -301,7 +253,7 @@ def _change_routes(app: FastAPI, service: Service) -> None:
     )
     async def delete(request: Request, name: str) -> Response:
         """Delete documents by their ids or by a filter."""
-        index = service.hosted(request, "write")
+        index = _hosted(service, request, "write")
         body = await _body(request, index)
         if service.writer is not None:
             return await _handed_on(request, body, service.writer)
@@ -313,7 +265,7 @@ def _change_routes(app: FastAPI, service: Service) -> None:
         """Start what takes minutes: ``fit``, ``refit``, ``tune``, ``compact`` or ``recode``, with the arguments of
         ``LemurIndex`` as JSON. Queries come as token matrices, or as texts where the index has an encoder.
         """
-        index = service.hosted(request, "write")
+        index = _hosted(service, request, "write")
         body = await _body(request, index)
         if service.writer is not None:
             return await _handed_on(request, body, service.writer)
@@ -322,13 +274,19 @@ def _change_routes(app: FastAPI, service: Service) -> None:
     @app.get("/v1/indexes/{name}/jobs/{number}", tags=["changes"])
     async def job(request: Request, name: str, number: str) -> Response:
         """How far a job is, and what it gave."""
-        index = service.hosted(request, "read")
+        index = _hosted(service, request, "read")
         if service.writer is not None:
             return await _handed_on(request, b"", service.writer)
         return _json(service.jobs.state(index, number))
 
 
 # What comes
+
+
+def _hosted(service: Service, request: Request, access: Access) -> Hosted:
+    """The index that a path names, where the client may have it so."""
+    index, request.scope["lemur_key"] = service.find(request.headers.get("authorization"), request.path_params["name"], access)
+    return index
 
 
 async def _body(request: Request, index: Hosted) -> bytes:
@@ -386,20 +344,7 @@ def _read_search(request: Request, body: bytes) -> tuple[bodies.Search, list[Any
     if (asked.text is not None) + (asked.tokens is not None) + several != 1:
         raise ValueError("a search has one of text, tokens and queries")
     several_or_one: Sequence[bodies.Query | bodies.Search] = asked.queries or [asked]
-    return asked, [_query_of(query, i) for i, query in enumerate(several_or_one)], None
-
-
-def _query_of(query: bodies.Query | bodies.Search | bodies.Explained, number: int = 0) -> Any:
-    if (query.text is None) == (query.tokens is None):
-        raise ValueError(f"query {number} has text or tokens, one of the two")
-    return query.text if query.tokens is None else bodies.matrix_of(query.tokens)
-
-
-def _how(asked: bodies.Search) -> How:
-    filter = None if asked.filter is None else json.dumps(asked.filter, sort_keys=True)
-    columns = None if asked.columns is None else tuple(asked.columns)
-    widths = {name: getattr(asked, name) for name in bodies.Widths.model_fields}
-    return How(**widths, filter=filter, columns=columns)
+    return asked, [query_of(query, i) for i, query in enumerate(several_or_one)], None
 
 
 def _read_documents(request: Request, body: bytes) -> Any:
@@ -409,13 +354,8 @@ def _read_documents(request: Request, body: bytes) -> Any:
 
 
 def _request_of(request: Request, body: bytes) -> hosted.Request:
-    key = request.headers.get("idempotency-key")
-    if key is None:
-        return hosted.Request()
-    if not 1 <= len(key) <= MAX_KEY or not key.isprintable():
-        raise ValueError(f"Idempotency-Key has {len(key)} characters, expected 1 to {MAX_KEY} printable ones")
     parts = (request.method, request.url.path, request.headers.get("content-type", ""))
-    return hosted.Request(key, hashlib.sha256("\n".join(parts).encode() + b"\n" + body).hexdigest()[:16])
+    return request_of(request.headers.get("idempotency-key"), parts, body)
 
 
 async def _follow(request: Request, index: Hosted) -> None:
@@ -445,8 +385,7 @@ async def _handed_on(request: Request, body: bytes, writer: Writer) -> Response:
     try:
         answer = await writer.request(request.method, request.url.path, content=body, headers=headers)
     except httpx.HTTPError as error:
-        message = f"the process that writes does not answer: {error!r}; try again"
-        raise Refused(503, "writer_away", message, {"retry-after": "1"}) from error
+        raise away(error) from error
     back = ("content-type", "retry-after", "x-lemur-version")
     return Response(answer.content, answer.status_code, {name: answer.headers[name] for name in back if name in answer.headers})
 
@@ -467,58 +406,8 @@ def _version_of(version: int) -> dict[str, str]:
     return {"x-lemur-version": str(version)}
 
 
-def _about(index: Hosted, service: Service) -> dict[str, Any]:
-    snapshot = index.index.snapshot
-    return {
-        "name": index.name,
-        "num_documents": snapshot.num_documents,
-        "num_tokens": snapshot.store.num_tokens,
-        "dim": snapshot.dim,
-        "version": snapshot.number,
-        "is_fitted": snapshot.learned is not None,
-        "takes_texts": index.texts is not None,
-        "read_only": index.read_only and service.writer is None,
-        "columns": {field.name: str(field.type) for field in schema_of(snapshot)},
-    }
-
-
 def _arrow_of(answered: hosted.Answered) -> bytes:
-    tables = answered.tables or [hits.to_arrow() for hits in answered.hits]
-    parts = [table.add_column(0, "query", pa.array(np.full(len(table), i))) for i, table in enumerate(tables)]
-    return bodies.write_arrow(pa.concat_tables(parts))
-
-
-def _documents_of(table: pa.Table, dim: int | None) -> list[dict[str, Any]]:
-    without = table.drop_columns(["tokens"]) if "tokens" in table.column_names else table
-    rows: list[dict[str, Any]] = without.to_pylist()
-    if "tokens" in table.column_names:
-        for row, tokens in zip(rows, table.column("tokens"), strict=True):
-            row["tokens"] = bodies.encoded(tokens.values.flatten().to_numpy().reshape(-1, dim or 1))
-    return rows
-
-
-def _explained(index: Hosted, asked: bodies.Explained) -> dict[str, Any]:
-    query = _query_of(asked)
-    if isinstance(query, str):
-        found = index.with_texts().explain(query, asked.id, k=asked.k)
-    else:
-        found = index.index.explain(query, asked.id, k=asked.k)
-    names = (
-        "doc_id",
-        "score",
-        "rank",
-        "num_documents",
-        "estimate",
-        "estimate_rank",
-        "found_at",
-        "k",
-        "query_words",
-        "document_words",
-    )
-    told = {name: getattr(found, name) for name in names}
-    arrays = ("best_tokens", "best_similarities", "gains", "document_gains", "usual_similarities")
-    told |= {name: getattr(found, name).tolist() for name in arrays}
-    return told | {"similarities": bodies.encoded(found.similarities), "members": found.members}
+    return bodies.write_arrow(pa.Table.from_batches([answered_batch(answered)]))
 
 
 def _takes(model: type[BaseModel], *others: str) -> dict[str, Any]:
@@ -544,20 +433,9 @@ def _inlined(schema: dict[str, Any]) -> dict[str, Any]:
 
 def _told(request: Request, error: Exception) -> Response:
     """An error as JSON: what was refused, and why."""
-    if isinstance(error, pydantic.ValidationError):
-        first = error.errors(include_url=False, include_context=False)[0]
-        where = ".".join(map(str, first["loc"])) or "the body"
-        return _problem(422, "invalid", f"{where}: {first['msg']}")
-    if isinstance(error, Refused):
-        return _problem(error.status, error.error, str(error), error.headers)
-    if isinstance(error, Denied):
-        headers = {} if error.is_known else {"www-authenticate": "Bearer"}
-        return _problem(403 if error.is_known else 401, "forbidden" if error.is_known else "unauthorized", str(error), headers)
-    for kind, status, name in PROBLEMS:
-        if isinstance(error, kind):
-            message = str(error.args[0]) if isinstance(error, KeyError) and error.args else str(error)
-            headers = {"retry-after": "1"} if status in (429, 503) else {}
-            return _problem(status, name, message, headers, kind.__name__)
+    known = told(error)
+    if known is not None:
+        return _problem(known.status, known.error, known.message, known.headers, known.kind)
     log.exception("request %s failed", request.scope.get("lemur_request_id"), exc_info=error)
     return _problem(500, "internal", "the service failed; its log has the request's id")
 
@@ -565,18 +443,3 @@ def _told(request: Request, error: Exception) -> Response:
 def _problem(status: int, name: str, message: str, headers: dict[str, str] | None = None, kind: str | None = None) -> Response:
     told = {"error": name, "message": message[:2000]}
     return _json(told if kind is None else told | {"type": kind}, status, headers)
-
-
-PROBLEMS: tuple[tuple[type[Exception], int, str], ...] = (
-    (Busy, 429, "busy"),
-    (TimeoutError, 504, "timeout"),
-    (asyncio.TimeoutError, 504, "timeout"),  # another class before Python 3.11
-    (OtherRequest, 409, "other_request"),
-    (NotFitted, 409, "not_fitted"),
-    (IndexLocked, 503, "locked"),
-    (PermissionError, 403, "read_only"),
-    (KeyError, 404, "not_found"),
-    (CorruptIndex, 500, "corrupt"),
-    (ValueError, 400, "bad_request"),
-    (TypeError, 400, "bad_request"),
-)

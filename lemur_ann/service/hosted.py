@@ -8,7 +8,7 @@ import logging
 import os
 import threading
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -124,7 +124,7 @@ class Hosted:
             max_waiting=self.limits.max_waiting,
         )
         self._changes = ThreadPoolExecutor(1, thread_name_prefix=f"lemur_ann changes {self.name}")
-        self._waiting = 0
+        self._waiting, self._lock = 0, threading.Lock()
         self._closing = threading.Event()
         self._requests: dict[str, tuple[str, dict[str, Any]]] = {} if self.read_only else _known_requests(self.index.note)
         self._follower = threading.Thread(target=self._follow, name=f"lemur_ann follow {self.name}", daemon=True)
@@ -156,6 +156,11 @@ class Hosted:
         """
         limit = self.limits.timeout_s if timeout is None else min(timeout, self.limits.timeout_s)
         answered: Answered = await self.searches.ask(how, queries, limit)
+        return answered
+
+    def search_and_wait(self, queries: list[Query], how: How) -> Answered:
+        """As :meth:`search`, for a thread that has no loop."""
+        answered: Answered = self.searches.ask_and_wait(how, queries, self.limits.timeout_s)
         return answered
 
     def _answers(self, how: How, asked: list[list[Query]]) -> list[Any]:
@@ -234,17 +239,24 @@ class Hosted:
         Raises:
             Busy: as many wait as may.
         """
-        if self._waiting >= max(1, self.limits.max_waiting // 4):
-            raise Busy(f"{self._waiting} changes wait already")
-        self._waiting += 1
-        future = asyncio.get_running_loop().run_in_executor(self._changes, make)
-        future.add_done_callback(self._is_made)
-        return await asyncio.shield(future)
+        return await asyncio.shield(asyncio.wrap_future(self._begin(make)))
 
-    def _is_made(self, future: Any) -> None:
-        self._waiting -= 1
-        if not future.cancelled():
-            future.exception()  # seen, where the client has gone
+    def change_and_wait(self, make: Callable[[], dict[str, Any]]) -> dict[str, Any]:
+        """As :meth:`change`, for a thread that has no loop."""
+        return self._begin(make).result()
+
+    def _begin(self, make: Callable[[], dict[str, Any]]) -> Future[dict[str, Any]]:
+        with self._lock:
+            if self._waiting >= max(1, self.limits.max_waiting // 4):
+                raise Busy(f"{self._waiting} changes wait already")
+            self._waiting += 1
+        future = self._changes.submit(make)
+        future.add_done_callback(self._is_made)
+        return future
+
+    def _is_made(self, _: Any) -> None:
+        with self._lock:
+            self._waiting -= 1
 
     def add(self, documents: pa.Table, request: Request, *, replaces: bool) -> dict[str, Any]:
         """Add documents, or upsert them."""

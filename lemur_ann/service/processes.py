@@ -47,6 +47,7 @@ class Settings:
         certificate, private_key: PEM files, for TLS.
         insecure: listen elsewhere than on loopback without keys or TLS.
         limits: of searches and requests.
+        flight_port: to listen at for Arrow Flight, at the same host; None for none.
     """
 
     indexes: dict[str, Path]
@@ -60,6 +61,7 @@ class Settings:
     private_key: Path | None = None
     insecure: bool = False
     limits: Limits = field(default_factory=Limits)
+    flight_port: int | None = None
 
     def check(self) -> None:
         """Raises where it must not listen as asked.
@@ -117,10 +119,11 @@ def run(settings: Settings, listening: socket.socket, *, writer: str | None, wri
     import uvicorn
 
     from lemur_ann.service.access import Keys
-    from lemur_ann.service.app import Service, make_app
+    from lemur_ann.service.app import make_app
     from lemur_ann.service.encoders import load
     from lemur_ann.service.head_timeout import HeadTimeout
     from lemur_ann.service.hosted import Hosted
+    from lemur_ann.service.service import Service
 
     encoder = None if settings.encoder is None else load(settings.encoder)
     indexes = [
@@ -130,7 +133,11 @@ def run(settings: Settings, listening: socket.socket, *, writer: str | None, wri
     client = None
     if writer is not None:
         client = httpx.AsyncClient(transport=httpx.AsyncHTTPTransport(uds=writer), base_url="http://localhost", timeout=None)
-    app = make_app(Service(indexes, Keys(settings.keys), writer=client), hosts=settings.hosts)
+    service = Service(indexes, Keys(settings.keys), writer=client)
+    door = None
+    if settings.flight_port is not None:
+        door = _open_flight(settings, settings.flight_port, service, writer)
+    app = make_app(service, hosts=settings.hosts)
     secure = {} if settings.certificate is None else {"ssl_certfile": settings.certificate, "ssl_keyfile": settings.private_key}
     config = uvicorn.Config(
         app,
@@ -146,6 +153,24 @@ def run(settings: Settings, listening: socket.socket, *, writer: str | None, wri
     for number in (signal.SIGTERM, signal.SIGINT):  # uvicorn raises them again once it has ended
         signal.signal(number, lambda *_: None)
     uvicorn.Server(config).run(sockets=[listening])
+    if door is not None and door.has_streams:  # nothing ends them but the process, whose usual end would wait for them
+        logging.shutdown()
+        os._exit(0)
+
+
+def _open_flight(settings: Settings, port: int, service: Any, writer: str | None) -> Any:
+    import httpx
+
+    from lemur_ann.service.flight import FlightDoor
+
+    client = None
+    if writer is not None:
+        client = httpx.Client(transport=httpx.HTTPTransport(uds=writer), base_url="http://localhost", timeout=None)
+    secure = {"certificate": settings.certificate, "private_key": settings.private_key}
+    door = FlightDoor(service, settings.host, port, writer=client, **secure)
+    service.doors.append(functools.partial(door.end, DRAIN_S))
+    log.info("serving Arrow Flight at %s port %d", settings.host, door.port)
+    return door
 
 
 def log_to_stderr() -> None:
@@ -225,9 +250,11 @@ class _Supervisor:
         writer: Callable[[], Any] | None = None
         if not settings.read_only:
             writer = functools.partial(self._begin_writer, uds)
-        reader = functools.partial(self._begun, _child, settings, self._listening, None if writer is None else str(uds), False)
+        socket_of = None if writer is None else str(uds)
         roles: dict[str, Callable[[], Any]] = {} if writer is None else {"writer": writer}
-        roles |= {f"reader {i}": reader for i in range(settings.workers)}
+        for i in range(settings.workers):  # Arrow does not share a port between processes: the first reader has it
+            own = settings if i == 0 else replace(settings, flight_port=None)
+            roles[f"reader {i}"] = functools.partial(self._begun, _child, own, self._listening, socket_of, False)
         processes: dict[str, Any] = {}
         try:
             for name, begin in roles.items():
@@ -270,7 +297,9 @@ class _Supervisor:
         with contextlib.closing(socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)) as listening:
             listening.bind(str(uds))
             listening.listen(256)
-            inside = replace(self._settings, keys=None, certificate=None, private_key=None, insecure=True, host="localhost")
+            inside = replace(
+                self._settings, keys=None, certificate=None, private_key=None, insecure=True, host="localhost", flight_port=None
+            )
             process = self._begun(_child, inside, listening, None, True)
         _wait_for(uds, process)
         return process

@@ -268,6 +268,7 @@ STANDS_FOR = {
     "health": ([LemurIndex.load, LemurIndex.health], set()),
     "info": ([], set()),
     "key": ([new_key], {"index"}),
+    "mcp": ([], {"encoder", "num_threads"}),
     "plan": ([plan], set()),
     "recode": ([LemurIndex.open, LemurIndex.recode], set()),
     "refit": ([LemurIndex.open, LemurIndex.refit], set()),
