@@ -119,7 +119,7 @@ def read_keys(path: Path) -> list[Key]:
     return keys
 
 
-def new_key(path: Path, name: str, indexes: Iterable[str], access: Access) -> str:
+def new_key(path: Path, name: str, indexes: Iterable[str], access: Access = "read") -> str:
     """Make a key and put its digest into a file, which is made where there is none; gives the key, which nothing keeps.
 
     Raises:

@@ -121,7 +121,7 @@ def test_health_and_refit(workplace):
     arguments = ["health", "grown", "--queries", "queries.parquet", "-k", 5, "--limit", 20, "--num-candidates", 100]
     result = lemur_ann(*arguments, cwd=workplace)
     assert result.returncode == 0, result.stderr
-    widths = "ef_search, shortlist: 100, 300, 1000"
+    widths = "ef_search, shortlist: 100, 600, 2000"
     for expected in ("20 queries, given", "older", "recent", "in the exact top 5", widths, "Verdict: "):
         assert expected in result.stdout
     result = lemur_ann("refit", "grown", "--queries", "training.parquet", "--rank", 31, cwd=workplace)
