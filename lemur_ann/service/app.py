@@ -5,11 +5,13 @@ from __future__ import annotations
 import asyncio
 import importlib.util
 import json
-from collections.abc import AsyncIterator, Callable, Sequence
+import sys
+import time
+from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
 from contextlib import asynccontextmanager, nullcontext
 from dataclasses import asdict
 from importlib.resources import files
-from typing import Any
+from typing import Any, cast
 
 import httpx
 import pyarrow as pa
@@ -26,7 +28,7 @@ import lemur_ann
 from lemur_ann.documents.inputs import read_queries
 from lemur_ann.service import bodies, hosted
 from lemur_ann.service.access import Access, Denied
-from lemur_ann.service.hosted import Hosted
+from lemur_ann.service.hosted import Answered, Hosted, How
 from lemur_ann.service.queue import Busy
 from lemur_ann.service.service import (
     Refused,
@@ -178,7 +180,7 @@ def _search_routes(app: FastAPI, service: Service) -> None:
         await _follow(request, index)
         large = len(body) > LARGE_BODY
         asked, queries, _ = await asyncio.to_thread(_read_search, request, body) if large else _read_search(request, body)
-        answered = await _while_there(request, index.search(queries, how_of(asked)))
+        answered = await _searched(request, index, queries, how_of(asked))
         if bodies.ARROW in request.headers.get("accept", ""):
             exact = all(hits.exact for hits in answered.hits)
             headers = _version_of(answered.version) | {"x-lemur-exact": str(exact).lower()}
@@ -299,13 +301,20 @@ async def _body(request: Request, index: Hosted) -> bytes:
     if length is not None and length.isdigit() and int(length) > limit:
         raise Refused(413, "too_large", f"the body has {int(length):,} bytes, expected {limit:,} at most")
     try:
-        return await asyncio.wait_for(_parts(request, limit), index.limits.body_timeout_s)
+        return await _in_time(_parts(request, limit), index.limits.body_timeout_s)
     except asyncio.TimeoutError:
         raise Refused(
             408, "timeout", f"the body did not come in {index.limits.body_timeout_s:g} s", {"connection": "close"}
         ) from None
     except ClientDisconnect:
         raise Refused(DISCONNECTED, "disconnected", "the client has gone") from None
+
+
+async def _in_time(work: Coroutine[Any, Any, bytes], seconds: float) -> bytes:
+    if sys.version_info < (3, 11):
+        return await asyncio.wait_for(work, seconds)
+    async with asyncio.timeout(seconds):  # without a task of its own
+        return await work
 
 
 async def _parts(request: Request, limit: int) -> bytes:
@@ -365,16 +374,22 @@ async def _follow(request: Request, index: Hosted) -> None:
         await asyncio.to_thread(index.refresh)
 
 
-async def _while_there(request: Request, answer: Any) -> Any:
-    """The answer; given up where the client goes before it is there."""
-    task = asyncio.ensure_future(answer)
-    done, _ = await asyncio.wait({task}, timeout=LOOK_AFTER_S)
-    while not done:
-        if await request.is_disconnected():
-            task.cancel()
-            raise Refused(DISCONNECTED, "disconnected", "the client has gone")
-        done, _ = await asyncio.wait({task}, timeout=LOOK_AFTER_S)
-    return task.result()
+async def _searched(request: Request, index: Hosted, queries: list[Any], how: How) -> Answered:
+    """The answer of a search; given up where its time is over, or its client gone, before it is there."""
+    limit = index.limits.timeout_s
+    end = time.monotonic() + limit
+    future = index.searches.begin(how, queries, limit)
+    try:
+        while not future.done():
+            left = end - time.monotonic()
+            if left <= 0:
+                raise TimeoutError(f"not answered in {limit:g} s")
+            await asyncio.wait({future}, timeout=min(LOOK_AFTER_S, left))
+            if not future.done() and await request.is_disconnected():
+                raise Refused(DISCONNECTED, "disconnected", "the client has gone")
+    finally:
+        future.cancel()
+    return cast(Answered, future.result())
 
 
 async def _handed_on(request: Request, body: bytes, writer: Writer) -> Response:

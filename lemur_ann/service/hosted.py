@@ -147,15 +147,14 @@ class Hosted:
 
     # Searching
 
-    async def search(self, queries: list[Query], how: How, timeout: float | None = None) -> Answered:
-        """The hits of queries, which are all texts or all matrices.
+    async def search(self, queries: list[Query], how: How) -> Answered:
+        """The hits of queries, texts or matrices.
 
         Raises:
             Busy, TimeoutError: there is too much to do.
             ValueError, TypeError: see :meth:`lemur_ann.LemurIndex.search`.
         """
-        limit = self.limits.timeout_s if timeout is None else min(timeout, self.limits.timeout_s)
-        answered: Answered = await self.searches.ask(how, queries, limit)
+        answered: Answered = await self.searches.ask(how, queries, self.limits.timeout_s)
         return answered
 
     def search_and_wait(self, queries: list[Query], how: How) -> Answered:

@@ -60,9 +60,15 @@ class SearchQueue:
             Busy: as many wait as may.
             TimeoutError: it was not answered in ``timeout`` seconds.
         """
+        return await asyncio.wait_for(self.begin(key, item, timeout), timeout)
+
+    def begin(self, key: Hashable, item: Any, timeout: float) -> asyncio.Future[Any]:
+        """As :meth:`ask`, but for who waits for the result: it is not begun where it waited for ``timeout`` seconds, or was
+        cancelled.
+        """
         future: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
         self._put(_Asked(key, item, time.monotonic() + timeout, future))
-        return await asyncio.wait_for(future, timeout)
+        return future
 
     def ask_and_wait(self, key: Hashable, item: Any, timeout: float) -> Any:
         """As :meth:`ask`, for a thread that has no loop. It answers itself in the place of one of the queue's that is free:
@@ -147,13 +153,21 @@ class SearchQueue:
                     self._answered([asked])
                 return
             results = [error]
+        of_loops: dict[asyncio.AbstractEventLoop, list[tuple[Any, Any]]] = {}  # each is woken once
         for asked, result in zip(batch, results, strict=True):
             if isinstance(asked.future, concurrent.futures.Future):
                 with contextlib.suppress(concurrent.futures.InvalidStateError):  # given up meanwhile
                     _settle(asked.future, result)
-                continue
-            with contextlib.suppress(RuntimeError):  # its loop has ended
-                asked.future.get_loop().call_soon_threadsafe(_settle, asked.future, result)
+            else:
+                of_loops.setdefault(asked.future.get_loop(), []).append((asked.future, result))
+        for loop, settled in of_loops.items():
+            with contextlib.suppress(RuntimeError):  # it has ended
+                loop.call_soon_threadsafe(_settle_all, settled)
+
+
+def _settle_all(settled: list[tuple[Any, Any]]) -> None:
+    for future, result in settled:
+        _settle(future, result)
 
 
 def _settle(future: asyncio.Future[Any] | concurrent.futures.Future[Any], result: Any) -> None:
