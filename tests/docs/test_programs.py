@@ -39,6 +39,28 @@ with lemur_ann.LemurIndex.open("my_index", num_features=256, epochs=0):
 """,
 }
 
+BEFORE["service"] = """\
+import atexit, socket, subprocess, time, urllib.request
+
+def free_port():
+    with socket.socket() as one:
+        one.bind(("127.0.0.1", 0))
+        return one.getsockname()[1]
+
+subprocess.run(["lemur-ann", "demo", "--epochs", "0", "--out", "packages"], check=True)
+ports = free_port(), free_port()
+command = ["lemur-ann", "serve", "packages", "--encoder", "demo", "--port", str(ports[0]), "--flight-port", str(ports[1])]
+service = subprocess.Popen(command, stderr=subprocess.DEVNULL)
+atexit.register(service.kill)
+address, flight_address = f"http://localhost:{ports[0]}", f"grpc://localhost:{ports[1]}"
+for _ in range(300):
+    try:
+        urllib.request.urlopen(address + "/readyz")
+        break
+    except OSError:
+        time.sleep(0.1)
+"""
+
 # What must be so at the end.
 AFTER = {
     "quickstart": """\
