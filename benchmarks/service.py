@@ -61,7 +61,7 @@ def main() -> None:
     bodies = [body(query) for query in queries]
     cores = len(os.sched_getaffinity(0))
     print(f"{index!r}, {len(queries)} queries of {len(queries[0])} tokens, {cores} cores for client and server")
-    with served(arguments.index, arguments.workers) as address:
+    with served(arguments.index, arguments.workers) as (address, _):
         name = arguments.index.resolve().name
         path = f"/v1/indexes/{name}/search"
         headers = {"content-type": "application/json"}
@@ -107,6 +107,13 @@ class Raw:
         self._socket.close()
 
     def ask(self, content: bytes) -> bytes:
+        """The body of an answer with 200."""
+        status, answer = self.asked(content)
+        assert status == 200, answer
+        return answer
+
+    def asked(self, content: bytes) -> tuple[int, bytes]:
+        """The status and the body."""
         self._socket.sendall(f"{self._head}{len(content)}\r\n\r\n".encode() + content)
         answer = b""
         while True:
@@ -114,8 +121,7 @@ class Raw:
             head, found, rest = answer.partition(b"\r\n\r\n")
             length = re.search(rb"content-length: (\d+)", head)
             if found and length and len(rest) >= int(length[1]):
-                assert b" 200 " in head
-                return rest
+                return int(head.split()[1]), rest
 
 
 def print_single(ways: dict[str, Callable[[int], Any]], count: int) -> None:
@@ -160,12 +166,14 @@ def by_wrk(url: str, bodies: list[bytes], seconds: int, connections: int) -> dic
 
 
 @contextlib.contextmanager
-def served(index: Path, workers: int) -> Iterator[str]:
+def served(index: Path, workers: int, *, writes: bool = False) -> Iterator[tuple[str, int]]:
+    """The address of a service of an index, and its process."""
     with socket.socket() as one:
         one.bind(("127.0.0.1", 0))
         port = one.getsockname()[1]
-    command = [str(Path(sys.executable).parent / "lemur-ann"), "serve", str(index), "--read-only", "--port", str(port)]
-    process = subprocess.Popen([*command, "--workers", str(workers)], stderr=subprocess.DEVNULL, start_new_session=True)
+    command = [str(Path(sys.executable).parent / "lemur-ann"), "serve", str(index), "--port", str(port)]
+    command += ["--workers", str(workers), *([] if writes else ["--read-only"])]
+    process = subprocess.Popen(command, stderr=subprocess.DEVNULL, start_new_session=True)
     try:
         address = f"http://127.0.0.1:{port}"
         for _ in range(600):
@@ -173,7 +181,7 @@ def served(index: Path, workers: int) -> Iterator[str]:
                 if httpx.get(address + "/readyz").status_code == 200:
                     break
             time.sleep(0.1)
-        yield address
+        yield address, process.pid
     finally:
         os.killpg(process.pid, signal.SIGTERM)
         process.wait(60)
