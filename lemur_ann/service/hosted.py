@@ -279,9 +279,8 @@ class Hosted:
             snapshot = self.index.snapshot
             rows = excluded_by(as_expression(filter, schema_of(snapshot)), snapshot).others
             ids = snapshot.ids.column.take_array(rows).to_pylist()
-        given = ids
-        count = len(set(given))
-        return self._once(request, lambda: {"deleted": count}, lambda note: self.index.delete(given, note=note) if given else 0)
+        given, count = ids, len(set(ids))
+        return self._once(request, lambda: {"deleted": count}, lambda note: self.index.delete(given, note=note))
 
     def _once(
         self, request: Request, planned: Callable[[], dict[str, Any]], apply: Callable[[str | None], Any]
@@ -305,8 +304,10 @@ class Hosted:
         else:
             requests = {**self._requests, request.key: (request.digest, result)}
             requests = dict(list(requests.items())[-MAX_REQUESTS:])
-            apply(json.dumps({"requests": requests}, separators=(",", ":")))
-            self._requests = requests
+            try:
+                apply(json.dumps({"requests": requests}, separators=(",", ":"), ensure_ascii=False))
+            finally:  # an error may have come after the fact
+                self._requests = _known_requests(self.index.note)
         return {**result, **self._state()}
 
     def _state(self) -> dict[str, Any]:

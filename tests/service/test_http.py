@@ -328,6 +328,28 @@ def test_a_change_with_a_key_happens_once(tmp_path):
         assert ask("POST", "documents", {"documents": [{"id": 3, "text": "x"}]}, "x" * 65).status_code == 400
 
 
+def test_a_change_that_changes_nothing_is_remembered_too(tmp_path):
+    def delete(client):
+        headers = {"idempotency-key": "gone"}
+        return client.post("/v1/indexes/new/delete", json={"filter": {"text": "fox"}}, headers=headers).json()
+
+    with served(Hosted("new", tmp_path / "new", encoder=words_encoder())) as address, httpx.Client(base_url=address) as client:
+        add(client, [{"id": 1, "text": "owl"}])
+        assert delete(client)["deleted"] == 0
+    with served(Hosted("new", tmp_path / "new", encoder=words_encoder())) as address, httpx.Client(base_url=address) as client:
+        add(client, [{"id": 2, "text": "fox"}])  # which came after the request that is sent again
+        assert delete(client).items() >= {"deleted": 0, "repeated": True, "num_documents": 2}.items()
+
+
+def test_as_many_keys_as_are_known_fit(writing):
+    client, _ = writing
+    for i in range(450):
+        key = f"{i:04}" + '"\\' * 30  # what JSON writes at length
+        answer = client.post("/v1/indexes/new/delete", json={"ids": []}, headers={"idempotency-key": key})
+        assert answer.status_code == 200, answer.text
+    assert client.post("/v1/indexes/new/delete", json={"ids": []}, headers={"idempotency-key": key}).json()["repeated"] is True
+
+
 def test_one_key_from_many_threads_is_applied_once(writing):
     client, folder = writing
     with concurrent.futures.ThreadPoolExecutor(8) as pool:
