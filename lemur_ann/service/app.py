@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import importlib.util
-import json
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager, nullcontext
 from dataclasses import asdict
@@ -25,7 +24,7 @@ from starlette.routing import Route
 import lemur_ann
 from lemur_ann.documents.inputs import read_queries
 from lemur_ann.service import bodies, hosted
-from lemur_ann.service.access import Access, Denied
+from lemur_ann.service.access import Access, Denied, NoKeys
 from lemur_ann.service.hosted import Hosted
 from lemur_ann.service.queue import Busy
 from lemur_ann.service.service import (
@@ -41,6 +40,7 @@ from lemur_ann.service.service import (
     query_of,
     request_of,
     told,
+    version_in,
 )
 from lemur_ann.service.telemetry import Observed, log
 
@@ -80,6 +80,7 @@ def make_app(service: Service, hosts: Sequence[str] = ("*",)) -> Any:
     for kind in (
         Refused,
         Denied,
+        NoKeys,
         Busy,
         pydantic.ValidationError,
         ValueError,
@@ -269,7 +270,9 @@ def _change_routes(app: FastAPI, service: Service) -> None:
         body = await _body(request, index)
         if service.writer is not None:
             return await _handed_on(request, body, service.writer)
-        return _json(service.jobs.start(index, kind, body, _request_of(request, body)), 202)
+        asked = _request_of(request, body)
+        begun = await asyncio.to_thread(service.jobs.start, index, kind, body, asked)  # which may encode texts
+        return _json(begun, 202)
 
     @app.get("/v1/indexes/{name}/jobs/{number}", tags=["changes"])
     async def job(request: Request, name: str, number: str) -> Response:
@@ -331,7 +334,7 @@ def _read_search(request: Request, body: bytes) -> tuple[bodies.Search, list[Any
         if columns:
             given["columns"] = columns
         if "filter" in given:
-            given["filter"] = json.loads(given["filter"])
+            given["filter"] = bodies.loads(given["filter"], "filter")
         table = bodies.read_arrow(body, request.headers["content-type"].partition(";")[0].strip())
         asked = bodies.Search.model_validate(given | bodies.settings_in(table))
         relevant = bodies.relevant_in(table)
@@ -360,8 +363,7 @@ def _request_of(request: Request, body: bytes) -> hosted.Request:
 
 async def _follow(request: Request, index: Hosted) -> None:
     """See to it that the client reads what it wrote: the version that its header names, or a later one."""
-    wanted = request.headers.get("x-lemur-version", "")
-    if wanted.isdigit() and index.read_only and index.version < int(wanted):
+    if index.read_only and index.version < version_in(request.headers.get("x-lemur-version", "")):
         await asyncio.to_thread(index.refresh)
 
 

@@ -33,6 +33,7 @@ from lemur_ann.texts import TextIndex
 log = logging.getLogger("lemur_ann.service")
 
 MAX_REQUESTS = 400  # changes whose idempotency keys are known, the last ones
+MAX_HITS = 1_000_000  # of one request
 FOLLOW_S = 0.05  # how often a reader looks for a new version
 Query = str | npt.NDArray[Any]
 
@@ -154,14 +155,21 @@ class Hosted:
             Busy, TimeoutError: there is too much to do.
             ValueError, TypeError: see :meth:`lemur_ann.LemurIndex.search`.
         """
+        self._check_hits(queries, how)
         limit = self.limits.timeout_s if timeout is None else min(timeout, self.limits.timeout_s)
         answered: Answered = await self.searches.ask(how, queries, limit)
         return answered
 
     def search_and_wait(self, queries: list[Query], how: How) -> Answered:
         """As :meth:`search`, for a thread that has no loop."""
+        self._check_hits(queries, how)
         answered: Answered = self.searches.ask_and_wait(how, queries, self.limits.timeout_s)
         return answered
+
+    def _check_hits(self, queries: list[Query], how: How) -> None:
+        k = min(how.k, self.index.snapshot.num_documents)
+        if len(queries) > 1 and len(queries) * k > MAX_HITS:
+            raise ValueError(f"{len(queries):,} queries ask for {k:,} hits each, expected {MAX_HITS:,} together at most")
 
     def _answers(self, how: How, asked: list[list[Query]]) -> list[Any]:
         """For each request its answer; run by threads of the queue."""
@@ -282,7 +290,9 @@ class Hosted:
             ids = snapshot.ids.column.take_array(rows).to_pylist()
         given = ids
         count = len(set(given))
-        return self._once(request, lambda: {"deleted": count}, lambda note: self.index.delete(given, note=note) if given else 0)
+        return self._once(
+            request, lambda: {"deleted": count}, lambda note: self.index.delete(given, note=note) if given or note else 0
+        )
 
     def _once(
         self, request: Request, planned: Callable[[], dict[str, Any]], apply: Callable[[str | None], Any]
