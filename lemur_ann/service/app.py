@@ -47,6 +47,7 @@ from lemur_ann.service.telemetry import Observed, log
 DISCONNECTED = 499  # as nginx says it
 LOOK_AFTER_S = 0.1  # whether the client of a search is still there
 KINDS = ("application/json", bodies.ARROW, bodies.PARQUET)
+ERRORS = (400, 401, 403, 404, 408, 409, 413, 415, 422, 429, 500, 503, 504)
 LARGE_BODY = 2**18  # bytes; a smaller one is read in the loop's own thread
 PAGE_HEADERS = {
     "content-security-policy": "default-src 'none'; connect-src 'self'; style-src 'unsafe-inline'; script-src 'unsafe-inline'",
@@ -73,7 +74,7 @@ def make_app(service: Service, hosts: Sequence[str] = ("*",)) -> Any:
         version=lemur_ann.__version__,
         description="Multi-vector search: MaxSim over late-interaction embeddings.",
         lifespan=lifespan,
-        responses={status: {"model": bodies.Problem} for status in (400, 401, 403, 404, 413, 422, 429, 503)},
+        responses={status: {"model": bodies.Problem} for status in ERRORS},
     )
     app.state.service = service
     app.add_exception_handler(Exception, _told)
