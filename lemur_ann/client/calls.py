@@ -82,8 +82,8 @@ class Calls:
         """A request that is applied once, however often it is sent."""
         headers = {"content-type": kind, "idempotency-key": uuid.uuid4().hex}
         request = Request(method, self._path + path, max(self._timeout, CHANGE_S), content, headers)
-        told: dict[str, Any] = json.loads((yield from self._sent(request)).content)
-        self._saw(told.get("version"))
+        told = wire.told_of((yield from self._sent(request)), "state" if "/jobs/" in path else "version")
+        self._saw(told["version"])
         return told
 
     def _saw(self, version: int | None) -> None:
@@ -95,6 +95,8 @@ class Calls:
         for attempt in itertools.count():
             answer: Answer | Lost = yield request
             if isinstance(answer, Answer) and answer.status < 400:
+                if not wire.is_of_service(answer):  # a page of a proxy, or the way to another place
+                    raise wire.error_of(answer, request, self.where)
                 return answer
             wait = FIRST_PAUSE_S * 2**attempt * random.uniform(0.5, 1)  # clients that failed together come back apart
             wait = min(wait, LONGEST_PAUSE_S)
@@ -111,7 +113,7 @@ class Calls:
 
     def about(self) -> Steps[About]:
         """What the service tells of it."""
-        told = json.loads((yield from self._ask("GET", "")).content)
+        told = wire.told_of((yield from self._ask("GET", "")), *About.__dataclass_fields__)
         return About(**{name: told[name] for name in About.__dataclass_fields__})
 
     def ids(self) -> Steps[pa.Array]:
@@ -125,9 +127,10 @@ class Calls:
         if isinstance(doc_id, bool) or not isinstance(doc_id, (str, int)):
             return False
         try:
-            yield from self._ask("POST", "/get", wire.as_json({"ids": [doc_id]}))
+            answer = yield from self._ask("POST", "/get", wire.as_json({"ids": [doc_id]}))
         except (KeyError, TypeError, ValueError):  # there is none, or none of its kind
             return False
+        wire.told_of(answer, "documents")
         return True
 
     def get(self, ids: Any, *, tokens: bool) -> Steps[pa.Table]:
@@ -144,7 +147,7 @@ class Calls:
         """Hits of one query, or of each of a batch."""
         asked = Queries.of(queries)
         found: list[Hits] = []
-        for table in asked.tables():
+        for table in asked.tables(min(wire.QUERIES_PER_PART, max(1, wire.HITS_PER_PART // settings["k"]))):
             body = wire.search_body(table, settings)
             answer = yield from self._ask("POST", "/search", body, wire.ARROW, accept=wire.ARROW)
             found += wire.hits_of(answer, len(table), with_columns=bool(settings.get("columns")))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import functools
+import os
 import ssl
 import time
 import weakref
@@ -133,7 +134,10 @@ class RemoteIndex(_Remote):
 
     def __init__(self, address: str, name: str, **how: Any) -> None:
         super().__init__(address, name, **how)
-        self._http = _httpx().Client(**self._settings)
+        self._open()
+
+    def _open(self) -> None:
+        self._http, self._process = _httpx().Client(**self._settings), os.getpid()
         self._close = weakref.finalize(self, self._http.close)  # where nobody calls close
 
     def _run(self, steps: Steps[T]) -> T:
@@ -153,11 +157,14 @@ class RemoteIndex(_Remote):
 
     def _sent(self, request: Request) -> Answer | Lost:
         httpx = _httpx()
+        if self._process != os.getpid() and not self._http.is_closed:  # forked: one connection would answer two processes
+            self._close.detach()
+            self._open()
         try:
             return _answer(self._http.request(**_arguments(request)))
         except (httpx.LocalProtocolError, httpx.UnsupportedProtocol) as error:
             raise ValueError(f"the request cannot be sent: {error}") from error
-        except httpx.TransportError as error:
+        except httpx.RequestError as error:  # of the connection, or of what came over it
             return _lost(error)
 
     def close(self) -> None:
@@ -442,7 +449,7 @@ class AsyncRemoteIndex(_Remote):
             return _answer(await self._http.request(**_arguments(request)))
         except (httpx.LocalProtocolError, httpx.UnsupportedProtocol) as error:
             raise ValueError(f"the request cannot be sent: {error}") from error
-        except httpx.TransportError as error:
+        except httpx.RequestError as error:  # of the connection, or of what came over it
             return _lost(error)
 
     async def close(self) -> None:
@@ -636,11 +643,12 @@ def _httpx() -> Any:
 def _checked_address(address: Any) -> str:
     if not isinstance(address, str):
         raise TypeError(f"address must be a string such as 'http://127.0.0.1:8080', got {validate.shown(address)}")
-    parts = urlsplit(address)
     try:
+        parts = urlsplit(address)
         good = parts.scheme in ("http", "https") and parts.hostname and not parts.query and not parts.fragment
         good = good and parts.port != 0 and parts.username is None
-    except ValueError:  # a port that is no number
+        good = good and address.isprintable() and " " not in address
+    except ValueError:  # a port that is no number, or an address of IPv6 that has no end
         good = False
     if not good:
         raise ValueError(f"address must be as 'http://127.0.0.1:8080', or with https, got {address[:100]!r}")

@@ -33,6 +33,7 @@ ARROW, JSON = "application/vnd.apache.arrow.stream", "application/json"
 BYTES_PER_PART = 16 * 2**20  # of documents in one request, and of queries
 TEXTS_PER_PART = 256  # which the service encodes: a minute of work for a small machine
 QUERIES_PER_PART = 256
+HITS_PER_PART = 1_000_000
 IDS_PER_PART, TOKENS_PER_PART = 10_000, 500  # documents that are read in one request, without and with their tokens
 VALUES_PER_CONDITION = 10_000  # of $in
 VERSION, EXACT = "x-lemur-version", "x-lemur-exact"
@@ -394,10 +395,40 @@ def _plain(value: Any) -> Any:
 # Answers
 
 
+def is_of_service(answer: Answer) -> bool:
+    """Whether an answer that is no error has the form of a service's."""
+    kind = answer.headers.get("content-type", "").partition(";")[0].strip()
+    return 200 <= answer.status < 300 and kind in (JSON, ARROW)
+
+
+def told_of(answer: Answer, *names: str) -> dict[str, Any]:
+    """The JSON object that an answer carries.
+
+    Raises:
+        ConnectionError: it is none that has these names, so that something else answered than a service.
+    """
+    try:
+        told = json.loads(answer.content)
+    except ValueError:
+        told = None
+    if not isinstance(told, dict) or not set(names) <= told.keys():
+        raise ConnectionError(
+            f"an answer is not as a lemur_ann service gives it: {answer.content[:200].decode(errors='replace')}"
+        )
+    return told
+
+
 def read_arrow(answer: Answer) -> pa.Table:
-    """The table that an answer carries."""
-    with pa.ipc.open_stream(answer.content) as reader:
-        return reader.read_all()
+    """The table that an answer carries.
+
+    Raises:
+        ConnectionError: it carries none.
+    """
+    try:
+        with pa.ipc.open_stream(answer.content) as reader:
+            return reader.read_all()
+    except pa.ArrowException as error:
+        raise ConnectionError(f"an answer is not as a lemur_ann service gives it: {error}") from error
 
 
 def hits_of(answer: Answer, num_queries: int, *, with_columns: bool) -> list[Hits]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 import os
 import secrets
 import threading
@@ -13,6 +14,8 @@ from pathlib import Path
 from typing import Any, Literal
 
 from lemur_ann.arrays import in_place_of
+
+log = logging.getLogger("lemur_ann.service")
 
 Access = Literal["read", "write"]
 PREFIX = "lemur_"
@@ -47,6 +50,10 @@ class Denied(PermissionError):
         self.is_known = is_known
 
 
+class NoKeys(Exception):
+    """The file of keys cannot be read: nobody is let in until it can."""
+
+
 class Keys:
     """The keys in a file, which is read again when it changes; without a file everybody may do everything."""
 
@@ -55,6 +62,7 @@ class Keys:
         self._lock = threading.Lock()
         self._seen: Any = None
         self._keys: dict[str, Key] = {}
+        self._failure: str | None = None  # told in the log, once
         if path is not None:
             self._read()
 
@@ -79,7 +87,14 @@ class Keys:
     def _key(self, authorization: str | None) -> Key | None:
         if self._path is None:
             return None
-        self._read()
+        try:
+            self._read()
+        except (OSError, ValueError) as error:  # which clients learn nothing of
+            if str(error) != self._failure:
+                log.error("nobody is let in: %s", error)
+            self._failure, self._seen = str(error), None
+            raise NoKeys("the service cannot read its keys; its log says why") from None
+        self._failure = None
         kind, _, secret = (authorization or "").partition(" ")
         key = self._keys.get(digest(secret.strip())) if kind.lower() == "bearer" else None
         if key is None:
@@ -113,9 +128,14 @@ def read_keys(path: Path) -> list[Key]:
         keys = [Key(row["name"], row["sha256"], tuple(row["indexes"]), row["access"]) for row in rows]
     except (ValueError, TypeError, KeyError) as error:
         raise ValueError(f"{path} is no file of keys, as 'lemur-ann key' writes it: {error!r}") from error
-    for key in keys:
-        if key.access not in ("read", "write") or len(key.sha256) != 64 or not key.name:
-            raise ValueError(f"{path} has a key {key.name!r} that is none: access is read or write, sha256 has 64 digits")
+    for row, key in zip(rows, keys, strict=True):
+        texts = [key.name, key.sha256, *key.indexes]
+        good = isinstance(row["indexes"], list) and all(isinstance(text, str) for text in texts)  # "a*" would be "*" as well
+        if not good or key.access not in ("read", "write") or len(key.sha256) != 64 or not key.name:
+            raise ValueError(
+                f"{path} has a key {key.name!r} that is none: indexes are a list of names, access is read or write, sha256 "
+                "has 64 digits"
+            )
     return keys
 
 

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import importlib.util
-import json
 import sys
 import time
 from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
 from contextlib import asynccontextmanager, nullcontext
 from dataclasses import asdict
 from importlib.resources import files
-from typing import Any, cast
+from typing import Any
 
 import httpx
 import pyarrow as pa
@@ -27,7 +26,7 @@ from starlette.routing import Route
 import lemur_ann
 from lemur_ann.documents.inputs import read_queries
 from lemur_ann.service import bodies, hosted
-from lemur_ann.service.access import Access, Denied
+from lemur_ann.service.access import Access, Denied, NoKeys
 from lemur_ann.service.hosted import Answered, Hosted, How
 from lemur_ann.service.queue import Busy
 from lemur_ann.service.service import (
@@ -43,12 +42,14 @@ from lemur_ann.service.service import (
     query_of,
     request_of,
     told,
+    version_in,
 )
 from lemur_ann.service.telemetry import Observed, log
 
 DISCONNECTED = 499  # as nginx says it
 LOOK_AFTER_S = 0.1  # whether the client of a search is still there
 KINDS = ("application/json", bodies.ARROW, bodies.PARQUET)
+ERRORS = (400, 401, 403, 404, 408, 409, 413, 415, 422, 429, 500, 503, 504)
 LARGE_BODY = 2**18  # bytes; a smaller one is read in the loop's own thread
 PAGE_HEADERS = {
     "content-security-policy": "default-src 'none'; connect-src 'self'; style-src 'unsafe-inline'; script-src 'unsafe-inline'",
@@ -75,13 +76,14 @@ def make_app(service: Service, hosts: Sequence[str] = ("*",)) -> Any:
         version=lemur_ann.__version__,
         description="Multi-vector search: MaxSim over late-interaction embeddings.",
         lifespan=lifespan,
-        responses={status: {"model": bodies.Problem} for status in (400, 401, 403, 404, 413, 422, 429, 503)},
+        responses={status: {"model": bodies.Problem} for status in ERRORS},
     )
     app.state.service = service
     app.add_exception_handler(Exception, _told)
     for kind in (
         Refused,
         Denied,
+        NoKeys,
         Busy,
         pydantic.ValidationError,
         ValueError,
@@ -137,8 +139,9 @@ def _about_routes(app: FastAPI, service: Service) -> None:
         return _json({"status": "ready" if service.is_ready else "not ready"}, 200 if service.is_ready else 503)
 
     @app.get("/metrics", tags=["about"])
-    async def metrics() -> Response:
-        """For Prometheus."""
+    async def metrics(request: Request) -> Response:
+        """For Prometheus, which sends a key where clients have to."""
+        service.keys.check(request.headers.get("authorization"), None, "read")
         return Response(service.metrics.page(service.indexes.values()), media_type="text/plain; version=0.0.4")
 
     @app.get("/v1/indexes", tags=["about"], response_model=list[bodies.About])
@@ -271,7 +274,9 @@ def _change_routes(app: FastAPI, service: Service) -> None:
         body = await _body(request, index)
         if service.writer is not None:
             return await _handed_on(request, body, service.writer)
-        return _json(service.jobs.start(index, kind, body, _request_of(request, body)), 202)
+        asked = _request_of(request, body)
+        begun = await asyncio.to_thread(service.jobs.start, index, kind, body, asked)  # which may encode texts
+        return _json(begun, 202)
 
     @app.get("/v1/indexes/{name}/jobs/{number}", tags=["changes"])
     async def job(request: Request, name: str, number: str) -> Response:
@@ -340,7 +345,7 @@ def _read_search(request: Request, body: bytes) -> tuple[bodies.Search, list[Any
         if columns:
             given["columns"] = columns
         if "filter" in given:
-            given["filter"] = json.loads(given["filter"])
+            given["filter"] = bodies.loads(given["filter"], "filter")
         table = bodies.read_arrow(body, request.headers["content-type"].partition(";")[0].strip())
         asked = bodies.Search.model_validate(given | bodies.settings_in(table))
         relevant = bodies.relevant_in(table)
@@ -369,8 +374,7 @@ def _request_of(request: Request, body: bytes) -> hosted.Request:
 
 async def _follow(request: Request, index: Hosted) -> None:
     """See to it that the client reads what it wrote: the version that its header names, or a later one."""
-    wanted = request.headers.get("x-lemur-version", "")
-    if wanted.isdigit() and index.read_only and index.version < int(wanted):
+    if index.read_only and index.version < version_in(request.headers.get("x-lemur-version", "")):
         await asyncio.to_thread(index.refresh)
 
 
@@ -378,7 +382,7 @@ async def _searched(request: Request, index: Hosted, queries: list[Any], how: Ho
     """The answer of a search; given up where its time is over, or its client gone, before it is there."""
     limit = index.limits.timeout_s
     end = time.monotonic() + limit
-    future = index.searches.begin(how, queries, limit)
+    future = index.begin_search(queries, how)
     try:
         while not future.done():
             left = end - time.monotonic()
@@ -389,7 +393,7 @@ async def _searched(request: Request, index: Hosted, queries: list[Any], how: Ho
                 raise Refused(DISCONNECTED, "disconnected", "the client has gone")
     finally:
         future.cancel()
-    return cast(Answered, future.result())
+    return future.result()
 
 
 async def _handed_on(request: Request, body: bytes, writer: Writer) -> Response:

@@ -6,6 +6,7 @@ import base64
 import binascii
 import io
 import json
+import struct
 from collections.abc import Iterator, Sequence
 from typing import Annotated, Any, Literal
 
@@ -13,7 +14,7 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.parquet as pq
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, StrictInt
 
 from lemur_ann.documents.inputs import to_offsets
 from lemur_ann.hits import Hits
@@ -24,7 +25,14 @@ MAX_K = 10_000
 SETTINGS = b"lemur_ann"  # in the metadata of a schema: the fields of a search, as JSON
 IDS_AT_A_TIME = 65_536
 
-Id = int | str
+MAX_UNPACKED = 2**28  # bytes of a compressed body once it is unpacked
+ROWS_AT_A_TIME = 256  # of Parquet, whose sizes are known once they are read
+
+Id = StrictInt | str  # true is no id 1
+
+
+class TooLarge(ValueError):
+    """A body that unpacks to more than is taken."""
 
 
 class _Strict(BaseModel):
@@ -224,7 +232,7 @@ def table_of(documents: Sequence[dict[str, Any]]) -> pa.Table:
 def _tokens_of(value: Any, number: int) -> npt.NDArray[Any]:
     try:
         return matrix_of(Encoded.model_validate(value) if isinstance(value, dict) else value)
-    except (ValueError, TypeError) as error:
+    except (ValueError, TypeError, OverflowError) as error:
         raise ValueError(f"tokens of document {number}: {str(error).splitlines()[0]}") from error
 
 
@@ -245,17 +253,95 @@ def read_arrow(body: bytes, kind: str) -> pa.Table:
     """The table of an Arrow IPC stream or of a Parquet file.
 
     Raises:
+        TooLarge: what it unpacks to has more than :data:`MAX_UNPACKED` bytes; a few kilobytes may say terabytes.
         ValueError: it is none.
     """
     try:
         if kind == PARQUET:
-            return pq.read_table(io.BytesIO(body))
+            return _read_parquet(body)
+        _check_unpacked(body)
         with pa.ipc.open_stream(body) as reader:
             table = reader.read_all()
         table.validate(full=True)
         return table
-    except (pa.ArrowException, OSError, ValueError, TypeError, KeyError) as error:
+    except TooLarge:
+        raise
+    except (pa.ArrowException, OSError, ValueError, TypeError, KeyError, struct.error) as error:
         raise ValueError(f"the body is no {kind}: {error}") from error
+
+
+def _read_parquet(body: bytes) -> pa.Table:
+    file = pq.ParquetFile(io.BytesIO(body))
+    groups = file.metadata.num_row_groups
+    size = sum(file.metadata.row_group(i).total_byte_size for i in range(groups))
+    if size <= MAX_UNPACKED:
+        size, batches = 0, []
+        for batch in file.iter_batches(ROWS_AT_A_TIME):  # a value that is written once may be in all rows
+            size += batch.nbytes
+            if size > MAX_UNPACKED:
+                break
+            batches.append(batch)
+        else:
+            return pa.Table.from_batches(batches, file.schema_arrow)
+    raise _too_large()
+
+
+def _check_unpacked(body: bytes) -> None:
+    """Raises where the buffers of an Arrow IPC stream have too many bytes, or are fewer bytes than it has rows.
+
+    Arrow reads a compressed buffer into as many bytes as its first eight say; see Message.fbs of Arrow for the rest.
+    """
+    size = 0
+    for message in pa.ipc.MessageReader.open_stream(body):
+        head, data = memoryview(message.metadata), message.body
+        table = _field(head, _target(head, 0), 2)
+        if message.type == "dictionary" and table:
+            table = _field(head, _target(head, table), 1)
+        if message.type not in ("dictionary", "record batch") or not table:
+            continue
+        batch = _target(head, table)
+        length, buffers, compressed = (_field(head, batch, number) for number in (0, 2, 3))
+        rows = struct.unpack_from("<q", head, length)[0] if length else 0
+        begin = _target(head, buffers) if buffers else 0
+        own = 0
+        for i in range(struct.unpack_from("<I", head, begin)[0] if buffers else 0):
+            offset, count = struct.unpack_from("<qq", head, begin + 4 + 16 * i)
+            unpacked = struct.unpack_from("<q", data, offset)[0] if compressed and count >= 8 else -1
+            own += count if unpacked < 0 else unpacked
+        size += own
+        if size > max(MAX_UNPACKED, len(body)) or rows > own:
+            raise _too_large()
+
+
+def _target(head: memoryview, place: int) -> int:
+    return place + int(struct.unpack_from("<I", head, place)[0])
+
+
+def _field(head: memoryview, table: int, number: int) -> int:
+    """Where a field of a FlatBuffers table is; 0 where it is not there."""
+    fields = table - struct.unpack_from("<i", head, table)[0]
+    if 4 + 2 * number >= struct.unpack_from("<H", head, fields)[0]:
+        return 0
+    offset = struct.unpack_from("<H", head, fields + 4 + 2 * number)[0]
+    return table + offset if offset else 0
+
+
+def _too_large() -> TooLarge:
+    return TooLarge(f"the body unpacks to more than {MAX_UNPACKED:,} bytes, or has rows of nothing; send it in parts")
+
+
+def loads(text: str | bytes, what: str) -> Any:
+    """A value of JSON that no model reads.
+
+    Raises:
+        ValueError: it is none, or nested deeper than is read.
+    """
+    try:
+        return json.loads(text)
+    except RecursionError:
+        raise ValueError(f"{what} is nested too deep") from None
+    except ValueError as error:
+        raise ValueError(f"{what} is no JSON: {error}") from error
 
 
 def settings_in(table: pa.Table) -> dict[str, Any]:
@@ -264,7 +350,7 @@ def settings_in(table: pa.Table) -> dict[str, Any]:
     Raises:
         ValueError: they are no JSON object.
     """
-    given = json.loads((table.schema.metadata or {}).get(SETTINGS, b"{}"))
+    given = loads((table.schema.metadata or {}).get(SETTINGS, b"{}"), f"the metadata {SETTINGS.decode()!r} of the schema")
     if not isinstance(given, dict):
         raise ValueError(f"the metadata {SETTINGS.decode()!r} of the schema is a JSON object of a search's fields")
     return given

@@ -33,6 +33,7 @@ import httpx
 import pyarrow as pa
 import pydantic_core
 from pyarrow import flight
+from pydantic import Field
 
 from lemur_ann.documents.inputs import tokens_from_arrow
 from lemur_ann.service import bodies
@@ -40,6 +41,7 @@ from lemur_ann.service.access import Access
 from lemur_ann.service.hosted import Hosted, How
 from lemur_ann.service.jobs import KINDS
 from lemur_ann.service.service import (
+    MAX_KEY,
     Refused,
     Service,
     about_of,
@@ -49,6 +51,7 @@ from lemur_ann.service.service import (
     how_of,
     request_of,
     told,
+    version_in,
 )
 from lemur_ann.service.telemetry import access_log, log
 
@@ -76,7 +79,7 @@ class Put(bodies._Strict):
 
     index: str
     mode: Literal["add", "upsert"] = "add"
-    key: str | None = None
+    key: str | None = Field(None, min_length=1, max_length=MAX_KEY - 8)  # each part has its number behind it
 
 
 class Export(bodies._Strict):
@@ -102,8 +105,7 @@ class _Call:
         """An index, in the version that the client has seen or a later one."""
         self.index = name
         index, self.key = self.service.find(self.header.authorization, name, access)
-        if self.header.version.isdigit():
-            follow(index, int(self.header.version))
+        follow(index, version_in(self.header.version))
         return index
 
     def count(self, status: int, begin: float) -> None:
@@ -307,16 +309,13 @@ class FlightDoor(flight.FlightServerBase):  # type: ignore[misc]
     @_handler("info", is_whole=True)
     def get_flight_info(self, call: _Call, descriptor: Any) -> Any:
         """One index, by a path of its name or by a command as a ticket has it."""
-        if descriptor.descriptor_type == flight.DescriptorType.PATH:
-            asked = Export(index="/".join(part.decode("utf-8", "replace") for part in descriptor.path))
-        else:
-            asked = Export.model_validate_json(descriptor.command)
+        asked = _described(descriptor)
         return self._info(call.find(asked.index, "read"), asked)
 
     @_handler("schema", is_whole=True)
     def get_schema(self, call: _Call, descriptor: Any) -> Any:
         """The columns of an export."""
-        asked = Export.model_validate_json(descriptor.command)
+        asked = _described(descriptor)
         found = call.find(asked.index, "read").index.to_arrow(tokens=asked.tokens, vectors=asked.vectors)
         return flight.SchemaResult(found.schema)
 
@@ -339,7 +338,7 @@ class FlightDoor(flight.FlightServerBase):  # type: ignore[misc]
         call.route = f"flight {kind}" if kind in ACTIONS else call.route
         if kind not in ACTIONS:
             raise ValueError(f"unknown action {kind[:40]!r}; expected one of {', '.join(ACTIONS)}")
-        given = json.loads(body or b"{}")
+        given = bodies.loads(body or b"{}", f"the body of action {kind!r}")
         if not isinstance(given, dict) or not isinstance(given.get("index"), str):
             raise TypeError(f"the body of action {kind!r} is a JSON object with the name of an index as 'index'")
         access: Access = "read" if kind in ("about", "get", "explain", "job") else "write"
@@ -362,6 +361,8 @@ class FlightDoor(flight.FlightServerBase):  # type: ignore[misc]
                 return self._handed_on("GET", f"{path}/jobs/{number}", b"", "application/json")
             return self._service.jobs.state(index, number)
         key = given.pop("key", None)
+        if key is not None and not isinstance(key, str):
+            raise TypeError(f"key of action {kind!r} is a string, got {type(key).__name__}")
         body = _json(given)
         path += "/delete" if kind == "delete" else f"/jobs/{kind}"
         if self._writer is not None:
@@ -412,7 +413,7 @@ def _searched(index: Hosted, how: How, chunk: Any) -> tuple[pa.RecordBatch, byte
             413, "too_large", f"the record batch has {batch.nbytes:,} bytes, expected {index.limits.max_body:,} at most"
         )
     if chunk.app_metadata is not None:
-        given = json.loads(bytes(chunk.app_metadata))
+        given = bodies.loads(bytes(chunk.app_metadata), "the metadata of a record batch")
         if not isinstance(given, dict) or not isinstance(given.get("version"), int):
             raise ValueError('the metadata of a record batch of queries is JSON such as {"version": 7}, or none')
         follow(index, given["version"])
@@ -423,13 +424,20 @@ def _searched(index: Hosted, how: How, chunk: Any) -> tuple[pa.RecordBatch, byte
     return answered_batch(answered), b'{"exact":%s,"version":%d}' % (exact.encode(), answered.version)
 
 
+def _described(descriptor: Any) -> Export:
+    """What a descriptor names: a path of an index's name, or a command as a ticket has it."""
+    if descriptor.descriptor_type == flight.DescriptorType.PATH:
+        return Export(index="/".join(part.decode("utf-8", "replace") for part in descriptor.path))
+    return Export.model_validate_json(descriptor.command)
+
+
 def _queries(batch: pa.RecordBatch) -> list[Any]:
     names = batch.schema.names
     if "tokens" in names:
         tokens, offsets = tokens_from_arrow(batch.column("tokens"), "queries")  # the search checks the rest
         return [tokens[begin:end] for begin, end in itertools.pairwise(offsets.tolist())]
     if "text" in names:
-        return [str(text) for text in batch.column("text").to_pylist()]
+        return bodies.texts_in(pa.Table.from_batches([batch]))
     raise ValueError(f"a record batch of queries has a column 'tokens' or 'text'; got {', '.join(names) or 'none'}")
 
 

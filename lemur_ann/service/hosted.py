@@ -33,6 +33,7 @@ from lemur_ann.texts import TextIndex
 log = logging.getLogger("lemur_ann.service")
 
 MAX_REQUESTS = 400  # changes whose idempotency keys are known, the last ones
+MAX_HITS = 1_000_000  # of one request
 FOLLOW_S = 0.05  # how often a reader looks for a new version
 Query = str | npt.NDArray[Any]
 
@@ -90,6 +91,14 @@ class Request:
 
     key: str | None = None
     digest: str = ""
+
+
+class EncoderFailed(RuntimeError):
+    """The encoder fails on texts: not what a client did wrong, but what it should be told."""
+
+    def __init__(self, error: Exception) -> None:
+        message = error.args[0] if isinstance(error, KeyError) and error.args else error
+        super().__init__(f"the encoder of the service failed: {type(error).__name__}: {message}")
 
 
 class OtherRequest(ValueError):
@@ -154,13 +163,25 @@ class Hosted:
             Busy, TimeoutError: there is too much to do.
             ValueError, TypeError: see :meth:`lemur_ann.LemurIndex.search`.
         """
+        self._check_hits(queries, how)
         answered: Answered = await self.searches.ask(how, queries, self.limits.timeout_s)
         return answered
 
+    def begin_search(self, queries: list[Query], how: How) -> asyncio.Future[Answered]:
+        """As :meth:`search`, for who waits for the answer by himself, see :meth:`SearchQueue.begin`."""
+        self._check_hits(queries, how)
+        return self.searches.begin(how, queries, self.limits.timeout_s)
+
     def search_and_wait(self, queries: list[Query], how: How) -> Answered:
         """As :meth:`search`, for a thread that has no loop."""
+        self._check_hits(queries, how)
         answered: Answered = self.searches.ask_and_wait(how, queries, self.limits.timeout_s)
         return answered
+
+    def _check_hits(self, queries: list[Query], how: How) -> None:
+        k = min(how.k, self.index.snapshot.num_documents)
+        if len(queries) > 1 and len(queries) * k > MAX_HITS:
+            raise ValueError(f"{len(queries):,} queries ask for {k:,} hits each, expected {MAX_HITS:,} together at most")
 
     def _answers(self, how: How, asked: list[list[Query]]) -> list[Any]:
         """For each request its answer; run by threads of the queue."""
@@ -196,8 +217,13 @@ class Hosted:
 
         Raises:
             TypeError: the service has no encoder for this index.
+            EncoderFailed: it fails on these texts, or gives something else than a matrix for each.
         """
-        return self.with_texts()._queries(texts, Task())
+        index = self.with_texts()
+        try:
+            return index._queries(texts, Task())
+        except Exception as error:
+            raise EncoderFailed(error) from error
 
     def with_texts(self) -> TextIndex:
         """The index with its encoder.

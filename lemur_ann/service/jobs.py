@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import threading
 import uuid
 from collections.abc import Callable
@@ -13,7 +12,7 @@ from typing import Any
 from pydantic import TypeAdapter
 
 from lemur_ann import validate
-from lemur_ann.service.bodies import Tokens, matrix_of
+from lemur_ann.service.bodies import Tokens, loads, matrix_of
 from lemur_ann.service.hosted import Hosted, OtherRequest, Request
 
 MAX_JOBS = 100  # whose ends are known
@@ -68,7 +67,7 @@ class Jobs:
             raise ValueError(f"unknown job {kind[:40]!r}; expected one of {', '.join(KINDS)}")
         if index.read_only:
             raise PermissionError(f"index {index.name!r} is served read-only")
-        arguments = json.loads(body or b"{}")
+        arguments = loads(body or b"{}", "the body")
         if not isinstance(arguments, dict):
             raise TypeError("the arguments of a job are a JSON object")
         known = self._begun_by(index, request)
@@ -79,6 +78,9 @@ class Jobs:
         queries = _queries(index, arguments.pop("queries", None))
         job = Job(uuid.uuid4().hex, index.name, kind, request=request)
         with self._lock:
+            known = self._begun_by(index, request)  # by another thread, while this one made its queries
+            if known is not None:
+                return known.told
             self._jobs = {**dict(list(self._jobs.items())[1 - MAX_JOBS :]), job.id: job}
         self._worker.submit(self._run, job, index, lambda: run(index, queries, arguments))
         return job.told

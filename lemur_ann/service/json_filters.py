@@ -6,6 +6,9 @@ filter is evaluated: each operator is one function of :mod:`pyarrow.compute`.
 
 from __future__ import annotations
 
+import datetime
+import decimal
+import math
 import operator
 from collections.abc import Callable, Mapping, Sequence
 from functools import reduce
@@ -81,15 +84,23 @@ class _Reader:
         if name == "$ne" and operand is None:
             return field.is_valid()
         if name in COMPARISONS:
+            if _is_number(operand) and pa.types.is_integer(kind):
+                return _of_integers(field, kind, name, operand)
             return COMPARISONS[name](field, self._scalar(column, kind, operand))
         if name in ("$in", "$nin"):
             if not isinstance(operand, Sequence) or isinstance(operand, str) or len(operand) > MAX_VALUES:
                 raise TypeError(
                     f"{name} of column {column!r} takes a list of at most {MAX_VALUES:,} values, got {_shown(operand)}"
                 )
-            scalars = [self._scalar(column, kind, value) for value in operand]
-            is_in = field.isin(pa.array([one.as_py() for one in scalars if one.type == kind], kind))  # 2020.5 is no integer
-            return is_in if name == "$in" else field.is_valid() & ~is_in
+            if pa.types.is_nested(kind):
+                raise TypeError(f"column {column!r} ({kind}) is not compared with values; it has $exists alone")
+            scalars = [self._scalar(column, kind, value) for value in operand if not _is_no_value(value, kind)]
+            values = [one.as_py() for one in scalars]
+            if pa.types.is_floating(kind) and 0.0 in values:
+                values += [0.0, -0.0]  # which isin tells apart
+            is_in = field.isin(pa.array(values, kind))
+            # null where there is no value, as a comparison is, so that $not lets it through no more
+            return pc.if_else(field.is_valid(), is_in if name == "$in" else ~is_in, pa.scalar(None, pa.bool_()))
         if name == "$exists":
             if not isinstance(operand, bool):
                 raise TypeError(f"$exists of column {column!r} is true or false, got {_shown(operand)}")
@@ -110,11 +121,53 @@ class _Reader:
         if _is_text(kind) and not isinstance(value, str):  # and 1 as "1"
             raise TypeError(f"column {column!r} ({kind}) is compared with strings, got {_shown(value)}")
         try:
-            if isinstance(value, float) and pa.types.is_integer(kind):  # 2020.5 is above 2020
-                return pa.scalar(value, pa.float64())
+            if isinstance(value, float) and pa.types.is_integer(kind):  # one of these, see _is_no_value
+                value = int(value)
+            elif isinstance(value, float) and pa.types.is_decimal(kind):  # 1.5 as it is written
+                value = decimal.Decimal(repr(value))
+            elif isinstance(value, str) and pa.types.is_time(kind):  # which Arrow does not cast from strings
+                value = datetime.time.fromisoformat(value)
             return pa.scalar(value).cast(kind) if isinstance(value, str) else pa.scalar(value, kind)
         except (pa.ArrowException, OverflowError, ValueError, TypeError) as error:
             raise ValueError(f"column {column!r} ({kind}) cannot be compared with {_shown(value)}") from error
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool)
+
+
+def _is_no_value(value: Any, kind: pa.DataType) -> bool:
+    """Whether a column of this type never has a value: 2020.5 and 300 are none of int8."""
+    if not pa.types.is_integer(kind) or not _is_number(value):
+        return False
+    low, high = _bounds(kind)
+    return not low <= value <= high or value != math.floor(value)
+
+
+def _bounds(kind: pa.DataType) -> tuple[int, int]:
+    bits = kind.bit_width
+    return (-(2 ** (bits - 1)), 2 ** (bits - 1) - 1) if pa.types.is_signed_integer(kind) else (0, 2**bits - 1)
+
+
+def _of_integers(field: pc.Expression, kind: pa.DataType, name: str, value: float) -> pc.Expression:
+    """A comparison with a number that may be none of the column's type: 2020.5 is above 2020, and 300 above each int8.
+
+    Arrow would compare them as float32, which has no integers above 16,777,216.
+    """
+    if math.isnan(value):
+        raise ValueError(f"a column ({kind}) cannot be compared with NaN")
+    (low, high), all_of_them, none = _bounds(kind), field == field, field != field
+    if math.isinf(value):
+        value = low - 1 if value < 0 else high + 1
+    if name in ("$eq", "$ne"):
+        if _is_no_value(value, kind):
+            return none if name == "$eq" else all_of_them
+        limit = int(value)
+    else:
+        limit = math.floor(value) if name in ("$gt", "$lte") else math.ceil(value)
+        if not low <= limit <= high:
+            return all_of_them if (limit < low) == (name in ("$gt", "$gte")) else none
+    return COMPARISONS[name](field, pa.scalar(limit, kind))
 
 
 def _is_text(kind: pa.DataType) -> bool:

@@ -97,15 +97,16 @@ class SearchQueue:
             self._waiting.append(asked)
             self._changed.notify()
 
-    def close(self) -> None:
-        """Answer what waits, and end."""
+    def close(self, timeout: float = 30.0) -> None:
+        """Answer what waits, and end; threads that are not back by then, of an encoder that hangs, end with the process."""
+        end = time.monotonic() + timeout
         with self._changed:
             self._is_closed = True
             self._changed.notify_all()
         for thread in self._threads:
-            thread.join()
+            thread.join(max(0.0, end - time.monotonic()))
         with self._changed:  # those that answer themselves
-            self._changed.wait_for(lambda: not self._running)
+            self._changed.wait_for(lambda: not self._running, max(0.0, end - time.monotonic()))
 
     def _work(self) -> None:
         while True:
@@ -152,6 +153,9 @@ class SearchQueue:
                 for asked in batch:
                     self._answered([asked])
                 return
+            if not isinstance(error, Exception):  # SystemExit of an encoder would end the loop, and the process
+                told = RuntimeError(f"a search ended with {error!r}")
+                told.__cause__, error = error, told
             results = [error]
         of_loops: dict[asyncio.AbstractEventLoop, list[tuple[Any, Any]]] = {}  # each is woken once
         for asked, result in zip(batch, results, strict=True):

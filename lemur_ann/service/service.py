@@ -16,8 +16,8 @@ import pydantic
 
 from lemur_ann.errors import CorruptIndex, IndexLocked, NotFitted
 from lemur_ann.service import bodies, hosted
-from lemur_ann.service.access import Access, Denied, Keys
-from lemur_ann.service.hosted import Hosted, How, OtherRequest, schema_of
+from lemur_ann.service.access import Access, Denied, Keys, NoKeys
+from lemur_ann.service.hosted import EncoderFailed, Hosted, How, OtherRequest, schema_of
 from lemur_ann.service.jobs import Jobs
 from lemur_ann.service.queue import Busy
 from lemur_ann.service.telemetry import Metrics, log
@@ -95,7 +95,8 @@ class Service:
         """
         key = self.keys.check(authorization, name, access)
         if name not in self.indexes:
-            raise Refused(404, "not_found", f"no index {name[:60]!r} here; there are {', '.join(self.indexes)}")
+            known = ", ".join(self.keys.allowed(authorization, self.indexes)) or "none for this key"
+            raise Refused(404, "not_found", f"no index {name[:60]!r} here; there are {known}")
         return self.indexes[name], key
 
     def allowed(self, authorization: str | None) -> list[Hosted]:
@@ -140,6 +141,7 @@ def told(error: BaseException) -> Told | None:
     for kind, status, name in PROBLEMS:
         if isinstance(error, kind):
             message = str(error.args[0]) if isinstance(error, KeyError) and error.args else str(error)
+            message = message or "it took too long" if status == 504 else message
             return Told(status, name, message, {"retry-after": "1"} if status in (429, 503) else {}, kind.__name__)
     return None
 
@@ -224,6 +226,11 @@ def answered_batch(answered: hosted.Answered) -> pa.RecordBatch:
     return pa.record_batch([query, pa.array(ids, kind), pa.array(scores)], ["query", "id", "score"])
 
 
+def version_in(header: str) -> int:
+    """The version that a header names; 0 where it names none."""
+    return int(header) if header.isascii() and header.isdigit() and len(header) < 20 else 0
+
+
 def away(error: Exception) -> Refused:
     """That the process that writes does not answer."""
     return Refused(503, "writer_away", f"the process that writes does not answer: {error!r}; try again", {"retry-after": "1"})
@@ -237,17 +244,20 @@ def request_of(key: str | None, parts: Iterable[str], body: bytes) -> hosted.Req
     """
     if key is None:
         return hosted.Request()
-    if not 1 <= len(key) <= MAX_KEY or not key.isprintable():
-        raise ValueError(f"Idempotency-Key has {len(key)} characters, expected 1 to {MAX_KEY} printable ones")
+    if not 1 <= len(key) <= MAX_KEY or not key.isprintable() or not key.isascii():
+        raise ValueError(f"Idempotency-Key has {len(key)} characters, expected 1 to {MAX_KEY} printable ones of ASCII")
     return hosted.Request(key, hashlib.sha256("\n".join(parts).encode() + b"\n" + body).hexdigest()[:16])
 
 
 PROBLEMS: tuple[tuple[type[Exception], int, str], ...] = (
     (Busy, 429, "busy"),
+    (NoKeys, 503, "no_keys"),
+    (bodies.TooLarge, 413, "too_large"),
     (TimeoutError, 504, "timeout"),
     (asyncio.TimeoutError, 504, "timeout"),  # another class before Python 3.11
     (OtherRequest, 409, "other_request"),
     (NotFitted, 409, "not_fitted"),
+    (EncoderFailed, 500, "encoder_failed"),
     (IndexLocked, 503, "locked"),
     (PermissionError, 403, "read_only"),
     (KeyError, 404, "not_found"),

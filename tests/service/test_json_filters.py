@@ -72,7 +72,6 @@ def test_lets_through(filter, expected):
         ({"$or": {"year": 3}}, "takes a list of filters"),
         ({"year": "MMXX"}, "cannot be compared with 'MMXX'"),
         ({"year": True}, "cannot be compared with True"),
-        ({"year": 2**70}, "cannot be compared"),
         ({"lang": 3}, "compared with strings"),
         ({"year": [2020]}, "compared with one value"),
         ({"year": {"$in": 2020}}, "takes a list"),
