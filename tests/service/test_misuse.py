@@ -447,7 +447,7 @@ def test_what_an_encoder_does_wrong_is_no_fault_of_the_client(tmp_path):
 
 
 def test_metrics_want_a_key_where_clients_have_to_have_one(tmp_path):
-    secret = new_key(tmp_path / "keys.json", "prometheus", [], "read")
+    secret = access.new_key(tmp_path / "keys.json", "prometheus", [], "read")
     with served(Hosted("books", tmp_path / "books"), keys=tmp_path / "keys.json") as address:
         assert httpx.get(f"{address}/metrics").status_code == 401
         assert httpx.get(f"{address}/metrics", headers={"authorization": f"Bearer {secret}"}).status_code == 200
