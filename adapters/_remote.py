@@ -11,7 +11,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from lemur_ann import LemurIndex, RemoteIndex
-from lemur_ann.client import wire
+from lemur_ann.client import is_in as remote_is_in
 
 AnyIndex = LemurIndex | RemoteIndex
 
@@ -19,7 +19,7 @@ AnyIndex = LemurIndex | RemoteIndex
 def is_in(index: AnyIndex, column: str, values: Iterable[str]) -> Any:
     """A filter: the column of strings has one of these values."""
     if isinstance(index, RemoteIndex):
-        return wire.is_in(column, list(values))
+        return remote_is_in(column, list(values))
     return pc.field(column).isin(pa.array(list(values), pa.large_string()))
 
 

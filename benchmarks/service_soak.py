@@ -14,6 +14,8 @@ import contextlib
 import json
 import os
 import queue
+import shutil
+import tempfile
 import threading
 import time
 from pathlib import Path
@@ -50,9 +52,11 @@ def main() -> None:
         index.save(folder)
     batch = read_queries(pq.read_table(arguments.corpus / "queries_dev.parquet", columns=["tokens"])[:400])
     bodies = [service.body(np.asarray(batch.matrix(i), np.float16)) for i in range(len(batch))]
-    with service.served(folder, arguments.workers, writes=True) as (address, pid):
-        soak = Soak(address, folder.name, documents, bodies, arguments.rate, 60 * arguments.minutes)
-        print(soak.run(pid))
+    with tempfile.TemporaryDirectory(dir=arguments.work) as scratch:
+        changed = Path(scratch, "soak")
+        shutil.copytree(folder, changed)
+        with service.served(changed, arguments.workers, writes=True) as (address, pid):
+            print(Soak(address, "soak", documents, bodies, arguments.rate, 60 * arguments.minutes).run(pid))
 
 
 class Soak:

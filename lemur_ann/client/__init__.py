@@ -5,6 +5,6 @@
 """
 
 from lemur_ann.client.remote import AsyncRemoteIndex, RemoteIndex, connect, connect_async
-from lemur_ann.client.wire import About, HitsWithColumns
+from lemur_ann.client.wire import About, HitsWithColumns, is_in
 
-__all__ = ["About", "AsyncRemoteIndex", "HitsWithColumns", "RemoteIndex", "connect", "connect_async"]
+__all__ = ["About", "AsyncRemoteIndex", "HitsWithColumns", "RemoteIndex", "connect", "connect_async", "is_in"]

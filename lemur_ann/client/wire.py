@@ -216,7 +216,7 @@ def filter_of(filter: Any) -> dict[str, Any] | None:
 
 
 def is_in(column: str, values: list[Any]) -> dict[str, Any]:
-    """A filter: the column has one of these values."""
+    """A filter of a service: the column has one of these values, of which there may be any number."""
     begins = range(0, max(len(values), 1), VALUES_PER_CONDITION)
     parts = [{column: {"$in": values[begin : begin + VALUES_PER_CONDITION]}} for begin in begins]
     return parts[0] if len(parts) == 1 else {"$or": parts}

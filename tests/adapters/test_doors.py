@@ -13,6 +13,7 @@ ROOT = Path(__file__).parent.parent.parent
 ADAPTERS = sorted((ROOT / "adapters").rglob("*.py"))
 DOORS = {
     "lemur_ann",
+    "lemur_ann.client",
     "lemur_ann.documents",
     "lemur_ann.encoders",
     "lemur_ann.events",

@@ -546,7 +546,9 @@ def test_on_a_device(small_index):
 def test_indexes_of_other_libraries(candidates, make_matrices):
     pytest.importorskip(LIBRARIES[candidates][0], reason=f"pip install {LIBRARIES[candidates][1]}")
     documents, queries = make_matrices(1500), make_matrices(60)
-    index = LemurIndex(num_features=64, epochs=0, rank=15, num_candidates=12, ef_search=None, candidates=candidates)
+    index = LemurIndex(
+        num_features=64, epochs=0, rank=15, num_candidates=12, ef_search=None, shortlist=300, candidates=candidates
+    )
     index.fit(documents, queries=queries[10:], progress=False)
     stages = Counter()
     for query in queries[:10]:

@@ -136,7 +136,7 @@ def test_a_map_that_fits(changing):
     low, high = health.documents.recall_interval
     assert low <= health.documents.recall <= high
     assert str(health).startswith(
-        "the map fits\n60 queries; k 10, num_candidates 40, ef_search 100, shortlist 1000\nall documents: 500, rank"
+        "the map fits\n60 queries; k 10, num_candidates 40, ef_search 100, shortlist 2000\nall documents: 500, rank"
     )
     assert "recent" not in str(health)
 
