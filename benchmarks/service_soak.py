@@ -3,8 +3,8 @@
     python benchmarks/service_soak.py CORPUS --work DIR [--limit 10000] [--minutes 10] [--rate 300] [--workers 1]
 
 The index is learned once, in DIR. Then clients ask ``--rate`` searches a second while another adds documents, 100 a second if
-it can, and deletes as many that it added before. Each hit has to be there in the version that its answer names. A search's time begins when
-it was due, whether or not a client was free then.
+it can, and deletes as many that it added before. Each hit has to be there in the version that its answer names. A search's time
+begins when it was due, whether or not a client was free then.
 """
 
 from __future__ import annotations
