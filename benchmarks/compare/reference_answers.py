@@ -53,7 +53,8 @@ def main() -> None:
     model.load_mlp()
     model.load_w()
     torch.set_num_threads(common.ALL_CORES)
-    rerank = MaxSim(documents.tokens.astype(np.float32), documents.counts.astype(np.int32))
+    tokens, counts = documents.tokens.astype(np.float32), documents.counts.astype(np.int32)
+    rerank = MaxSim(tokens, counts)  # which keeps their addresses alone
     for count in CANDIDATES:
         found = []
         for query in corpus.queries:
