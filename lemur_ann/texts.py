@@ -16,6 +16,7 @@ from lemur_ann import validate
 from lemur_ann.client.remote import RemoteIndex
 from lemur_ann.documents.inputs import ids_for, ids_of
 from lemur_ann.documents.sources import opened, record_batches
+from lemur_ann.documents.tokens import tokens_column
 from lemur_ann.encoders import as_encoder, encoded
 from lemur_ann.events import event
 from lemur_ann.index import LemurIndex
@@ -295,8 +296,7 @@ class TextIndex:
             batch = encoded(self.encoder.documents, table.column("text").to_pylist(), "document", dim, row)
             row += len(table)
             dim = batch.tokens.shape[1]
-            values = pa.FixedSizeListArray.from_arrays(pa.array(batch.tokens.reshape(-1)), dim)
-            yield table.append_column("tokens", pa.LargeListArray.from_arrays(pa.array(batch.offsets), values))
+            yield table.append_column("tokens", tokens_column(batch.tokens, batch.offsets))
             task.advance(len(table))
 
     def _queries(self, texts: list[str], task: Task) -> list[Tokens]:

@@ -20,6 +20,7 @@ from lemur_ann import validate
 from lemur_ann.documents.ids import check_new
 from lemur_ann.documents.inputs import DocumentBatch, QueryBatch, ids_for, ids_of, iterate_documents, queries_of
 from lemur_ann.documents.sources import as_column, is_stream, opened, record_batches
+from lemur_ann.documents.tokens import tokens_column
 from lemur_ann.errors import CorruptIndex, IndexLocked, NotFitted
 from lemur_ann.hits import Hits
 from lemur_ann.insight.evaluation import Evaluation
@@ -237,11 +238,15 @@ def relevant_as_json(queries: Any, relevant: Any) -> list[dict[Any, float]] | No
     """For each query the ids of what is relevant, with grades."""
     if relevant is None:
         return None
-    return [dict(graded(value, row)) for row, value in enumerate(rows_of(relevant, queries, len(Queries.of(queries))))]
+    return [dict(own) for own in _graded(relevant, queries, len(Queries.of(queries)))]
+
+
+def _graded(relevant: Any, queries: Any, num_queries: int) -> list[Any]:
+    return [graded(value, row) for row, value in enumerate(rows_of(relevant, queries, num_queries))]
 
 
 def _relevant_column(relevant: Any, queries: Any, num_queries: int) -> pa.Array:
-    pairs = [graded(value, row) for row, value in enumerate(rows_of(relevant, queries, num_queries))]
+    pairs = _graded(relevant, queries, num_queries)
     ids = ids_of([doc_id for own in pairs for doc_id, _ in own])
     grades = pa.array([grade for own in pairs for _, grade in own], pa.float64())
     offsets = np.cumsum([0, *map(len, pairs)])
@@ -348,14 +353,6 @@ def _joined(tables: Iterator[pa.Table]) -> Iterator[pa.Table]:
         yield pa.concat_tables(waiting, promote_options="permissive")
 
 
-def tokens_column(tokens: npt.NDArray[Any], offsets: npt.NDArray[np.int64]) -> pa.Array:
-    """Flat tokens (num_tokens, dim), float32 or float16, and offsets, as one Arrow array of matrices."""
-    flat = pa.array(np.ascontiguousarray(tokens).reshape(-1))
-    return pa.LargeListArray.from_arrays(
-        pa.array(offsets, pa.int64()), pa.FixedSizeListArray.from_arrays(flat, tokens.shape[1])
-    )
-
-
 def matrix_as_json(matrix: npt.NDArray[Any]) -> dict[str, Any]:
     """A matrix (num_tokens, dim) as base64 of its rows, in its dtype, float32 or float16."""
     kind = np.dtype("<f2" if matrix.dtype == np.float16 else "<f4")
@@ -368,7 +365,7 @@ def write_arrow(table: pa.Table) -> bytes:
     sink = pa.BufferOutputStream()
     with pa.ipc.new_stream(sink, table.schema) as writer:
         writer.write_table(table)
-    return bytes(sink.getvalue().to_pybytes())
+    return bytes(sink.getvalue())
 
 
 def as_json(value: Any) -> bytes:

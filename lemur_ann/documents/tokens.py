@@ -148,7 +148,7 @@ class TokenStore:
             return pa.array([], pa.large_list(pa.list_(pa.float32(), 1)))
         matrices = [np.empty((0, self.dim), self.dtype), *(self[int(row)] for row in rows)]
         offsets = np.cumsum([len(matrix) for matrix in matrices])
-        return pa.LargeListArray.from_arrays(pa.array(offsets), _as_arrow(np.concatenate(matrices)))
+        return tokens_column(np.concatenate(matrices), offsets)
 
     def extended(self, tokens: Tokens, offsets: Offsets, codes: Codes | None = None, *, num_threads: int = 1) -> TokenStore:
         """With more documents at the end, in the store's dtype; the arrays are kept, not copied."""
@@ -295,8 +295,13 @@ class TokenWriter:
 
     def _write(self, tokens: Tokens, offsets: Offsets) -> None:
         values = [tokens, *(_core.token_codes(np.ascontiguousarray(tokens), cores()) if self._coded else ())]
-        columns = [pa.LargeListArray.from_arrays(pa.array(offsets), _as_arrow(array)) for array in values]
+        columns = [tokens_column(array, offsets) for array in values]
         self._writer.write_batch(pa.record_batch(columns, schema=self._schema))
+
+
+def tokens_column(tokens: npt.NDArray[Any], offsets: npt.NDArray[np.int64]) -> pa.LargeListArray:
+    """Flat rows (num_tokens, dim) and offsets (num_documents + 1,) as one Arrow array of matrices."""
+    return pa.LargeListArray.from_arrays(pa.array(offsets), _as_arrow(tokens))
 
 
 def _as_arrow(array: npt.NDArray[Any]) -> pa.Array:

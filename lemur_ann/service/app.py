@@ -24,6 +24,7 @@ from starlette.requests import ClientDisconnect
 from starlette.routing import Route
 
 import lemur_ann
+from lemur_ann.client.wire import write_arrow
 from lemur_ann.documents.inputs import read_queries
 from lemur_ann.service import bodies, hosted
 from lemur_ann.service.access import Access, Denied, NoKeys
@@ -184,13 +185,12 @@ def _search_routes(app: FastAPI, service: Service) -> None:
         large = len(body) > LARGE_BODY
         asked, queries, _ = await asyncio.to_thread(_read_search, request, body) if large else _read_search(request, body)
         answered = await _searched(request, index, queries, how_of(asked))
+        exact = all(hits.exact for hits in answered.hits)
         if bodies.ARROW in request.headers.get("accept", ""):
-            exact = all(hits.exact for hits in answered.hits)
             headers = _version_of(answered.version) | {"x-lemur-exact": str(exact).lower()}
             return Response(await asyncio.to_thread(_arrow_of, answered), media_type=bodies.ARROW, headers=headers)
         rows = [bodies.rows_of(hits, answered.tables and answered.tables[i]) for i, hits in enumerate(answered.hits)]
         found = {"hits": rows[0]} if asked.queries is None and not _is_arrow(request) else {"results": rows}
-        exact = all(hits.exact for hits in answered.hits)
         return _json({**found, "exact": exact, "version": answered.version})
 
     @app.post("/v1/indexes/{name}/get", tags=["search"], openapi_extra=_takes(bodies.Wanted))
@@ -201,7 +201,7 @@ def _search_routes(app: FastAPI, service: Service) -> None:
         await _follow(request, index)
         table = await asyncio.to_thread(index.index.get if wanted.tokens else index.index.metadata, wanted.ids)
         if bodies.ARROW in request.headers.get("accept", ""):
-            return Response(await asyncio.to_thread(bodies.write_arrow, table), media_type=bodies.ARROW)
+            return Response(await asyncio.to_thread(write_arrow, table), media_type=bodies.ARROW)
         return _json({"documents": await asyncio.to_thread(documents_of, table, index.index.dim)})
 
     @app.post("/v1/indexes/{name}/explain", tags=["search"], openapi_extra=_takes(bodies.Explained))
@@ -426,7 +426,7 @@ def _version_of(version: int) -> dict[str, str]:
 
 
 def _arrow_of(answered: hosted.Answered) -> bytes:
-    return bodies.write_arrow(pa.Table.from_batches([answered_batch(answered)]))
+    return write_arrow(pa.Table.from_batches([answered_batch(answered)]))
 
 
 def _takes(model: type[BaseModel], *others: str) -> dict[str, Any]:

@@ -16,10 +16,12 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from pydantic import BaseModel, ConfigDict, Field, StrictInt
 
+from lemur_ann.client import wire
 from lemur_ann.documents.inputs import to_offsets
+from lemur_ann.documents.tokens import tokens_column
 from lemur_ann.hits import Hits
 
-ARROW = "application/vnd.apache.arrow.stream"
+ARROW = wire.ARROW
 PARQUET = "application/vnd.apache.parquet"
 MAX_K = 10_000
 SETTINGS = b"lemur_ann"  # in the metadata of a schema: the fields of a search, as JSON
@@ -197,13 +199,6 @@ def matrix_of(tokens: Tokens) -> npt.NDArray[Any]:
     return np.array(tokens, np.float32)
 
 
-def encoded(matrix: npt.NDArray[Any]) -> dict[str, Any]:
-    """A matrix as :class:`Encoded` travels."""
-    kind = np.dtype("<f2" if matrix.dtype == np.float16 else "<f4")
-    data = base64.b64encode(np.ascontiguousarray(matrix, kind).tobytes()).decode()
-    return {"data": data, "shape": list(matrix.shape), "dtype": kind.newbyteorder("=").name}
-
-
 def table_of(documents: Sequence[dict[str, Any]]) -> pa.Table:
     """JSON documents as a table, with ``tokens`` as Arrow where they have them.
 
@@ -243,10 +238,7 @@ def column_of(matrices: Sequence[npt.NDArray[Any]]) -> pa.Array:
         raise ValueError(f"tokens have different dims: {sorted(dims)}")
     kind = np.result_type(*(matrix.dtype for matrix in matrices)).newbyteorder("=")
     flat = np.concatenate(matrices).astype(kind, copy=False)
-    offsets = to_offsets([len(matrix) for matrix in matrices])
-    return pa.LargeListArray.from_arrays(
-        pa.array(offsets), pa.FixedSizeListArray.from_arrays(pa.array(flat.reshape(-1)), dims.pop())
-    )
+    return tokens_column(flat, to_offsets([len(matrix) for matrix in matrices]))
 
 
 def read_arrow(body: bytes, kind: str) -> pa.Table:
@@ -390,14 +382,6 @@ def ids_in_parts(ids: pa.Array) -> Iterator[bytes]:
             sink.seek(0)
             sink.truncate()
     yield sink.getvalue()
-
-
-def write_arrow(table: pa.Table) -> bytes:
-    """A table as an Arrow IPC stream."""
-    sink = pa.BufferOutputStream()
-    with pa.ipc.new_stream(sink, table.schema) as writer:
-        writer.write_table(table)
-    return bytes(sink.getvalue())
 
 
 def rows_of(hits: Hits, table: pa.Table | None) -> list[dict[str, Any]]:

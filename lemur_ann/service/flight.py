@@ -35,6 +35,7 @@ import pydantic_core
 from pyarrow import flight
 from pydantic import Field
 
+from lemur_ann.client.wire import write_arrow
 from lemur_ann.documents.inputs import tokens_from_arrow
 from lemur_ann.service import bodies
 from lemur_ann.service.access import Access
@@ -267,7 +268,7 @@ class FlightDoor(flight.FlightServerBase):  # type: ignore[misc]
 
     def _put(self, index: Hosted, documents: pa.Table, key: str | None, *, replaces: bool) -> Any:
         method, path = "PUT" if replaces else "POST", f"/v1/indexes/{index.name}/documents"
-        body = bodies.write_arrow(documents) if key is not None or self._writer is not None else b""
+        body = write_arrow(documents) if key is not None or self._writer is not None else b""
         if self._writer is not None:
             return self._handed_on(method, path, body, bodies.ARROW, key)
         request = request_of(key, (method, path, bodies.ARROW), body)
@@ -352,7 +353,7 @@ class FlightDoor(flight.FlightServerBase):  # type: ignore[misc]
             return about_of(index, self._service)
         if kind == "get":
             wanted = bodies.Wanted.model_validate(given)
-            return bodies.write_arrow((index.index.get if wanted.tokens else index.index.metadata)(wanted.ids))
+            return write_arrow((index.index.get if wanted.tokens else index.index.metadata)(wanted.ids))
         if kind == "explain":
             return explained_of(index, bodies.Explained.model_validate(given))
         if kind == "job":

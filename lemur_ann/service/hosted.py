@@ -15,6 +15,7 @@ from typing import Any
 
 import numpy.typing as npt
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from lemur_ann import validate
 from lemur_ann.documents.inputs import ids_of, queries_of
@@ -51,6 +52,10 @@ class How:
     exact: bool = False
     filter: str | None = None  # as JSON
     columns: tuple[str, ...] | None = None
+
+    def expression(self, snapshot: Snapshot) -> pc.Expression | None:
+        """The filter, for the columns of a snapshot."""
+        return None if self.filter is None else as_expression(json.loads(self.filter), schema_of(snapshot))
 
 
 @dataclass(frozen=True)
@@ -190,7 +195,7 @@ class Hosted:
         settings = self.index._settings(
             snapshot, how.k, how.num_candidates, how.ef_search, how.target_recall, 1, how.shortlist, how.max_loss
         )
-        filter = None if how.filter is None else as_expression(json.loads(how.filter), schema_of(snapshot))
+        filter = how.expression(snapshot)
         batch = queries_of(matrices, snapshot.dim).batch
         hits = self.index._searcher.search(snapshot, batch, settings, filter=filter, exact=how.exact)
         answers, begin = [], 0
@@ -239,7 +244,6 @@ class Hosted:
 
     def evaluate(self, queries: list[Query], how: How, relevant: list[Any] | None) -> Evaluation:
         """See :meth:`lemur_ann.LemurIndex.evaluate`; with the threads that searches have."""
-        filter = None if how.filter is None else as_expression(json.loads(how.filter), schema_of(self.index.snapshot))
         return self.index.evaluate(
             self._matrices(queries),
             how.k,
@@ -248,7 +252,7 @@ class Hosted:
             shortlist=how.shortlist,
             target_recall=how.target_recall,
             max_loss=how.max_loss,
-            filter=filter,
+            filter=how.expression(self.index.snapshot),
             relevant=relevant,
             num_threads=self.limits.num_threads,
             progress=False,

@@ -14,6 +14,7 @@ import numpy as np
 import pyarrow as pa
 import pydantic
 
+from lemur_ann.client.wire import matrix_as_json
 from lemur_ann.errors import CorruptIndex, IndexLocked, NotFitted
 from lemur_ann.service import bodies, hosted
 from lemur_ann.service.access import Access, Denied, Keys, NoKeys
@@ -183,7 +184,7 @@ def documents_of(table: pa.Table, dim: int | None) -> list[dict[str, Any]]:
     rows: list[dict[str, Any]] = without.to_pylist()
     if "tokens" in table.column_names:
         for row, tokens in zip(rows, table.column("tokens"), strict=True):
-            row["tokens"] = bodies.encoded(tokens.values.flatten().to_numpy().reshape(-1, dim or 1))
+            row["tokens"] = matrix_as_json(tokens.values.flatten().to_numpy().reshape(-1, dim or 1))
     return rows
 
 
@@ -209,7 +210,7 @@ def explained_of(index: Hosted, asked: bodies.Explained) -> dict[str, Any]:
     told = {name: getattr(found, name) for name in names}
     arrays = ("best_tokens", "best_similarities", "gains", "document_gains", "usual_similarities")
     told |= {name: getattr(found, name).tolist() for name in arrays}
-    return told | {"similarities": bodies.encoded(found.similarities), "members": found.members}
+    return told | {"similarities": matrix_as_json(found.similarities), "members": found.members}
 
 
 def answered_batch(answered: hosted.Answered) -> pa.RecordBatch:

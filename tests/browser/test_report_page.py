@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import os
 import re
-import shutil
 from itertools import combinations
 
 import pytest
@@ -14,7 +12,6 @@ from lemur_ann.report import report
 
 playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed: pip install playwright")
 
-NAMES = ("chromium-headless-shell", "chromium", "chromium-browser", "google-chrome")
 PHONE, SCREEN = 390, 1100
 NASTY = "<script>document.title = 'run'</script> & <b>\"bold\"</b>"
 
@@ -47,18 +44,6 @@ CONTRASTS = """
   ];
 }
 """
-
-
-@pytest.fixture(scope="module")
-def browser():
-    with playwright.sync_playwright() as started:
-        named = os.environ.get("LEMUR_ANN_CHROMIUM") or next(filter(None, map(shutil.which, NAMES)), None)
-        path = named or started.chromium.executable_path
-        if not os.path.exists(path):
-            pytest.skip("no Chromium: 'playwright install chromium', or Debian's package chromium-headless-shell")
-        browser = started.chromium.launch(executable_path=path)
-        yield browser
-        browser.close()
 
 
 @pytest.fixture(scope="module")

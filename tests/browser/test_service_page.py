@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
-import shutil
 
 import pytest
 
@@ -17,20 +15,7 @@ from tests.service.serving import served, words_encoder
 playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed: pip install playwright")
 
 see = playwright.expect  # which waits; the page's policy lets nothing be evaluated in it
-NAMES = ("chromium-headless-shell", "chromium", "chromium-browser", "google-chrome")
 NASTY = "<img src=x onerror=\"document.title='run'\"> red fox"
-
-
-@pytest.fixture(scope="module")
-def browser():
-    with playwright.sync_playwright() as started:
-        named = os.environ.get("LEMUR_ANN_CHROMIUM") or next(filter(None, map(shutil.which, NAMES)), None)
-        path = named or started.chromium.executable_path
-        if not os.path.exists(path):
-            pytest.skip("no Chromium: 'playwright install chromium', or Debian's package chromium-headless-shell")
-        browser = started.chromium.launch(executable_path=path)
-        yield browser
-        browser.close()
 
 
 def encoder():

@@ -21,6 +21,7 @@ import pyarrow.parquet as pq
 import pytest
 
 import lemur_ann
+from lemur_ann.client.wire import write_arrow
 from lemur_ann.service import access, bodies, queue
 from lemur_ann.service.hosted import Hosted, Request
 from lemur_ann.service.json_filters import as_expression
@@ -61,7 +62,7 @@ def test_true_is_no_id(index):
 )
 def test_huge_numbers_and_deep_json_are_bad_requests(index, path, body, kind):
     if kind == ARROW:
-        body = bodies.write_arrow(pa.table({"text": ["apple"]}))
+        body = write_arrow(pa.table({"text": ["apple"]}))
     with served(index) as address:
         answer = httpx.post(f"{address}/v1/indexes/books/{path}", content=body, headers={"content-type": kind})
         assert answer.status_code == 400, answer.text
@@ -97,7 +98,7 @@ def test_a_value_written_once_is_not_read_into_gigabytes_of_rows():
 
 
 def test_rows_of_nothing_are_refused():
-    body = bytearray(bodies.write_arrow(pa.table({"n": pa.nulls(77_777)})))
+    body = bytearray(write_arrow(pa.table({"n": pa.nulls(77_777)})))
     place = body.index(struct.pack("<q", 77_777))
     while place >= 0:
         body[place : place + 8] = struct.pack("<q", 2**50)
